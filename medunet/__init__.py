@@ -1,0 +1,58 @@
+"""medunet: from a folder of scans to a trained U-Net, segmentations and scores.
+
+The public names below are loaded when they are first used, so that `medunet --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medunet.data.formats import read_volume, write_volume
+    from medunet.data.volume import Volume
+    from medunet.errors import MedunetError
+    from medunet.evaluate import evaluate_pairs
+    from medunet.model import Model, load_model
+    from medunet.networks.settings import UNetSettings
+    from medunet.networks.unet import UNet
+    from medunet.predict import segment_volume
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MedunetError": "medunet.errors",
+    "Model": "medunet.model",
+    "UNet": "medunet.networks.unet",
+    "UNetSettings": "medunet.networks.settings",
+    "Volume": "medunet.data.volume",
+    "evaluate_pairs": "medunet.evaluate",
+    "load_model": "medunet.model",
+    "read_volume": "medunet.data.formats",
+    "segment_volume": "medunet.predict",
+    "write_volume": "medunet.data.formats",
+}
+
+__all__ = [
+    "MedunetError",
+    "Model",
+    "UNet",
+    "UNetSettings",
+    "Volume",
+    "__version__",
+    "evaluate_pairs",
+    "load_model",
+    "read_volume",
+    "segment_volume",
+    "write_volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medunet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,235 @@
+"""The command line: options become settings, one verb is called, errors become exit codes.
+
+Only click is imported here; each command imports what it needs, so that `medunet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from medunet import __version__
+from medunet.errors import MedunetError
+
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; unwinds the stack so that half-written files are removed."""
+
+
+class MemorySize(click.ParamType[int]):
+    """A number of bytes such as 4G, 500M or 4GiB; suffixes are powers of 1024."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no size; write for example 4G or 500M", param, ctx)
+        return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
+
+
+_PATH = click.Path(path_type=Path)
+_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_MINUTES = click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Wall time to fit into.")
+_AXES = click.option("--axes", help="Axis letters of TIFF files that do not state them, such as ZYX.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="medunet")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+def cli(debug: bool) -> None:
+    """From a folder of scans to a trained U-Net, segmentations and scores.
+
+    \b
+    medunet train DATASET -o RUN              learn from images/ and labels/
+    medunet predict RUN SCAN... -o OUTPUT     segment scans on their own grid
+    medunet evaluate OUTPUT LABELS -o SCORES  scores, pictures, report.html
+    """
+
+
+@cli.command()
+@click.option("-o", "--output", type=_PATH, default=Path("demo"), show_default=True, help="Folder for the results.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier demo.")
+def demo(output: Path, overwrite: bool) -> None:
+    """Train on one hemisphere of a real MRI, segment the other, show scores and pictures."""
+    from medunet.demo import run_demo
+
+    run_demo(output, overwrite)
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_AXES
+def inspect(paths: tuple[Path, ...], as_json: bool, axes: str | None) -> int:
+    """Show what is in scans and data sets, and what is wrong with them."""
+    from medunet.inspect import as_text, inspect_path
+
+    findings = [inspect_path(path, axes) for path in paths]
+    click.echo(json.dumps(findings, indent=2) if as_json else "\n\n".join(as_text(f) for f in findings))
+    return 1 if any(finding["problems"] for finding in findings) else 0
+
+
+@cli.command()
+@click.argument("dataset", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="The config to write.")
+@click.option(
+    "--memory", type=MemorySize(), help="Memory the training may use (default: three quarters of what is free)."
+)
+@_MINUTES
+@_DEVICE
+@_AXES
+@click.option("--overwrite", is_flag=True, help="Replace an existing config.")
+def plan(
+    dataset: Path,
+    output: Path,
+    memory: int | None,
+    minutes: float | None,
+    device: str,
+    axes: str | None,
+    overwrite: bool,
+) -> None:
+    """Measure a data set and write a complete, commented config for it."""
+    from medunet.plan import Budget, write_plan
+
+    click.echo(write_plan(dataset, output, Budget.of(memory, minutes, device), axes, overwrite))
+
+
+@cli.command()
+@click.argument("source", type=_PATH, metavar="CONFIG.yaml|DATASET")
+@click.option("-o", "--output", type=_PATH, required=True, help="The run's folder.")
+@click.option("--fold", type=click.IntRange(min=0), help="Which part of the cases is held out (of data.folds, 5).")
+@click.option("--resume", is_flag=True, help="Go on where the run in this folder stopped.")
+@_MINUTES
+@_DEVICE
+@click.option("--set", "overrides", multiple=True, metavar="key.path=value", help="Change one value of the config.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing run.")
+def train(
+    source: Path,
+    output: Path,
+    fold: int | None,
+    resume: bool,
+    minutes: float | None,
+    device: str,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+) -> int:
+    """Train a network. With a DATASET, the config is planned first."""
+    from medunet.train import TrainRequest, train_run
+
+    given = list(overrides)
+    given += [f"data.fold={fold}"] if fold is not None else []
+    given += [f"training.minutes={minutes}"] if minutes is not None else []
+    outcome = train_run(TrainRequest(source, output, tuple(given), device, resume, overwrite))
+    for line in outcome.lines:
+        click.echo(line)
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("inputs", nargs=-1, required=True, type=_PATH, metavar="INPUT...")
+@click.option("-o", "--output", type=_PATH, required=True, help="A file for one input, a folder for several.")
+@click.option("--memory", type=MemorySize(), default="4G", show_default=True, help="Memory the computation may use.")
+@_DEVICE
+@click.option("--probabilities", is_flag=True, help="Write the probabilities of all classes as well.")
+@click.option("--tta", is_flag=True, help="Average over mirrored versions of the scan.")
+@click.option("--method", type=click.Choice(["auto", "exact", "blend"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@_AXES
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
+def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
+    """Segment scans; every output lies on its scan's own grid."""
+    from medunet.predict import PredictRequest, PredictSettings, segment_files
+
+    settings = PredictSettings(
+        method=options["method"], memory=options["memory"], precision=options["precision"], tta=options["tta"]
+    )
+    request = PredictRequest(
+        inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record
+    )
+    summary = segment_files(model, request, settings)
+    for line in summary.lines:
+        click.echo(line)
+    return 1 if summary.failed else 0
+
+
+@cli.command()
+@click.argument("predictions", type=_PATH)
+@click.argument("references", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="Folder for scores.csv, scores.json and report.html.")
+@click.option("--json", "json_path", type=_PATH, help="Write the scores as JSON to this file.")
+@click.option("--tolerance", type=float, help="Tolerance of the surface Dice, in the scans' unit (default 1).")
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+def evaluate(
+    predictions: Path,
+    references: Path,
+    output: Path | None,
+    json_path: Path | None,
+    tolerance: float | None,
+    overwrite: bool,
+) -> int:
+    """Score segmentations of any tool against references."""
+    from medunet.evaluate import evaluate_command
+
+    lines, failed = evaluate_command(predictions, references, output, json_path, tolerance, overwrite)
+    for line in lines:
+        click.echo(line)
+    return 1 if failed else 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0, 1 (error), 2 (usage), 130 or 143 (interrupted)."""
+    debug = "--debug" in arguments
+    try:
+        code = cli.main([a for a in arguments if a != "--debug"], prog_name="medunet", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (MedunetError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"medunet: error: {_message(error)}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        click.echo("medunet: interrupted; finished outputs are kept, nothing half-written is left", err=True)
+        return INTERRUPTED
+    except _Terminated:
+        click.echo("medunet: terminated; finished outputs are kept, nothing half-written is left", err=True)
+        return TERMINATED
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error or 'no size known'}); use a smaller --memory, or a machine with more"
+    return str(error)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main() -> None:
+    """The entry point."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,391 @@
+"""The config file: composes the settings of the parts, YAML in, YAML out, errors with file and line.
+
+Each part's settings live in the part; this file has no defaults of its own beyond which parts there are. YAML is read
+by ruamel's round-trip loader, which builds plain scalars, lists and mappings only (tags are refused), keeps comments
+and knows the line of every key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from medunet.data.augment import AugmentSettings
+from medunet.data.patches import PatchSettings
+from medunet.data.preprocess import PreprocessSettings
+from medunet.errors import ConfigError
+from medunet.learning.losses import LossSettings
+from medunet.learning.schedule import OptimiserSettings, ScheduleSettings
+from medunet.networks.settings import UNetSettings
+
+_LIMIT = 1_000_000
+"""Bytes of the largest config that is read."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which cases are learned from and which are held out.
+
+    Attributes:
+        path: the data set's folder, relative to where the command runs.
+        axes: axis letters of TIFF files that do not state them, such as `ZYX`.
+        fold: which of the `folds` parts of the cases is held out for validation.
+        folds: how many parts; 0 trains on all cases and validates on none.
+        seed: of the split.
+    """
+
+    path: str | None = None
+    axes: str | None = None
+    fold: int = 0
+    folds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(self.folds, 1):
+            raise ConfigError(
+                f"data.fold must lie between 0 and data.folds - 1, and data.folds must be 0 (no validation) or at "
+                f"least 2; found fold {self.fold} of {self.folds}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how a network is trained.
+
+    Attributes:
+        epochs: how many epochs, unless `minutes` says how long.
+        iterations: optimiser steps per epoch.
+        minutes: wall time for everything, from reading the data to the last validation; the learning-rate schedule
+            is fitted to it.
+        seed: of the first weights, the patches and their augmentation.
+        precision: `auto` takes bf16 where the processor computes it faster, `fp32` or `bf16` ask for one.
+        clip: largest gradient norm; 0 switches clipping off.
+        ema: decay of the moving average of the weights that is validated and saved; 0 switches it off.
+        score: what the best model is chosen by, the mean over the foreground labels of `dice` or of `iou`.
+        validation_share: validation during training takes at most this share of the time.
+        validation_cases: how many of the held-out cases are looked at during training (all are at the end).
+        workers: processes that prepare patches; None chooses by the machine.
+    """
+
+    epochs: int = 100
+    iterations: int = 100
+    minutes: float | None = None
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    clip: float = 12.0
+    ema: float = 0.99
+    score: Literal["dice", "iou"] = "dice"
+    validation_share: float = 0.1
+    validation_cases: int = 10
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("iterations", 1), ("validation_cases", 1), ("clip", 0), ("ema", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"training.{name} must be at least {low}, found {getattr(self, name)}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"training.minutes must be positive, found {self.minutes:g}")
+        if self.ema >= 1 or not 0 < self.validation_share < 1:
+            raise ConfigError("training.ema must lie below 1 and training.validation_share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment: one record per part."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    network: UNetSettings = field(default_factory=UNetSettings)
+    patches: PatchSettings = field(default_factory=PatchSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A config together with the YAML document it came from, whose comments are kept when it is written.
+
+    Attributes:
+        stated: the dotted keys that the document states; all others are defaults.
+    """
+
+    config: Config
+    document: CommentedMap
+    source: str
+
+    @property
+    def stated(self) -> frozenset[str]:
+        return frozenset(_dotted_keys(self.document))
+
+    def resolved(self, config: Config) -> ConfigFile:
+        """The same document with another config's values, comments kept."""
+        return ConfigFile(config, self.document, self.source)
+
+    def to_yaml(self) -> str:
+        """The document with every value of the config in it, old comments in place."""
+        document = _parse(_dump(self.document), self.source)
+        _merge(document, to_plain(self.config))
+        return _dump(document)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> ConfigFile:
+    """Read a config file and apply `key.path=value` overrides.
+
+    Raises:
+        ConfigError: unreadable file, YAML syntax, unknown key (naming the nearest known one), wrong type or value;
+            each with file and line.
+    """
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise ConfigError(f"{path}: is larger than {_LIMIT} bytes, which no config is")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config ({error})") from error
+    return parse_config(text, str(path), overrides)
+
+
+def parse_config(text: str, source: str, overrides: Iterable[str] = ()) -> ConfigFile:
+    """Parse YAML text; `source` names it in messages."""
+    document = _parse(text, source)
+    for override in overrides:
+        _override(document, override)
+    _refuse_unknown(document, Config, (), document, source)
+    try:
+        config = TypeAdapter(Config).validate_python(_plain(document))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, document, source)) from error
+    return ConfigFile(config, document, source)
+
+
+def config_file(config: Config, source: str = "defaults") -> ConfigFile:
+    """A config without a document, as `medunet train DATASET` has it."""
+    return ConfigFile(config, CommentedMap(), source)
+
+
+def to_plain(settings: Any) -> Any:
+    """Nested dataclasses as dicts, lists and scalars, as YAML and JSON hold them."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: to_plain(getattr(settings, f.name)) for f in fields(settings)}
+    if isinstance(settings, Mapping):
+        return {key: to_plain(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [to_plain(value) for value in settings]
+    return settings
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.width = 110
+    yaml.preserve_quotes = True
+    # An empty value reads as a mistake; say null.
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+def _parse(text: str, source: str) -> CommentedMap:
+    try:
+        document = _yaml().load(text)
+    except (YAMLError, MarkedYAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise ConfigError(f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if document is None:
+        return CommentedMap()
+    if not isinstance(document, CommentedMap):
+        raise ConfigError(f"{source}: expected sections like network: and training:, found {type(document).__name__}")
+    return document
+
+
+def _dump(document: CommentedMap) -> str:
+    stream = io.StringIO()
+    _yaml().dump(document, stream)
+    return "" if stream.getvalue().strip() == "{}" else stream.getvalue()
+
+
+def _override(document: CommentedMap, override: str) -> None:
+    key, separator, text = override.partition("=")
+    names = key.strip().split(".")
+    if not separator or not all(names):
+        raise ConfigError(f"--set {override}: expected key.path=value, for example --set training.epochs=50")
+    value = _yaml().load(text)
+    section = document
+    for name in names[:-1]:
+        if not isinstance(section.get(name), CommentedMap):
+            section[name] = CommentedMap()
+        section = section[name]
+    section[names[-1]] = value
+
+
+def _plain(node: Any) -> Any:
+    """A YAML node as plain Python; tags such as !!python/… are refused where they stand."""
+    if isinstance(node, TaggedScalar):
+        raise ConfigError(f"YAML tags are not allowed in a config, found {node.tag.value}")
+    if isinstance(node, Mapping):
+        _refuse_tag(node)
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        _refuse_tag(node)
+        return [_plain(value) for value in node]
+    return node
+
+
+def _refuse_tag(node: Any) -> None:
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if tag and not str(tag).startswith("tag:yaml.org,2002:map") and not str(tag).startswith("tag:yaml.org,2002:seq"):
+        raise ConfigError(f"YAML tags are not allowed in a config, found {tag}")
+
+
+def _settings_class(annotation: Any) -> tuple[type | None, bool]:
+    """The dataclass inside an annotation, and whether it stands in a list of them."""
+    if is_dataclass(annotation):
+        return typing.cast(type, annotation), False
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType, tuple, list):
+        for argument in typing.get_args(annotation):
+            inner, _ = _settings_class(argument)
+            if inner is not None:
+                return inner, origin in (tuple, list)
+    return None, False
+
+
+def _refuse_unknown(node: Any, kind: type, loc: tuple[Any, ...], document: CommentedMap, source: str) -> None:
+    if isinstance(node, (CommentedSeq, list)):
+        for index, item in enumerate(node):
+            _refuse_unknown(item, kind, (*loc, index), document, source)
+        return
+    if not isinstance(node, Mapping):
+        return
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    for key, value in node.items():
+        here = (*loc, key)
+        if key not in known:
+            raise ConfigError(_unknown(str(key), known, here, document, source))
+        inner, _ = _settings_class(hints[key])
+        if inner is not None:
+            _refuse_unknown(value, inner, here, document, source)
+
+
+def _unknown(key: str, known: list[str], loc: tuple[Any, ...], document: CommentedMap, source: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        advice = f'did you mean "{near[0]}"?'
+    elsewhere = [] if near else [name for name in _all_keys(Config, "") if name.split(".")[-1] == key]
+    if not near:
+        advice = f'did you mean "{elsewhere[0]}"?' if elsewhere else f"known here: {', '.join(known)}"
+    return f'{_where(loc, document, source)}: unknown key "{_dots(loc)}"; {advice}'
+
+
+def _all_keys(kind: type, prefix: str) -> list[str]:
+    names = []
+    hints = typing.get_type_hints(kind)
+    for f in fields(kind):
+        names.append(prefix + f.name)
+        inner, _ = _settings_class(hints[f.name])
+        if inner is not None:
+            names += _all_keys(inner, f"{prefix}{f.name}.")
+    return names
+
+
+def _explain(error: ValidationError, document: CommentedMap, source: str) -> str:
+    """The first problem in full, the others counted."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    message = str(cause) if cause is not None else str(first["msg"])
+    loc = tuple(part for part in first["loc"] if _holds(document, part) or isinstance(part, int))
+    found = "" if cause is not None else f", found {first['input']!r}"
+    more = f"\n… and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{_where(loc, document, source)}: {_dots(loc) or 'config'}: {message}{found}{more}"
+
+
+def _holds(node: Any, key: Any) -> bool:
+    """Whether a key occurs anywhere below; pydantic puts names of union members into its locations."""
+    if isinstance(node, Mapping):
+        return key in node or any(_holds(value, key) for value in node.values())
+    return isinstance(node, list) and any(_holds(value, key) for value in node)
+
+
+def _where(loc: tuple[Any, ...], document: Any, source: str) -> str:
+    """`file:line` of the deepest part of a location that the document has a line for."""
+    line, node = None, document
+    for part in loc:
+        try:
+            position = node.lc.data.get(part) if node.lc.data else None
+            node = node[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+        if position is None:
+            break
+        line = position[0] + 1
+    return f"{source}:{line}" if line else source
+
+
+def _dots(loc: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in loc)
+
+
+def _dotted_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, Mapping):
+        return []
+    keys = []
+    for key, value in node.items():
+        keys += [f"{prefix}{key}", *_dotted_keys(value, f"{prefix}{key}.")]
+    return keys
+
+
+def _merge(document: CommentedMap, values: Mapping[str, Any]) -> None:
+    """Put values into a document; keys that are there keep their place and comments."""
+    for key, value in values.items():
+        old = document.get(key)
+        if isinstance(value, Mapping):
+            if not isinstance(old, CommentedMap):
+                document[key] = _new_section(value)
+            _merge(document[key], value)
+        elif _plain(old) != value or key not in document:
+            document[key] = _flow(value)
+
+
+def _new_section(value: Mapping[str, Any]) -> CommentedMap:
+    """A section on lines of its own, or in one line, `{probability: 0.3, low: -30, high: 30}`, where it is short."""
+    section = CommentedMap()
+    if len(value) <= 3 and not any(isinstance(item, (Mapping, list)) for item in value.values()):
+        section.fa.set_flow_style()
+    return section
+
+
+def _flow(value: Any) -> Any:
+    """Lists of scalars in one line, `[32, 64, 128]`; lists of records as blocks, without what they leave open."""
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(item, Mapping) for item in value):
+        return CommentedSeq([CommentedMap((k, v) for k, v in item.items() if v is not None) for item in value])
+    sequence = CommentedSeq([_flow(item) for item in value])
+    sequence.fa.set_flow_style()
+    return sequence
+
+
+def annotated_yaml(config: Config, notes: Mapping[str, str], header: str) -> str:
+    """A complete config as YAML, with a header and the reason for each planned value above its key."""
+    document = _parse(config_file(config).to_yaml(), "plan")
+    document.yaml_set_start_comment(header)
+    for key, note in notes.items():
+        *path, name = key.split(".")
+        section = document
+        for part in path:
+            section = section[part]
+        section.yaml_set_comment_before_after_key(name, before=note, indent=2 * len(path))
+    return _dump(document)

@@ -1,0 +1,327 @@
+"""Data sets: which files belong to which case, what the labels mean, and how cases are split.
+
+Two layouts are read: `images/` with `labels/`, and the `imagesTr/` with `labelsTr/` of the Medical Segmentation
+Decathlon and nnU-Net. Several channels are `CASE_0000.ext`, `CASE_0001.ext`, … or one file with a channel axis.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume
+from medunet.data.labels import LabelTable, table_from_names, table_from_values
+from medunet.data.volume import Volume
+from medunet.errors import DataError
+from medunet.geometry.grids import grid_distance
+
+GRID_TOLERANCE = 1e-3
+"""How far corresponding corners of image and label may lie apart, in the volume's unit."""
+
+_LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
+_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one case: one image file per channel (or one with a channel axis) and its label file, if any."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder of cases.
+
+    Attributes:
+        channels: one name per channel; empty names mean that nothing was declared.
+        labels: the label table, None where nothing was declared and nothing was looked at yet.
+    """
+
+    folder: Path
+    name: str
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...]
+    labels: LabelTable | None
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        return tuple(case for case in self.cases if case.label is not None)
+
+
+def read_data_set(folder: Path) -> DataSet:
+    """Read a data set's folder and its `dataset.json`, without opening a scan.
+
+    Raises:
+        DataError: no known layout, no image, a label without an image, or a `dataset.json` that cannot be used.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a data set with images/ and labels/ (or imagesTr/, labelsTr/)")
+    images, labels = _layout(folder)
+    declared = _read_declaration(folder / "dataset.json")
+    label_files = _by_stem(scan_files(labels)) if labels.is_dir() else {}
+    cases = group_cases(scan_files(images), label_files)
+    if not cases:
+        raise DataError(
+            f"{images}: holds no scan that medunet reads\nexpected files that end in {', '.join(READABLE)}, "
+            "or one folder per DICOM series"
+        )
+    orphans = sorted(set(label_files) - {case.name for case in cases})
+    if orphans:
+        raise DataError(
+            f"{labels}: {len(orphans)} label file(s) without an image of the same name, first: {orphans[0]}\n"
+            f"images are named {', '.join(case.name for case in cases[:3])}, …; rename one or the other"
+        )
+    return DataSet(
+        folder=folder,
+        name=str(declared.get("name") or folder.resolve().name),
+        cases=tuple(cases),
+        channels=_channel_names(declared),
+        labels=_label_table(declared, folder / "dataset.json"),
+    )
+
+
+def _layout(folder: Path) -> tuple[Path, Path]:
+    for images, labels in _LAYOUTS:
+        if (folder / images).is_dir():
+            return folder / images, folder / labels
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+    raise DataError(
+        f"{folder}: is no data set: expected images/ and labels/, or imagesTr/ and labelsTr/; found {found}"
+    )
+
+
+def scan_files(folder: Path) -> list[Path]:
+    """The readable scans directly inside a folder, sorted; DICOM series are subfolders. Hidden files are skipped."""
+    return [path for path in sorted(folder.iterdir()) if is_readable(path)]
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    stems: dict[str, Path] = {}
+    for path in paths:
+        stem = case_stem(path)
+        if stem in stems:
+            raise DataError(
+                f"{path}: has the same name as {stems[stem].name}; a case needs one file, remove one of them"
+            )
+        stems[stem] = path
+    return stems
+
+
+def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case]:
+    """Group image files into cases.
+
+    `NAME_0000`, `NAME_0001`, … are channels of NAME, unless a label carries the full name. Files named like this
+    without any label are channels only if all files are.
+    """
+    stems = _by_stem(images)
+    matches = {stem: _CHANNEL_SUFFIX.match(stem) for stem in stems}
+    numbered = bool(stems) and all(matches.values())
+    grouped: dict[str, dict[int, Path]] = defaultdict(dict)
+    for stem, path in stems.items():
+        match = matches[stem]
+        if match and stem not in labels and (match["case"] in labels or numbered):
+            grouped[match["case"]][int(match["channel"])] = path
+        else:
+            grouped[stem][0] = path
+    for name, channels in grouped.items():
+        if sorted(channels) != list(range(len(channels))):
+            raise DataError(
+                f"{name}: channels must be numbered _0000, _0001, … without gaps, found "
+                + ", ".join(channels[c].name for c in sorted(channels))
+            )
+    return [
+        Case(name, tuple(files[c] for c in sorted(files)), labels.get(name)) for name, files in sorted(grouped.items())
+    ]
+
+
+def _read_declaration(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(declared, dict):
+        raise DataError(f'{path}: expected an object like {{"labels": {{"background": 0, …}}}}')
+    return declared
+
+
+def _channel_names(declared: Mapping[str, Any]) -> tuple[str, ...]:
+    """From medunet's list, nnU-Net's `channel_names` or the Decathlon's `modality` ({"0": "MRI"})."""
+    channels = declared.get("channels", declared.get("channel_names", declared.get("modality", ())))
+    if isinstance(channels, dict):
+        return tuple(str(channels[key]) for key in sorted(channels, key=lambda k: (len(k), k)))
+    return tuple(str(c) for c in channels) if isinstance(channels, list) else ()
+
+
+def _label_table(declared: Mapping[str, Any], path: Path) -> LabelTable | None:
+    labels = declared.get("labels")
+    kind = str(declared.get("label_kind", "classes"))
+    if kind not in ("classes", "instances"):
+        raise DataError(f'{path}: "label_kind" must be "classes" or "instances", found "{kind}"')
+    if not labels and kind == "classes":
+        return None
+    named = _named_values(labels or {"background": 0, "object": 1}, path)
+    ignore = declared.get("ignore", named.pop("ignore", None))
+    if ignore is not None and not isinstance(ignore, int):
+        raise DataError(f'{path}: "ignore" must be the integer value of unannotated voxels, found {ignore!r}')
+    try:
+        return table_from_names(named, ignore, kind)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _named_values(labels: Any, path: Path) -> dict[str, int]:
+    """`{"liver": 1}` or the Decathlon's `{"1": "liver"}`."""
+    if not isinstance(labels, dict):
+        raise DataError(f'{path}: "labels" must be an object like {{"background": 0, "liver": 1}}, found {labels!r}')
+    named: dict[str, int] = {}
+    for key, value in labels.items():
+        if isinstance(value, str) and re.fullmatch(r"-?\d+", key):
+            named[value] = int(key)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            named[key] = value
+        else:
+            raise DataError(
+                f'{path}: label "{key}" must have one integer value, found {value!r}\n'
+                "colour-coded masks and regions made of several labels must be turned into label maps first"
+            )
+    return named
+
+
+def with_labels(data: DataSet, cases: Iterable[Case]) -> LabelTable:
+    """The declared label table or, where nothing was declared, one made of all values in the label files.
+
+    Raises:
+        DataError: no declaration and more different values than a network can have classes.
+    """
+    if data.labels is not None:
+        return data.labels
+    values: set[int] = set()
+    for case in cases:
+        assert case.label is not None
+        found = np.unique(read_volume(case.label).array)
+        if not np.array_equal(found, np.rint(found)):
+            raise DataError(
+                f"{case.label}: label values must be whole numbers, found {found[found != np.rint(found)][0]:g}"
+            )
+        values.update(int(v) for v in found)
+        if len(values) >= 255:
+            raise DataError(
+                f"{case.label}: more than 254 different label values; if they are object ids, say "
+                '"label_kind": "instances" in dataset.json'
+            )
+    if len(values) < 2:
+        raise DataError(
+            f"{data.folder}: all label files hold the single value {values or 'none'}; nothing can be learned"
+        )
+    return table_from_values(sorted(values))
+
+
+def load_image(case: Case, axes: str | None = None) -> Volume:
+    """All channels of a case as one volume `(channel, *spatial)`.
+
+    Raises:
+        DataError: the channel files do not share one grid.
+    """
+    volumes = [read_volume(path, axes=axes) for path in case.images]
+    first = volumes[0]
+    for other in volumes[1:]:
+        _require_same_grid(case.name, first, other, "channel")
+    if len(volumes) == 1:
+        return first
+    return first.with_array(np.concatenate([v.array for v in volumes]))
+
+
+def load_label(case: Case, table: LabelTable, image: Volume) -> np.ndarray:
+    """The label map of a case as class indices `(1, *spatial)` uint8, checked against the image's grid."""
+    assert case.label is not None
+    label = read_volume(case.label)
+    if label.channels != 1:
+        raise DataError(
+            f"{case.label}: a label map needs one channel, found {label.channels}; "
+            "colour-coded masks must be turned into label maps first"
+        )
+    _require_same_grid(case.name, image, label, "label")
+    return table.to_indices(label.array, str(case.label))
+
+
+def _require_same_grid(name: str, image: Volume, other: Volume, what: str) -> None:
+    _compare_grids(name, (image.shape, image.affine, image.unit), (other.shape, other.affine, other.unit), what)
+
+
+_GridKey = tuple[tuple[int, ...], np.ndarray, str]
+
+
+def _compare_grids(name: str, image: _GridKey, other: _GridKey, what: str) -> None:
+    if image[0] != other[0]:
+        raise DataError(
+            f"{name}: {what} and image have different shapes: image {_times(image[0])}, {what} {_times(other[0])}\n"
+            f"make the {what} on the image's own grid"
+        )
+    # A mask without pixel size (PNG beside TIFF) says nothing about the grid but its shape.
+    if "pixel" in (image[2], other[2]):
+        return
+    distance = grid_distance(image[0], image[1], other[1])
+    if distance > GRID_TOLERANCE:
+        raise DataError(
+            f"{name}: {what} and image lie on different grids: corners differ by up to {distance:.4g} {image[2]} "
+            f"(allowed {GRID_TOLERANCE:g})\nimage spacing {_spacing(image)}, {what} spacing {_spacing(other)}; "
+            f"resample the {what} onto the image"
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)
+
+
+def _spacing(grid: _GridKey) -> str:
+    return str(tuple(round(float(s), 4) for s in np.linalg.norm(grid[1][:3, :3], axis=0)[: len(grid[0])]))
+
+
+def check_pairs(cases: Iterable[Case]) -> None:
+    """Compare the grids of images and labels by their headers alone, before any work starts.
+
+    Raises:
+        DataError: naming every case that is wrong (the first three in full).
+    """
+    problems = []
+    for case in cases:
+        try:
+            image = read_grid(case.images[0])
+            others = [("channel", path) for path in case.images[1:]]
+            others += [("label", case.label)] if case.label else []
+            for what, path in others:
+                grid = read_grid(path)
+                _compare_grids(
+                    case.name, (image.shape, image.affine, image.unit), (grid.shape, grid.affine, grid.unit), what
+                )
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = f"\n… and {len(problems) - 1} more cases like this" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+
+def split_cases(cases: tuple[Case, ...], fold: int, folds: int, seed: int) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases of one fold of a fixed, seeded cross-validation split.
+
+    With fewer cases than folds, every case is held out once. With one case both lists hold it: the caller then
+    splits inside the scan.
+    """
+    if len(cases) == 1:
+        return [cases[0]], [cases[0]]
+    folds = min(folds, len(cases))
+    order = np.random.default_rng(seed).permutation(len(cases))
+    held = {int(i) for i in order[fold % folds :: folds]}
+    return [c for i, c in enumerate(cases) if i not in held], [c for i, c in enumerate(cases) if i in held]

@@ -1,0 +1,189 @@
+"""Reading and writing scans and label maps: one module per family of formats, chosen by the file's suffix.
+
+The grid survives: what is read knows where its voxels are, and what is written beside it lies on the same grid.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from medunet.data.volume import Grid, Volume
+from medunet.errors import DataError, OutputError
+
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "Grid",
+    "case_stem",
+    "default_suffix",
+    "is_dicom_series",
+    "is_readable",
+    "read_grid",
+    "read_volume",
+    "suffix_of",
+    "write_volume",
+]
+
+_FAMILIES = {
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".hdr": "nifti",
+    ".img": "nifti",
+    ".nrrd": "itk",
+    ".nhdr": "itk",
+    ".mha": "itk",
+    ".mhd": "itk",
+    ".ome.tif": "tiff",
+    ".ome.tiff": "tiff",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".png": "picture",
+    ".jpg": "picture",
+    ".jpeg": "picture",
+}
+
+READABLE = tuple(suffix for suffix in _FAMILIES if suffix != ".img")
+"""Suffixes of files that are scans; a pair ``.hdr``/``.img`` is listed once, under ``.hdr``, but either name reads."""
+
+WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"))
+
+
+def read_volume(path: Path | str, *, axes: str | None = None) -> Volume:
+    """Read a scan or a label map: a file, or a folder that is one DICOM series.
+
+    Args:
+        axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
+
+    Returns:
+        ``(channel, x, y)`` or ``(channel, x, y, z)`` in the type on disk (float32 where the file asks for a scaling),
+        with its affine, unit and origin.
+
+    Raises:
+        DataError: missing, empty, damaged, ambiguous, or of a format that is not read.
+    """
+    path = Path(path)
+    family = _family(path)
+    if family is _module("tiff"):
+        return family.read(path, axes)
+    return family.read(path)
+
+
+def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
+    """What a file's header says about shape, position and type, without reading voxels; agrees with `read_volume`.
+
+    Raises:
+        DataError: as `read_volume`, as far as a header can tell.
+    """
+    path = Path(path)
+    family = _family(path)
+    if family is _module("tiff"):
+        return family.look(path, axes)
+    return family.look(path)
+
+
+def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write a volume, whole or not at all; the suffix picks the format.
+
+    A volume whose origin is of the same family keeps that header, so a label map written for a scan has exactly the
+    scan's grid. Integers stay integers, in their type or the smallest that fits and that the format has; several
+    channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF.
+
+    Raises:
+        OutputError: the file exists and `overwrite` is false, the suffix is not writable, the format cannot hold the
+            array, or the disk refuses.
+    """
+    path = Path(path)
+    suffix = suffix_of(path)
+    if suffix not in _FAMILIES:
+        raise OutputError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose one of {_list(WRITABLE)}")
+    _module(_FAMILIES[suffix]).write(volume, path, overwrite)
+
+
+def suffix_of(path: Path | str) -> str:
+    """The suffix in lower case, ``.nii.gz`` and ``.ome.tif`` whole; empty where there is none."""
+    name = Path(path).name.lower()
+    known = (suffix for suffix in _FAMILIES if name.endswith(suffix) and name != suffix)
+    return max(known, key=len, default=Path(name).suffix)
+
+
+def case_stem(path: Path | str) -> str:
+    """The name without its suffix; a folder (a DICOM series) keeps all of its name."""
+    path = Path(path)
+    if path.is_dir():
+        return path.resolve().name
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def is_readable(path: Path | str) -> bool:
+    """Whether this is a file with a readable suffix, or a folder that is a DICOM series; hidden files are not.
+
+    Of a pair ``.hdr``/``.img`` only the ``.hdr`` counts, so that a folder's listing has each scan once.
+    """
+    path = Path(path)
+    if path.name.startswith("."):
+        return False
+    return is_dicom_series(path) if path.is_dir() else path.is_file() and suffix_of(path) in READABLE
+
+
+def is_dicom_series(folder: Path | str) -> bool:
+    """Whether a folder holds DICOM files (by their magic number, not their names) and no scans of other formats."""
+    folder = Path(folder)
+    return folder.is_dir() and bool(_module("dicom").files(folder)) and not _scans(folder)
+
+
+def default_suffix(volume: Volume) -> str:
+    """The suffix an output made for this volume gets: its input's, where that can be written.
+
+    ``.nii.gz`` for DICOM and for arrays made in memory, ``.png`` for pictures, or ``.tif`` where the array
+    is nothing a PNG can hold.
+    """
+    suffix = suffix_of(volume.origin.path) if volume.origin else ""
+    family = volume.origin.format if volume.origin else ""
+    if family == "picture":
+        fits = volume.array.dtype.kind in "bui" and volume.channels in (1, 3)
+        return ".png" if fits else ".tif"
+    return suffix if suffix in WRITABLE else ".nii.gz"
+
+
+def _family(path: Path) -> ModuleType:
+    """The module that reads this file or folder."""
+    if path.is_dir():
+        return _folder_family(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; check the name")
+    suffix = suffix_of(path)
+    if suffix == ".dcm" or (suffix not in _FAMILIES and path.is_file() and _module("dicom").is_dicom(path)):
+        raise DataError(f"{path}: one file of a DICOM series; give the folder that holds the whole series")
+    if suffix not in _FAMILIES:
+        raise DataError(f"{path}: cannot read {suffix or 'a file without suffix'}; expected one of {_list(READABLE)}")
+    if not path.is_file():
+        raise DataError(f"{path}: is not a regular file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty (0 bytes); copy it again")
+    return _module(_FAMILIES[suffix])
+
+
+def _folder_family(folder: Path) -> ModuleType:
+    dicom = _module("dicom")
+    if not dicom.files(folder):
+        raise DataError(f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series")
+    if scans := _scans(folder):
+        raise DataError(f"{folder}: holds DICOM files and other scans ({scans[0].name}); give each a folder of its own")
+    return dicom
+
+
+def _scans(folder: Path) -> list[Path]:
+    """Files in a folder whose suffix says that they are scans; PNG and JPEG beside DICOM files are previews."""
+    suffixes = [suffix for suffix in READABLE if _FAMILIES[suffix] != "picture"]
+    return [path for path in sorted(folder.iterdir()) if suffix_of(path) in suffixes and not path.name.startswith(".")]
+
+
+def _module(family: str) -> ModuleType:
+    """A family's module, imported when first needed: itk, pydicom and tifffile would slow every command down."""
+    return import_module(f"{__name__}.{family}")
+
+
+def _list(suffixes: tuple[str, ...]) -> str:
+    return ", ".join(suffixes) + (", or the folder of a DICOM series" if suffixes is READABLE else "")

@@ -1,0 +1,297 @@
+"""TIFF, ImageJ hyperstacks and OME-TIFF: ``.tif``, ``.tiff``, ``.ome.tif``, ``.ome.tiff``.
+
+tifffile, not MONAI: MONAI's default for TIFF merges channels into z, ignores pixel sizes, cuts 16-bit colour down to 8
+bits and writes only the first slice of a volume.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from medunet.data.formats import pixelsize
+from medunet.data.formats.payload import storable
+from medunet.data.formats.pixelsize import PixelSize
+from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, spacing_of
+from medunet.errors import DataError
+from medunet.files import written_aside
+
+LARGEST_CLASSIC = 2**32 - 2**25
+"""Bytes of voxels from which a file becomes BigTIFF, which ImageJ's own format cannot be."""
+
+IMAGEJ_TYPES = ("uint8", "uint16", "int16", "float32")
+OME_TYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int8", "float32", "float64")
+_LOGGER = logging.getLogger("tifffile")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a label map for this file must repeat.
+
+    Attributes:
+        axes: the spatial axes in the order of the file, slowest first: ``YX``, ``ZYX`` or an unusual one.
+        kind: ``ome``, ``imagej`` or ``plain``.
+        size: pixel size with the numbers of the file.
+    """
+
+    axes: str
+    kind: str
+    size: PixelSize
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The first series of a file, its axes known."""
+
+    series: Any
+    shape: tuple[int, ...]
+    axes: str
+    header: _Header
+    details: dict[str, str]
+
+    def length(self, axis: str) -> int:
+        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        return tuple(self.length(axis) for axis in "XYZ" if axis in self.axes)
+
+    @property
+    def channels(self) -> int:
+        return self.length("C") * self.length("S")
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        size = self.header.size
+        return np.diag([*size.spacing, 1.0])
+
+
+def read(path: Path, axes: str | None = None) -> Volume:
+    """Read the first series; the affine is the pixel size on its diagonal, in micrometres where it is known.
+
+    C and S (colour samples, alpha too) are channels. Axes of length 1 are dropped, as TIFF writers add them at will:
+    a stack of one plane is a two-dimensional image. Palette and inverted grey images keep their stored numbers.
+
+    Args:
+        axes: states the axes, slowest first, such as ``ZYX``, in place of what the file says.
+
+    Raises:
+        DataError: damaged or truncated, several time points, axes that the file does not say, `axes` that do not fit.
+    """
+    with _opened(path, axes) as contents:
+        _check_whole(contents.series, path)
+        try:
+            with _errors_noticed(path):
+                array = contents.series.asarray().reshape(contents.shape)
+        except (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
+            raise _damaged(path, error) from error
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{path}: {array.dtype} pixels; expected real numbers")
+    order = [contents.axes.index(axis) for axis in "CSXYZ" if axis in contents.axes]
+    array = array.transpose(order).reshape((contents.channels, *contents.spatial))
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return Volume(array, contents.affine, contents.header.size.unit, origin=Origin(path, "tiff", contents.header))
+
+
+def look(path: Path, axes: str | None = None) -> Grid:
+    """What the header says.
+
+    Raises:
+        DataError: as `read`, but for damaged pixels.
+    """
+    with _opened(path, axes) as contents:
+        dtype = str(np.dtype(contents.series.dtype).newbyteorder("="))
+        size = contents.header.size
+        return Grid(contents.spatial, contents.channels, contents.affine, size.unit, dtype, "tiff", contents.details)
+
+
+def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
+    """Write a volume, compressed without loss, with its pixel size.
+
+    ``.ome.tif`` and what was read from OME-TIFF becomes OME-TIFF. Everything else becomes an ImageJ hyperstack if
+    ImageJ has the type (8 and 16 bits, float32), and OME-TIFF if not (32-bit labels), or beyond 4 GB. A source with an
+    unusual order of axes (``XYZ``) keeps it, in a plain TIFF that names its axes for tifffile. Orientation cannot be
+    said in TIFF and is lost; a volume of one slice reads back as two-dimensional.
+
+    Raises:
+        OutputError: not writable, or values that no TIFF type holds.
+    """
+    source: _Header | None = volume.origin.header if volume.origin and volume.origin.format == "tiff" else None
+    axes = "ZYX"[-volume.dimensions :]
+    if source is not None and len(source.axes) == volume.dimensions:
+        axes = source.axes
+    array = storable(volume.array, OME_TYPES, path)
+    kind = _kind(array, path, axes, source)
+    if volume.channels > 1:
+        axes = "ZCYX" if kind == "imagej" and axes == "ZYX" else "C" + axes
+    letters = "CXYZ"[: array.ndim]
+    missing = tuple(letters.index(axis) for axis in letters if axis not in axes)
+    planes = array.transpose([*missing, *(letters.index(axis) for axis in axes)])
+    planes = np.ascontiguousarray(planes if volume.channels > 1 else planes[0])
+    options = _options(kind, axes, _size_of(volume, source))
+    big = planes.nbytes > LARGEST_CLASSIC
+    with written_aside(path, overwrite) as aside:
+        tifffile.imwrite(aside, planes, compression="zlib", photometric="minisblack", bigtiff=big, **options)
+
+
+def _kind(array: NDArray[Any], path: Path, axes: str, source: _Header | None) -> str:
+    if axes not in ("ZYX", "YX"):
+        return "plain"
+    named = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    if named or (source is not None and source.kind == "ome"):
+        return "ome"
+    return "imagej" if array.dtype.name in IMAGEJ_TYPES and array.nbytes <= LARGEST_CLASSIC else "ome"
+
+
+def _options(kind: str, axes: str, size: PixelSize) -> dict[str, Any]:
+    """How tifffile is told axes and pixel size."""
+    if kind == "ome":
+        return {"ome": True, "metadata": {"axes": axes, **size.ome()}}
+    resolution = {} if size.resolution is None else {"resolution": size.resolution, "resolutionunit": size.tag}
+    described = {"axes": axes, **size.description()}
+    return (
+        {"imagej": True, "metadata": described, **resolution}
+        if kind == "imagej"
+        else {"metadata": described, **resolution}
+    )
+
+
+def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
+    """The source's own numbers where the grid is still its grid."""
+    if source is not None and volume.unit == source.size.unit:
+        same = np.array_equal(volume.affine, np.diag([*source.size.spacing, 1.0]))
+        if same:
+            return source.size
+    factor = MILLIMETRES.get(volume.unit, 1.0) / (1.0 if volume.unit == "pixel" else MILLIMETRES["um"])
+    x, y, z = (factor * length for length in spacing_of(volume.affine, 3))
+    return PixelSize.of((x, y, z), "pixel" if volume.unit == "pixel" else "um")
+
+
+@contextmanager
+def _opened(path: Path, axes: str | None) -> Iterator[_Contents]:
+    try:
+        with _errors_noticed(path):
+            # one file only: OME-XML may name companions anywhere
+            file = tifffile.TiffFile(path, _multifile=False)
+    except (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+    with file:
+        try:
+            with _errors_noticed(path):
+                contents = _contents(file, path, axes)
+        except (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
+            raise error if isinstance(error, DataError) else _damaged(path, error) from error
+        yield contents
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(f"{path}: not a TIFF, or damaged or truncated ({reason[:160]}); make or copy it again")
+
+
+def _contents(file: Any, path: Path, axes: str | None) -> _Contents:
+    size = PixelSize()
+    if file.is_ome:
+        size = pixelsize.from_ome(file.ome_metadata or "")
+    series = file.series[0]
+    kind = series.kind if series.kind in ("ome", "imagej") else "plain"
+    if kind != "ome":
+        described = (file.imagej_metadata if kind == "imagej" else next(iter(file.shaped_metadata or ()), None)) or {}
+        size = pixelsize.from_tags(series.keyframe, described, kind == "imagej")
+    shape = tuple(int(n) for n in series.shape)
+    letters = _known_axes(series.axes, shape, path) if axes is None else _stated_axes(axes, shape, path)
+    kept = [i for i, letter in enumerate(letters) if letter in "XY" or (shape[i] > 1 and letter in "CSZ")]
+    letters, shape = "".join(letters[i] for i in kept), tuple(shape[i] for i in kept)
+    spatial = "".join(letter for letter in letters if letter in "XYZ")
+    details = {"TIFF axes": letters + ("" if axes is None else " (stated)"), "TIFF kind": kind}
+    details["compression"] = series.keyframe.compression.name.lower()
+    if len(file.series) > 1:
+        details["warning"] = f"{len(file.series)} image series in this file; the first is read"
+    if size.note and "Z" in spatial:
+        details["pixel size"] = size.note
+    if "Z" not in spatial:
+        size = replace(size, spacing=(*size.spacing[:2], 1.0))
+    return _Contents(series, shape, letters, _Header(spatial, kind, size), details)
+
+
+def _known_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
+    """The file's own axes, if they say what every one of them is."""
+    lengths = dict(zip(axes, shape, strict=True))
+    unknown = {axis: n for axis, n in lengths.items() if axis not in "CSZYX" and n > 1}
+    if unknown.get("T"):
+        raise DataError(
+            f"{path}: {unknown['T']} time points (axes {axes}, shape {shape}); expected one volume\n"
+            "split it by time, or say --axes if the axis means something else, for example --axes "
+            f"{axes.replace('T', 'Z' if 'Z' not in axes else 'C')}"
+        )
+    if unknown or "X" not in axes or "Y" not in axes:
+        raise DataError(
+            f"{path}: its pages of shape {shape} do not say what their axes are (tifffile: {axes})\n"
+            f"say it with --axes, for example --axes {'ZYX' if len(shape) == 3 else 'ZCYX'} "
+            f"{'for slices, CYX for channels' if len(shape) == 3 else 'for slices with channels'}"
+        )
+    return axes
+
+
+def _stated_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
+    """The axes that the user states, if they can be this file's."""
+    axes = axes.upper()
+    if len(set(axes)) != len(axes) or not set("XY") <= set(axes) <= set("TCSZYX"):
+        raise DataError(
+            f"{path}: --axes {axes}: expected Y, X and some of Z, C, S, each once, slowest first, such as ZYX"
+        )
+    if len(axes) != len(shape):
+        raise DataError(f"{path}: --axes {axes} names {len(axes)} axes, but the file has {len(shape)}: shape {shape}")
+    if "T" in axes and shape[axes.index("T")] > 1:
+        raise DataError(f"{path}: --axes {axes}: {shape[axes.index('T')]} time points; expected one volume, split it")
+    return axes
+
+
+def _check_whole(series: Any, path: Path) -> None:
+    """Every strip and tile must lie within the file: tifffile would fill what is missing with zeros."""
+    size = series.parent.filehandle.size
+    if series.dataoffset is not None:
+        ends = [series.dataoffset + series.size * np.dtype(series.dtype).itemsize]
+    else:
+        if any(page is None for page in series.pages):
+            raise DataError(f"{path}: pages of this image are missing or in other files; expected one whole file")
+        parts = [part for page in series.pages for part in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if not parts or any(count == 0 for _, count in parts):
+            raise DataError(f"{path}: parts of this image are empty; write it again without sparse tiles")
+        ends = [offset + count for offset, count in parts]
+    if max(ends) > size:
+        raise DataError(f"{path}: truncated: its pixels end at byte {max(ends):,}, the file at {size:,}; copy it again")
+
+
+class _Noted(logging.Handler):
+    """Keeps what tifffile logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _errors_noticed(path: Path) -> Iterator[None]:
+    """Turn the errors that tifffile only logs (lost pages, contradicting metadata) into one of ours."""
+    handler, propagate = _Noted(), _LOGGER.propagate
+    _LOGGER.addHandler(handler)
+    _LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.propagate = propagate
+    if handler.messages:
+        raise _damaged(path, ValueError(handler.messages[0]))

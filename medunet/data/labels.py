@@ -1,0 +1,144 @@
+"""Label tables: which value in a file means which class.
+
+Networks see class indices 0, 1, 2, …; files hold whatever the data set declared (0/32/255, floats, gaps).
+`LabelTable` is the only translation between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.errors import DataError
+
+IGNORE = 255
+"""The class index of voxels that no loss, sampler or metric uses."""
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Class names and their values in files; the position in the tuples is the class index.
+
+    A background class, where there is one, has index 0; the others follow by value.
+
+    Attributes:
+        names: one name per class.
+        values: the integer that stands for the class in label files.
+        ignore: the value of unannotated voxels, or None.
+        kind: `classes`, or `instances` when label files hold object ids: every id above 0 is then class 1.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    ignore: int | None = None
+    kind: Literal["classes", "instances"] = "classes"
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.values) or len(set(self.values)) != len(self.values):
+            raise DataError(f"labels need one distinct value each, found names {self.names} and values {self.values}")
+        if not 2 <= len(self.names) < IGNORE:
+            raise DataError(
+                f"a segmentation needs 2 to {IGNORE - 1} labels, background included; found {len(self.names)}"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise DataError(f"label names must differ, found {', '.join(self.names)}")
+        if self.ignore is not None and self.ignore in self.values:
+            raise DataError(f"value {self.ignore} is declared both as a label and as the ignore value")
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def has_background(self) -> bool:
+        return self.names[0].lower() == "background"
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """Indices of the classes that are scored and oversampled: all but the background."""
+        return tuple(range(1 if self.has_background else 0, self.classes))
+
+    def to_indices(self, values: NDArray[Any], where: str) -> NDArray[np.uint8]:
+        """Translate file values to class indices, `IGNORE` for the ignore value.
+
+        Args:
+            values: any shape; integers, or floats that hold integers.
+            where: the case or file, for the message.
+
+        Raises:
+            DataError: a value is not integral or not declared; the message lists the values and their counts.
+        """
+        integers = _as_integers(values, where)
+        if self.kind == "instances":
+            return self._binarised(integers, where)
+        found, inverse = np.unique(integers, return_inverse=True)
+        known = {value: index for index, value in enumerate(self.values)}
+        if self.ignore is not None:
+            known[self.ignore] = IGNORE
+        unknown = [int(v) for v in found if int(v) not in known]
+        if unknown:
+            counts = np.bincount(inverse.ravel())
+            listed = ", ".join(f"{v} ({counts[np.searchsorted(found, v)]} voxels)" for v in unknown[:5])
+            raise DataError(
+                f"{where}: holds label values that are not declared: {listed}{' …' if len(unknown) > 5 else ''}\n"
+                f"declared are {self.describe()}; declare them in dataset.json, or correct the file"
+            )
+        table = np.array([known[int(v)] for v in found], dtype=np.uint8)
+        return table[inverse].reshape(values.shape)
+
+    def _binarised(self, ids: NDArray[np.integer[Any]], where: str) -> NDArray[np.uint8]:
+        if ids.size and int(ids.min()) < 0:
+            raise DataError(f"{where}: instance ids must not be negative, found {int(ids.min())}")
+        result = (ids > 0).astype(np.uint8)
+        if self.ignore is not None:
+            result[ids == self.ignore] = IGNORE
+        return result
+
+    def to_values(self, indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Translate class indices back to file values, in the smallest integer type that holds them all."""
+        smallest = np.result_type(np.min_scalar_type(min(self.values)), np.min_scalar_type(max(self.values)))
+        return np.asarray(self.values, dtype=smallest)[indices]
+
+    def describe(self) -> str:
+        """`0 background, 1 anterior, …` for messages."""
+        pairs = [f"{v} {n}" for n, v in zip(self.names, self.values, strict=True)]
+        if self.ignore is not None:
+            pairs.append(f"{self.ignore} ignored")
+        return ", ".join(pairs if len(pairs) <= 12 else [*pairs[:11], f"… ({len(pairs)} in all)"])
+
+
+def _as_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
+    if np.issubdtype(values.dtype, np.integer):
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    rounded = np.rint(values)
+    if not np.array_equal(rounded, values):
+        wrong = values[rounded != values]
+        raise DataError(
+            f"{where}: label values must be whole numbers, found {float(wrong.flat[0]):g} "
+            f"and {wrong.size - 1} more such voxels\nthe mask was probably interpolated; save it with nearest neighbour"
+        )
+    return rounded.astype(np.int64)
+
+
+def table_from_names(named: Mapping[str, int], ignore: int | None, kind: str = "classes") -> LabelTable:
+    """A table from declared names: the class called background first, then by value.
+
+    Instance sets are binary whatever they declare: background and one class.
+    """
+    ordered = sorted(named.items(), key=lambda item: (item[0].lower() != "background", item[1]))
+    if kind == "instances":
+        inside = [name for name, _ in ordered if name.lower() != "background"] or ["object"]
+        return LabelTable(("background", inside[0]), (0, 1), ignore, "instances")
+    return LabelTable(tuple(n for n, _ in ordered), tuple(v for _, v in ordered), ignore)
+
+
+def table_from_values(values: Sequence[int]) -> LabelTable:
+    """A table from the values that were found; 0 is the background, the others are named after their value."""
+    named = {("background" if value == 0 else f"label_{value}"): int(value) for value in values}
+    return table_from_names(named, None)

@@ -1,0 +1,313 @@
+"""Training patches: which case, where in it, how large, and the loader that makes batches of them.
+
+Each patch has a number. Case, position and augmentation depend on the seed and that number alone, so the number of
+worker processes changes nothing, and a resumed run sees the patches it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medunet.data.augment import Augmentation, Draw
+from medunet.data.labels import IGNORE
+from medunet.errors import ConfigError, DataError
+from medunet.geometry.boxes import Box, read_box
+
+_PLACE, _ORDER = 11, 12  # streams of a draw; those of the augmentation are below 10
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """What a batch is made of.
+
+    Attributes:
+        size: the network's input size, one number per axis; two numbers make a 2-D network of 3-D cases, too.
+        batch: patches per batch.
+        oversample: share of patches that are made to contain foreground (a third, as in nnU-Net).
+        slice_axis: for a 2-D network on 3-D cases, the axis across the slices.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    size: tuple[int, ...] = (64, 64, 64)
+    batch: int = 2
+    oversample: float = 1 / 3
+    slice_axis: int = 2
+
+    def __post_init__(self) -> None:
+        if len(self.size) not in (2, 3) or min(self.size) < 1:
+            raise ConfigError(f"patches.size needs 2 or 3 positive numbers of voxels, found {self.size}")
+        if self.batch < 1:
+            raise ConfigError(f"patches.batch must be at least 1, found {self.batch}")
+        if not 0 <= self.oversample <= 1:
+            raise ConfigError(f"patches.oversample is a share from 0 to 1, found {self.oversample}")
+        if self.slice_axis not in (0, 1, 2):
+            raise ConfigError(f"patches.slice_axis must be 0, 1 or 2 (x, y or z), found {self.slice_axis}")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case ready for training.
+
+    Attributes:
+        name: for messages.
+        image: ``(channel, *spatial)`` float32 or float16, in memory or mapped from a file.
+        label: ``(1, *spatial)`` class indices, uint8 or int16, IGNORE where nothing is known.
+        foreground: class to voxels of it, ``(n, dimensions)`` int32; see `find_foreground`.
+
+    Raises:
+        DataError: image and label differ in shape.
+    """
+
+    name: str
+    image: NDArray[Any]
+    label: NDArray[Any]
+    foreground: Mapping[int, NDArray[np.int32]]
+
+    def __post_init__(self) -> None:
+        if self.image.shape[1:] != self.label.shape[1:] or self.label.shape[0] != 1 or 0 in self.image.shape:
+            raise DataError(
+                f"{self.name}: image {self.image.shape} and label {self.label.shape} do not fit; "
+                "expected (channel, …) and (1, …) with equal, not empty spatial shapes"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class PatchBatch:
+    """Patches side by side.
+
+    Attributes:
+        image: ``(batch, channel, *spatial)`` float32.
+        label: ``(batch, 1, *spatial)`` class indices in the cases' dtype, of the network's output size.
+        cases: one name per patch.
+    """
+
+    image: Tensor
+    label: Tensor
+    cases: list[str]
+
+    def pin_memory(self) -> PatchBatch:
+        """The batch in page-locked memory, from where a GPU copies it faster; the data loader calls this."""
+        return PatchBatch(self.image.pin_memory(), self.label.pin_memory(), self.cases)
+
+
+def collate(patches: Sequence[PatchBatch]) -> PatchBatch:
+    """Join patches (batches of one or more) of equal size to one batch."""
+    return PatchBatch(
+        torch.cat([patch.image for patch in patches]),
+        torch.cat([patch.label for patch in patches]),
+        [name for patch in patches for name in patch.cases],
+    )
+
+
+def find_foreground(
+    label: NDArray[Any], classes: Sequence[int], limit: int = 10_000, seed: int = 0
+) -> dict[int, NDArray[np.int32]]:
+    """Where each class is: a random choice of at most `limit` of its voxels, drawn without replacement.
+
+    Args:
+        label: ``(1, *spatial)`` class indices.
+        classes: which classes to look for; IGNORE is never foreground.
+        limit: most voxels per class.
+        seed: of the choice.
+
+    Returns:
+        Class to ``(n, dimensions)`` int32 voxel coordinates in array order, for the classes that have a voxel.
+    """
+    from scipy.ndimage import find_objects
+
+    volume = label[0]
+    wanted = [c for c in classes if c != IGNORE]
+    boxes = find_objects(volume, max_label=max(wanted, default=0)) if max(wanted, default=0) > 0 else []
+    found = {}
+    for c in wanted:
+        # scipy gives no box for 0, and None for classes without a voxel.
+        box = boxes[c - 1] if c > 0 else (slice(None),) * volume.ndim
+        if box is None:
+            continue
+        part = volume[box]
+        places = np.flatnonzero(part == c)
+        if len(places) > limit:
+            places = np.sort(np.random.default_rng([seed, c]).choice(places, limit, replace=False))
+        if len(places):
+            corner = np.array([s.start or 0 for s in box])
+            found[c] = (np.stack(np.unravel_index(places, part.shape), axis=1) + corner).astype(np.int32)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class PatchDataset(Dataset[PatchBatch]):
+    """The endless sequence of training patches; ``dataset[n]`` is patch ``n % per_epoch`` of epoch ``n // per_epoch``.
+
+    Cases take turns: each round of as many patches as there are cases visits every case once, in a random order.
+    With probability `oversample` a patch contains a voxel of a random class of its case, somewhere in the patch's
+    middle half; all other patches lie anywhere. Patches stay within the scan where it is large enough, and centre it
+    where it is not. What lies outside is IGNORE in the label; in the image it is 0 for padded networks, as their own
+    padding is, and mirrored for unpadded ones, as in overlap-tile inference (Ronneberger et al. 2015).
+
+    Attributes:
+        cases: at least one.
+        settings: size and kind of patches.
+        per_epoch: patches in an epoch, at least 1.
+        augmentation: of patches of as many dimensions as `settings.size` has.
+        seed: of all draws.
+        margin: voxels per axis by which an unpadded network's output is smaller on each side; () for padded networks.
+
+    Raises:
+        ConfigError: there is no case, or size, margin and the cases' dimensions do not fit.
+    """
+
+    cases: Sequence[PreparedCase]
+    settings: PatchSettings
+    per_epoch: int
+    augmentation: Augmentation
+    seed: int = 0
+    margin: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        size = self.settings.size
+        if not self.cases or self.per_epoch < 1:
+            raise ConfigError(f"nothing to train on: {len(self.cases)} cases, {self.per_epoch} patches per epoch")
+        margin = self.margin or (0,) * len(size)
+        if len(margin) != len(size) or min(n - 2 * m for n, m in zip(size, margin, strict=True)) < 1 or min(margin) < 0:
+            raise ConfigError(f"a network with margin {self.margin} has no output for patches.size {size}")
+        for case in self.cases:
+            if case.label.ndim - 1 not in (len(size), len(size) + (len(size) == 2)):
+                raise ConfigError(
+                    f"{case.name}: a scan of {case.label.ndim - 1} dimensions gives no patches of size {size}\n"
+                    "set patches.size to one number per axis of the scan"
+                )
+
+    def __getitem__(self, number: int) -> PatchBatch:
+        """One patch as a batch of one."""
+        draw = Draw(self.seed, *divmod(number, self.per_epoch))
+        case = self.cases[self._turn(number)]
+        size = self.settings.size
+        frame = _Frame.of(case, self.settings, self.margin)
+        start = frame.place(case, self.settings.oversample, draw.generator(_PLACE))
+        image, label = frame.read(case, start, self.augmentation.read_size(size, draw))
+        moved, after = self.augmentation(image, label, draw, size)
+        inner = (slice(None), *(slice(m, n - m) for m, n in zip(frame.margin, size, strict=True)))
+        return PatchBatch(moved[None], after[inner].contiguous()[None], [case.name])
+
+    def _turn(self, number: int) -> int:
+        """Which case's turn it is."""
+        turn, place = divmod(number, len(self.cases))
+        return int(Draw(self.seed, 0, turn).generator(_ORDER).permutation(len(self.cases))[place])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How a patch of the network's dimensions lies in a case of two or three.
+
+    Attributes:
+        output: the network's output size, in the case's dimensions.
+        margin: of the network, in the network's dimensions.
+        across: the case's axis that patches lack, or None.
+    """
+
+    output: tuple[int, ...]
+    margin: tuple[int, ...]
+    across: int | None
+
+    @classmethod
+    def of(cls, case: PreparedCase, settings: PatchSettings, margin: tuple[int, ...]) -> _Frame:
+        margins = margin or (0,) * len(settings.size)
+        across = settings.slice_axis if case.label.ndim - 1 > len(settings.size) else None
+        output = tuple(n - 2 * m for n, m in zip(settings.size, margins, strict=True))
+        return cls(_widened(output, across, 1), margins, across)
+
+    def place(self, case: PreparedCase, oversample: float, random: np.random.Generator) -> tuple[int, ...]:
+        """Where the output's first voxel lies."""
+        present = sorted(c for c, voxels in case.foreground.items() if len(voxels))
+        if random.random() >= oversample or not present:
+            wish = np.array([random.integers(0, max(n - m, 0) + 1) for n, m in self._axes(case)])
+        else:
+            voxels = case.foreground[present[random.integers(len(present))]]
+            voxel = voxels[random.integers(len(voxels))]
+            # Somewhere in the middle half: a fixed place would teach the network where to expect the foreground.
+            within = [random.integers(n // 4, n - n // 4) for n in self.output]
+            wish = voxel - np.array(within)
+        return tuple(_start(int(w), n, m) for w, (n, m) in zip(wish, self._axes(case), strict=True))
+
+    def read(
+        self, case: PreparedCase, start: tuple[int, ...], size: tuple[int, ...]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Image and label of the patch of `size` (the network's dimensions) with the same centre as the output."""
+        inner = [n for axis, n in enumerate(self.output) if axis != self.across]
+        beyond = tuple((n - m) // 2 for n, m in zip(size, inner, strict=True))
+        box = Box.of_shape(self.output, start).grown(_widened(beyond, self.across, 0))
+        image = read_box(case.image, box, "reflect" if any(self.margin) else "constant")
+        label = read_box(case.label, box, "constant", IGNORE)
+        if self.across is None:
+            return image, label
+        return image.squeeze(self.across + 1), label.squeeze(self.across + 1)
+
+    def _axes(self, case: PreparedCase) -> list[tuple[int, int]]:
+        return list(zip(case.label.shape[1:], self.output, strict=True))
+
+
+def _start(wish: int, length: int, size: int) -> int:
+    """The start nearest to `wish` that keeps `size` voxels within `length`; centred where they do not fit."""
+    return min(max(wish, 0), length - size) if length >= size else -((size - length) // 2)
+
+
+def _widened(values: tuple[int, ...], across: int | None, value: int) -> tuple[int, ...]:
+    """Insert the value of the axis that patches lack."""
+    return values if across is None else (*values[:across], value, *values[across:])
+
+
+class EpochSampler(Sampler[int]):
+    """The numbers of one epoch's patches; `set_epoch` moves on, without restarting the loader's workers."""
+
+    def __init__(self, dataset: PatchDataset) -> None:
+        self._dataset = dataset
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches a resumed run has already had."""
+        self._first = epoch * self._dataset.per_epoch
+        self._skipped = min(skip * self._dataset.settings.batch, self._dataset.per_epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._first + self._skipped, self._first + self._dataset.per_epoch))
+
+    def __len__(self) -> int:
+        return self._dataset.per_epoch - self._skipped
+
+
+def make_loader(dataset: PatchDataset, workers: int = 0, pin_memory: bool = False) -> DataLoader[PatchBatch]:
+    """A loader whose batches do not depend on the number of workers, nor touch any global generator.
+
+    Call ``loader.sampler.set_epoch(epoch)`` before iterating over an epoch. The workers live as long as the loader.
+
+    Args:
+        dataset: gives the batch size, too; the last batch of an epoch may be smaller.
+        workers: processes that prepare patches; 0 prepares them in this one.
+        pin_memory: prepare batches for copying to a GPU.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=dataset.settings.batch,
+        sampler=EpochSampler(dataset),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_single_threaded,
+        generator=torch.Generator(),  # without one of its own, the loader draws from the global generator
+        persistent_workers=workers > 0,
+    )
+
+
+def _single_threaded(worker: int) -> None:
+    # Several workers with several threads each would fight over the cores with the training itself.
+    torch.set_num_threads(1)

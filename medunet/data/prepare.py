@@ -1,0 +1,94 @@
+"""Cases on the network's grid, ready to cut patches from: in memory while they fit, else mapped from files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.data.catalogue import Case, load_image, load_label
+from medunet.data.formats import read_grid
+from medunet.data.labels import IGNORE, LabelTable
+from medunet.data.patches import PreparedCase, find_foreground
+from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label
+
+HELD_OUT = 0.2
+"""The part of a single scan that is held out where there is no second one."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How cases are prepared.
+
+    Attributes:
+        folder: where arrays go that do not fit into `memory` bytes.
+    """
+
+    settings: PreprocessSettings
+    labels: LabelTable
+    axes: str | None
+    folder: Path
+    memory: int
+
+
+def prepare_cases(
+    cases: Sequence[Case], how: Preparation, step: Callable[[str], None] = lambda _: None
+) -> list[PreparedCase]:
+    """Read, check and preprocess cases; `step` is called with each case's name.
+
+    Raises:
+        DataError: naming the case that is wrong.
+    """
+    mapped = sum(_bytes(case, how.axes) for case in cases) > how.memory
+    prepared = []
+    for case in cases:
+        image = load_image(case, how.axes)
+        label = load_label(case, how.labels, image)
+        array, undo = preprocess(image, how.settings)
+        indices = preprocess_label(label, undo)
+        if mapped:
+            array = _mapped(how.folder / f"{case.name}.image.npy", array)
+            indices = _mapped(how.folder / f"{case.name}.label.npy", indices)
+        prepared.append(PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground)))
+        step(case.name)
+    return prepared
+
+
+def _bytes(case: Case, axes: str | None) -> int:
+    """Of a case in memory, before resampling: float32 channels and one byte of label per voxel."""
+    grid = read_grid(case.images[0], axes=axes)
+    channels = max(grid.channels, len(case.images))
+    return int(np.prod(grid.shape)) * (4 * channels + 1)
+
+
+def _mapped(path: Path, array: NDArray) -> NDArray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=array.shape)
+    target[:] = array
+    target.flush()
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def held_out_mask(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where a single scan of this shape is held out: the last fifth along its longest axis."""
+    axis = int(np.argmax(shape))
+    mask = np.zeros(shape, dtype=bool)
+    np.moveaxis(mask, axis, 0)[shape[axis] - max(1, round(shape[axis] * HELD_OUT)) :] = True
+    return mask
+
+
+def split_inside(case: PreparedCase, labels: LabelTable) -> tuple[PreparedCase, PreparedCase]:
+    """One scan as a training and a validation case, which see all of the image but not each other's labels.
+
+    The other's labels are IGNORE.
+    """
+    held = held_out_mask(case.label.shape[1:])[None]
+    learned, validated = np.where(held, IGNORE, case.label), np.where(held, case.label, IGNORE)
+    return _relabelled(case, learned.astype(np.uint8), labels), _relabelled(case, validated.astype(np.uint8), labels)
+
+
+def _relabelled(case: PreparedCase, label: NDArray[np.uint8], labels: LabelTable) -> PreparedCase:
+    return PreparedCase(case.name, case.image, label, find_foreground(label, labels.foreground))

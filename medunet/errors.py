@@ -1,0 +1,36 @@
+"""The errors that medunet raises on purpose.
+
+Each message names the file or case, what was found, what was expected, and what to do, in one to three lines.
+`cli.py` is the only place that turns them into `medunet: error: …` and an exit code.
+
+    MedunetError
+    ├── ConfigError   a config file or an option                 (also a ValueError)
+    ├── DataError     a scan, a label file or a data set         (also a ValueError)
+    ├── ModelError    a model file or a run folder               (also a ValueError)
+    ├── OutputError   something could not or must not be written (also an OSError)
+    └── MissingExtra  an optional dependency is not installed    (also an ImportError)
+"""
+
+
+class MedunetError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class ConfigError(MedunetError, ValueError):
+    """A config file or an option says something that cannot be."""
+
+
+class DataError(MedunetError, ValueError):
+    """A scan, label file or data set is broken, ambiguous or contradicts itself."""
+
+
+class ModelError(MedunetError, ValueError):
+    """A file is not a model of ours, is damaged, or does not fit what is asked of it."""
+
+
+class OutputError(MedunetError, OSError):
+    """An output exists already, collides with another, or cannot be written."""
+
+
+class MissingExtra(MedunetError, ImportError):
+    """An optional dependency is missing; the message says what to install."""

@@ -1,0 +1,417 @@
+"""Label maps of any tool against references: pair by case, check the grids, score, write tables and a page.
+
+No network runs here. What the scores mean where a structure is missing is said in `medunet.metrics.case.POLICY`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.data.catalogue import GRID_TOLERANCE, _label_table, _read_declaration, group_cases, scan_files
+from medunet.data.formats import case_stem, read_volume
+from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
+from medunet.data.volume import Volume
+from medunet.errors import ConfigError, DataError
+from medunet.files import check_free, write_text
+from medunet.geometry.grids import grid_distance
+from medunet.metrics import MEASURES, CaseScores, Summary, pixel_accuracy, score_case, summarise
+from medunet.report.page import Picture, render_page
+from medunet.report.pictures import overlay_picture
+from medunet.report.planes import Overlay, reoriented
+from medunet.report.plots import EpochRecord
+from medunet.report.table import csv_text
+from medunet.scorecard import Scorecard, score_record, score_report, score_table
+
+Source = Path | str | Volume
+Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
+"""Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""
+
+_IN_MILLIMETRES = {"mm": 1.0, "um": 1e-3, "nm": 1e-6}
+_LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference, as files or volumes; the image is only for pictures."""
+
+    case: str
+    prediction: Source
+    reference: Source
+    image: Source | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How label maps are scored.
+
+    Attributes:
+        labels: what the values mean; None takes a `dataset.json` beside the references or, without one, the values
+            found in them.
+        tolerance: of the surface Dice, in the references' unit. None is 1 mm for scans in millimetres and twice the
+            smallest voxel edge for all others.
+        title: of the report.
+    """
+
+    labels: LabelTable | None = None
+    tolerance: float | None = None
+    title: str = "Segmentation scores"
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise ConfigError(f"tolerance: found {self.tolerance}, expected a distance of 0 or more")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of all cases.
+
+    Attributes:
+        labels: the table that was used; scored are all its labels but the background.
+        pairs: the scored cases by name, for pictures.
+    """
+
+    card: Scorecard
+    labels: LabelTable
+    pairs: Mapping[str, Pair] = field(repr=False)
+
+    @property
+    def cases(self) -> tuple[CaseScores, ...]:
+        return self.card.cases
+
+    @property
+    def summary(self) -> Summary:
+        return self.card.summary
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Cases that have no scores, with the reason: a bad file, another grid, no prediction."""
+        return self.card.failed
+
+
+def evaluate_folders(
+    predictions: Path, references: Path, settings: EvaluateSettings | None = None, track: Track = iter
+) -> Evaluation:
+    """Score a folder of predictions (or one file) against a folder of references (or one file), paired by stem.
+
+    References without a prediction are named in `Evaluation.failed`; predictions without a reference in a note.
+
+    Args:
+        references: a folder of label files, or a data set with `labels/` or `labelsTr/`; its images, where it has
+            any, are shown in the report's pictures.
+
+    Raises:
+        DataError: nothing to pair, or not one pair could be scored.
+    """
+    settings = settings or EvaluateSettings()
+    folder = _label_folder(references)
+    labels = settings.labels or _declared(folder if folder.is_dir() else folder.parent)
+    pairs, missing, notes = _paired(predictions, folder)
+    evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
+    failed = {**evaluation.failed, **dict.fromkeys(missing, "has no prediction of its name")}
+    card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
+    return replace(evaluation, card=card)
+
+
+def evaluate_pairs(
+    pairs: Iterable[Pair | tuple[Source, Source]], settings: EvaluateSettings | None = None, track: Track = iter
+) -> Evaluation:
+    """Score pairs of label maps. A case that cannot be scored is named in `Evaluation.failed` and stops no other.
+
+    Args:
+        pairs: `Pair` records, or plain (prediction, reference) tuples, which are named after the reference's file.
+
+    Raises:
+        DataError: no pair, two cases of one name, or not one pair could be scored.
+    """
+    settings = settings or EvaluateSettings()
+    named = _named(pairs)
+    labels = _with_background(settings.labels or _found_labels(named))
+    cases, failed, unit = [], {}, ""
+    for pair in track(named):
+        try:
+            case, found = _score_pair(pair, labels, settings.tolerance)
+            unit = unit or found
+            _require_unit(pair, unit, found)
+            cases.append(case)
+        except DataError as error:
+            failed[pair.case] = str(error)
+    if not cases:
+        more = f"\nand {len(failed) - 1} more cases could not be scored either" if len(failed) > 1 else ""
+        raise DataError(next(iter(failed.values())) + more)
+    card = Scorecard(settings.title, tuple(cases), summarise(cases), unit, failed, _notes(labels))
+    return Evaluation(card, labels, {pair.case: pair for pair in named if pair.case not in failed})
+
+
+def write_evaluation(
+    evaluation: Evaluation,
+    folder: Path | None,
+    json_path: Path | None = None,
+    overwrite: bool = False,
+    epochs: Sequence[EpochRecord] = (),
+) -> None:
+    """Write `scores.csv`, `scores.json` and `report.html` into the folder, and the JSON once more where asked for.
+
+    Args:
+        folder: None writes only `json_path`.
+        epochs: a training run's history, for the curves of its report.
+
+    Raises:
+        OutputError: one of the files exists and `overwrite` is false (nothing is written then), or cannot be written.
+    """
+    record = json.dumps(_record(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    texts: dict[Path, Callable[[], str]] = {}
+    if folder is not None:
+        texts[folder / "scores.csv"] = lambda: csv_text(score_table(evaluation.card))
+        texts[folder / "scores.json"] = lambda: record
+        texts[folder / "report.html"] = lambda: report_page(evaluation, epochs)
+    if json_path is not None:
+        texts[json_path] = lambda: record
+    for path in texts:
+        check_free(path, overwrite)
+    for path, text in texts.items():
+        write_text(path, text(), overwrite)
+
+
+def report_page(evaluation: Evaluation, epochs: Sequence[EpochRecord] = ()) -> str:
+    """The report as one HTML text, with pictures of the worst, the median and the best case."""
+    summary = evaluation.summary
+    roles: dict[str, list[str]] = {}
+    for role, case in (("worst", summary.worst_case), ("median", summary.median_case), ("best", summary.best_case)):
+        if case is not None:
+            roles.setdefault(case, []).append(role)
+    dice = {case.case: case.mean(MEASURES[0]) for case in evaluation.cases}
+    pictures = [
+        Picture(case, f"{' and '.join(held)} case, Dice {dice[case]:.3f}", case_picture(evaluation, case))
+        for case, held in roles.items()
+    ]
+    return render_page(score_report(evaluation.card, pictures, epochs))
+
+
+def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> bytes:
+    """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
+    pair, table = evaluation.pairs[case], evaluation.labels
+    grid = _physical(_volume(pair.reference), _volume(pair.prediction))
+    reference = _indices(pair.reference, table)
+    overlay = Overlay(
+        names={table.names[index]: index for index in table.foreground},
+        spacing=grid.spacing,
+        image=_shown_image(pair.image, reference.shape),
+        reference=reference,
+        prediction=_indices(pair.prediction, table),
+        unit=grid.unit,
+    )
+    if grid.unit == "mm":
+        overlay = reoriented(overlay, grid.affine)
+    return overlay_picture(overlay, legend=legend)
+
+
+def _shown_image(source: Source | None, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """The first channel of the image, or None where there is no usable one: scores need no image."""
+    if source is None:
+        return None
+    try:
+        image = _volume(source)
+    except DataError:
+        return None
+    return image.array[0] if image.shape == shape else None
+
+
+def _record(evaluation: Evaluation) -> dict[str, Any]:
+    from medunet import __version__
+
+    table = evaluation.labels
+    values = dict(zip(table.names, table.values, strict=True))
+    labels = {"names": values, "ignore": table.ignore, "kind": table.kind}
+    return {"medunet": __version__, "label_table": labels, **score_record(evaluation.card)}
+
+
+def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
+    named = []
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, Pair):
+            prediction, reference = pair
+            name = f"case {number}" if isinstance(reference, Volume) else case_stem(Path(reference))
+            pair = Pair(name, prediction, reference)
+        named.append(pair)
+    if not named:
+        raise DataError("nothing to evaluate: no pair of a prediction and a reference was given")
+    names = [pair.case for pair in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: two pairs have this name; each case needs its own, give Pair(case, …) records")
+    return named
+
+
+def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tuple[CaseScores, str]:
+    """The scores of one pair, and the unit of their distances."""
+    prediction, reference = _volume(pair.prediction), _volume(pair.reference)
+    _require_same_grid(pair.case, prediction, reference)
+    grid = _physical(reference, prediction)
+    if tolerance is None:
+        tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)
+    predicted, true = _indices(pair.prediction, labels, prediction), _indices(pair.reference, labels, reference)
+    ignore = None if labels.ignore is None else IGNORE
+    scored = {labels.names[index]: index for index in labels.foreground}
+    scores = score_case(predicted, true, grid.spacing, scored, ignore, tolerance)
+    return CaseScores(pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance), grid.unit
+
+
+def _volume(source: Source) -> Volume:
+    return source if isinstance(source, Volume) else read_volume(source)
+
+
+def _indices(source: Source, labels: LabelTable, volume: Volume | None = None) -> NDArray[np.uint8]:
+    """The class indices `(x, y[, z])` of a label map that may have been read already."""
+    volume = volume or _volume(source)
+    where = volume.name if isinstance(source, Volume) else str(source)
+    if volume.channels != 1:
+        raise DataError(
+            f"{where}: a label map needs one channel, found {volume.channels}; "
+            "turn colour-coded masks into label maps, and probabilities into labels, first"
+        )
+    return labels.to_indices(volume.array, where)[0]
+
+
+def _physical(reference: Volume, prediction: Volume) -> Volume:
+    """The side whose voxel size is known; the reference where both are, or neither."""
+    return prediction if reference.unit == "pixel" else reference
+
+
+def _require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
+    if prediction.shape != reference.shape:
+        raise DataError(
+            f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
+            f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
+        )
+    # A file without voxel size (a PNG) says nothing about its grid but the shape.
+    if "pixel" in (prediction.unit, reference.unit):
+        return
+    affine = prediction.affine.copy()
+    affine[:3] *= _IN_MILLIMETRES[prediction.unit] / _IN_MILLIMETRES[reference.unit]
+    distance = grid_distance(reference.shape, reference.affine, affine)
+    if distance > GRID_TOLERANCE:
+        raise DataError(
+            f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
+            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
+            f"spacing {_rounded(prediction)} {prediction.unit} and {_rounded(reference)} {reference.unit}; "
+            "write the prediction on the reference's grid"
+        )
+
+
+def _rounded(volume: Volume) -> tuple[float, ...]:
+    return tuple(round(length, 4) for length in volume.spacing)
+
+
+def _require_unit(pair: Pair, unit: str, found: str) -> None:
+    if found != unit:
+        raise DataError(
+            f"{pair.case}: its distances are in {found}, those of the cases before in {unit}, so no average exists\n"
+            "evaluate them separately"
+        )
+
+
+def _label_folder(references: Path) -> Path:
+    """The folder (or file) that holds the label maps themselves."""
+    if not references.exists():
+        raise DataError(f"{references}: no such file or folder; give the reference labels or a data set")
+    return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
+
+
+def _declared(folder: Path) -> LabelTable | None:
+    """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
+    for place in (folder, folder.resolve().parent):
+        if (place / "dataset.json").is_file():
+            return _label_table(_read_declaration(place / "dataset.json"), place / "dataset.json")
+    return None
+
+
+def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
+    """A table of the values in all references; those that cannot be read are named when they are scored."""
+    values: set[int] = {0}
+    for pair in pairs:
+        try:
+            found = np.unique(_volume(pair.reference).array)
+        except DataError:
+            continue
+        values.update(int(value) for value in found if float(value).is_integer())
+        if len(values) > 254:
+            raise DataError(
+                f"{pair.case}: the references hold more than 254 different values\n"
+                'if they are object ids, say "label_kind": "instances" in a dataset.json beside them'
+            )
+    if len(values) < 2:
+        raise DataError("the references hold no label but 0, so nothing can be scored; name the labels in dataset.json")
+    return table_from_values(sorted(values))
+
+
+def _with_background(labels: LabelTable) -> LabelTable:
+    """Where no label has the value 0, unlabelled voxels do: the background need not be declared."""
+    if 0 in labels.values or labels.ignore == 0 or labels.has_background:
+        return labels
+    named = {"background": 0, **dict(zip(labels.names, labels.values, strict=True))}
+    return table_from_names(named, labels.ignore, labels.kind)
+
+
+def _notes(labels: LabelTable) -> tuple[str, ...]:
+    if labels.kind != "instances":
+        return ()
+    return (f"The references hold object ids: every id above 0 was scored as one label, “{labels.names[1]}”.",)
+
+
+def _paired(predictions: Path, references: Path) -> tuple[list[Pair], list[str], tuple[str, ...]]:
+    """Pairs by stem, references without a prediction, and notes."""
+    if not predictions.exists():
+        raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
+    predicted, true = _by_stem(predictions), _by_stem(references)
+    if predictions.is_file() and references.is_file():
+        return [Pair(case_stem(references), predictions, references)], [], ()
+    both = sorted(set(predicted) & set(true))
+    if not both:
+        raise DataError(
+            f"{predictions} and {references} have no file name in common\n"
+            f"predictions: {_few(predicted)}; references: {_few(true)}\ngive both the same names up to the ending"
+        )
+    images = _images(references, true)
+    pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
+    missing = [] if predictions.is_file() else sorted(set(true) - set(predicted))
+    extra = [] if references.is_file() else sorted(set(predicted) - set(true))
+    notes = (f"Not scored, for want of a reference: {', '.join(extra)}.",) if extra else ()
+    return pairs, missing, notes
+
+
+def _by_stem(place: Path) -> dict[str, Path]:
+    files = [place] if place.is_file() else scan_files(place)
+    stems: dict[str, Path] = {}
+    for path in files:
+        stem = case_stem(path)
+        if stem in stems:
+            raise DataError(
+                f"{path}: has the same name as {stems[stem].name}; a case needs one file, remove one of them"
+            )
+        stems[stem] = path
+    return stems
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
+
+
+def _images(references: Path, labels: Mapping[str, Path]) -> dict[str, Path]:
+    """The first channel's file of each case, where the label maps belong to a data set with images."""
+    folder = references if references.is_dir() else references.parent
+    images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
+    if images == folder.resolve() or not images.is_dir():
+        return {}
+    try:
+        return {case.name: case.images[0] for case in group_cases(scan_files(images), labels)}
+    except DataError:
+        # Scores need no image: a data set with odd images is not this command's business.
+        return {}

@@ -1,0 +1,58 @@
+"""Files appear whole or not at all: written beside the target, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medunet.errors import OutputError
+
+
+@contextmanager
+def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the target's folder; rename it onto `path` if the block ends well.
+
+    The temporary name keeps the target's full name as its ending, because writers choose formats by suffix.
+    The folder is made if it is missing. After any exception the temporary file is removed and `path` is untouched.
+
+    Raises:
+        OutputError: `path` exists and `overwrite` is false, or the folder or file cannot be written.
+    """
+    check_free(path, overwrite)
+    aside = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with aside.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error})\n"
+            "check the folder's permissions and the free disk space, or choose another place"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse to touch an existing file unasked.
+
+    Raises:
+        OutputError: `path` exists and `overwrite` is false, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, but a file was to be written there; give a file name")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another place, or say --overwrite to replace it")
+
+
+def write_text(path: Path, text: str, overwrite: bool = False) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with written_aside(path, overwrite) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -1,0 +1,141 @@
+"""`medunet inspect`: what is in a scan or a data set, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunet.data.catalogue import Case, DataSet, load_image, load_label, read_data_set, with_labels
+from medunet.data.formats import is_dicom_series, read_grid, read_volume
+from medunet.data.labels import IGNORE, LabelTable
+from medunet.errors import DataError
+
+Finding = dict[str, Any]
+
+
+def inspect_path(path: Path, axes: str | None = None) -> Finding:
+    """Describe a scan file, a DICOM folder or a data set as a plain record; `problems` lists what is wrong with it."""
+    try:
+        if path.is_dir() and not is_dicom_series(path):
+            return _inspect_data_set(read_data_set(path), axes)
+        return _inspect_scan(path, axes)
+    except DataError as error:
+        return {"path": str(path), "problems": [str(error)]}
+
+
+def _inspect_scan(path: Path, axes: str | None) -> Finding:
+    grid = read_grid(path, axes=axes)
+    volume = read_volume(path, axes=axes)
+    finite = volume.array[np.isfinite(volume.array)] if volume.array.dtype.kind == "f" else volume.array
+    problems = []
+    if finite.size < volume.array.size:
+        problems.append(f"{volume.array.size - finite.size} voxels are NaN or infinite")
+    if finite.size and finite.min() == finite.max():
+        problems.append(f"all voxels have the value {finite.flat[0]:g}")
+    return {
+        "path": str(path),
+        "format": grid.format,
+        "shape": list(grid.shape),
+        "channels": grid.channels,
+        "type": grid.dtype,
+        "spacing": [round(s, 6) for s in volume.spacing],
+        "unit": grid.unit,
+        "orientation": _orientation_code(volume.affine) if volume.dimensions == 3 and grid.unit == "mm" else None,
+        "range": [float(finite.min()), float(finite.max())] if finite.size else None,
+        **grid.details,
+        "problems": problems,
+    }
+
+
+def _orientation_code(affine: np.ndarray) -> str:
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(str(letter) for letter in aff2axcodes(affine))
+
+
+def _inspect_data_set(data: DataSet, axes: str | None) -> Finding:
+    problems: list[str] = []
+    labels = None
+    try:
+        labels = with_labels(data, data.labelled) if data.labelled else data.labels
+    except DataError as error:
+        problems.append(str(error))
+    cases = [_inspect_case(case, labels, axes, problems) for case in data.cases]
+    if not data.labelled:
+        problems.append(f"{data.folder}: no case has a label file; it can be predicted, but not learned from")
+    readable = [case for case in cases if case]
+    return {
+        "path": str(data.folder),
+        "name": data.name,
+        "cases": len(data.cases),
+        "labelled": len(data.labelled),
+        "channels": list(data.channels),
+        "labels": labels.describe() if labels else None,
+        "label_kind": labels.kind if labels else None,
+        "shapes": _counted(case["shape"] for case in readable),
+        "spacings": _counted(case["spacing"] for case in readable),
+        "voxels per label": _totals(readable, labels),
+        "problems": problems,
+    }
+
+
+def _inspect_case(case: Case, labels: LabelTable | None, axes: str | None, problems: list[str]) -> Finding:
+    try:
+        image = load_image(case, axes)
+        finding: Finding = {
+            "shape": "×".join(str(n) for n in image.shape),
+            "spacing": "×".join(f"{s:.4g}" for s in image.spacing) + f" {image.unit}",
+        }
+        if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
+            problems.append(f"{case.name}: the image has NaN or infinite voxels")
+        if labels is not None and case.label is not None:
+            label = load_label(case, labels, image)
+            finding["voxels"] = np.bincount(label.ravel(), minlength=IGNORE + 1)
+            if not np.isin(label, labels.foreground).any():
+                problems.append(f"{case.name}: the label map is empty")
+    except DataError as error:
+        problems.append(str(error))
+        return {}
+    return finding
+
+
+def _counted(values: Any) -> list[str]:
+    """`35×51×35 (4 cases)`, the most frequent first, at most five."""
+    counts = Counter(values).most_common()
+    shown = [f"{value} ({n} case{'s' if n > 1 else ''})" for value, n in counts[:5]]
+    return shown if len(counts) <= 5 else [*shown, f"and {len(counts) - 5} others"]
+
+
+def _totals(cases: list[Finding], labels: LabelTable | None) -> dict[str, int]:
+    counted = [case["voxels"] for case in cases if "voxels" in case]
+    if labels is None or not counted:
+        return {}
+    total = np.sum(counted, axis=0)
+    names = dict(enumerate(labels.names))
+    if total[IGNORE]:
+        names[IGNORE] = "(ignored)"
+    return {name: int(total[index]) for index, name in names.items()}
+
+
+def as_text(finding: Mapping[str, Any]) -> str:
+    """A finding as lines for people."""
+    lines = [str(finding["path"])]
+    for key, value in finding.items():
+        if key in ("path", "problems") or value in (None, [], {}):
+            continue
+        lines.append(f"  {key:<18} {_shown(value)}")
+    lines += [f"  PROBLEM  {problem}" for problem in finding["problems"]] or ["  no problem found"]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    if isinstance(value, list):
+        joiner = " × " if all(isinstance(v, (int, float)) for v in value) else ", "
+        return joiner.join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    return str(value)

@@ -1,0 +1,96 @@
+"""Checkpoints: all that a resumed run needs, in a file that is loaded without running code.
+
+`last.ckpt` is written beside its target and renamed; the one before it is kept as `last.previous.ckpt`, so a machine
+that dies at any moment leaves at least one whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medunet.errors import ModelError
+from medunet.files import written_aside
+from medunet.learning.loop import TrainState
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's content; `config` is the resolved config's text, to be compared before anything is resumed."""
+
+    content: dict[str, Any]
+
+    @property
+    def config(self) -> str:
+        return str(self.content["config"])
+
+    def restore(self, state: TrainState) -> None:
+        """Put everything back into a freshly made state.
+
+        Raises:
+            ModelError: the checkpoint belongs to another network.
+        """
+        try:
+            state.network.load_state_dict(self.content["network"])
+            state.optimiser.load_state_dict(self.content["optimiser"])
+            if state.ema is not None and self.content["ema"] is not None:
+                state.ema.load_state_dict(self.content["ema"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"the checkpoint does not fit the config: {str(error).splitlines()[0]}\n"
+                "resume with the config of the run, or start a new run in another folder"
+            ) from error
+        for name in ("step", "epoch", "skip", "best", "elapsed"):
+            setattr(state, name, self.content[name])
+
+
+def save_checkpoint(path: Path, state: TrainState, config: str) -> None:
+    """Write `path`; what was there before becomes the previous generation.
+
+    Raises:
+        OutputError: the file cannot be written; the last checkpoint stays.
+    """
+    content = {
+        "format": _FORMAT,
+        "config": config,
+        "network": state.network.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "ema": None if state.ema is None else state.ema.state_dict(),
+        **{name: getattr(state, name) for name in ("step", "epoch", "skip", "best", "elapsed")},
+    }
+    with written_aside(path, overwrite=True) as aside:
+        torch.save(content, aside)
+        if path.exists():
+            path.replace(previous_of(path))
+
+
+def previous_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Load `path` or, where it is missing or damaged, the generation before it.
+
+    Raises:
+        ModelError: neither can be loaded.
+    """
+    problems = []
+    for candidate in (path, previous_of(path)):
+        if not candidate.exists():
+            problems.append(f"{candidate.name} is missing")
+            continue
+        try:
+            content = torch.load(candidate, map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or content.get("format") != _FORMAT:
+                problems.append(f"{candidate.name} is no checkpoint of this version")
+                continue
+            return Checkpoint(content)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+            problems.append(f"{candidate.name} cannot be loaded ({type(error).__name__})")
+    raise ModelError(f"{path.parent}: nothing to resume from: {'; '.join(problems)}\nstart without --resume")

@@ -1,0 +1,226 @@
+"""Scores of one case: every structure of a prediction against its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.metrics.overlap import Counts, count_overlap, label_masks
+from medunet.metrics.surface import NOTHING_TO_MEASURE, SurfaceScores, surface_scores, worst_surface_scores
+
+POLICY = (
+    "A structure that is absent from both reference and prediction is left out of that structure's averages and "
+    "counted as absent.",
+    "A missed structure (reference, no prediction) scores Dice, IoU, precision, recall, volume similarity and surface "
+    "Dice 0, and every distance is the diagonal of the image: a miss never improves an average.",
+    "An invented structure (prediction, no reference) scores the same: 0, and the diagonal of the image.",
+    "Volume differences are signed, given per case and not averaged, because opposite errors would cancel; "
+    "the volume similarity is averaged instead.",
+    "Voxels that hold the reference's ignore value are removed from both sides before counting; for surfaces they "
+    "count as background on both sides.",
+    "Surfaces are the centres of voxels with a face neighbour outside the structure; beyond the image is background.",
+    "HD95 is the larger of the two directed 95th percentiles; the mean surface distance is the average over the "
+    "surface voxels of both sides (ASSD).",
+)
+"""How scores are defined, sentence by sentence; written into every report and JSON file."""
+
+Outcome = Literal["compared", "missed", "invented", "absent"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score that can be averaged.
+
+    Attributes:
+        key: the attribute of `LabelScores`.
+        is_distance: whether it is a length in the volume's unit.
+    """
+
+    key: str
+    title: str
+    higher_is_better: bool = True
+    is_distance: bool = False
+
+
+MEASURES = (
+    Measure("dice", "Dice"),
+    Measure("iou", "IoU"),
+    Measure("precision", "Precision"),
+    Measure("recall", "Recall"),
+    Measure("volume_similarity", "Volume similarity"),
+    Measure("surface_dice", "Surface Dice"),
+    Measure("hausdorff95", "HD95", higher_is_better=False, is_distance=True),
+    Measure("mean_surface_distance", "Mean surface distance", higher_is_better=False, is_distance=True),
+    Measure("hausdorff", "Hausdorff", higher_is_better=False, is_distance=True),
+)
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """One structure in one case; what each empty side means is said in `POLICY`.
+
+    Attributes:
+        label: the structure's name.
+        voxel_volume: of one voxel, in the unit cubed (squared in 2-D).
+        surfaces: distances in the volume's unit.
+    """
+
+    label: str
+    counts: Counts
+    voxel_volume: float
+    surfaces: SurfaceScores
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.counts.reference:
+            return "compared" if self.counts.prediction else "missed"
+        return "invented" if self.counts.prediction else "absent"
+
+    @property
+    def dice(self) -> float:
+        return self.counts.dice
+
+    @property
+    def iou(self) -> float:
+        return self.counts.iou
+
+    @property
+    def precision(self) -> float:
+        return self.counts.precision
+
+    @property
+    def recall(self) -> float:
+        return self.counts.recall
+
+    @property
+    def volume_similarity(self) -> float:
+        return self.counts.volume_similarity
+
+    @property
+    def reference_volume(self) -> float:
+        return self.counts.reference * self.voxel_volume
+
+    @property
+    def prediction_volume(self) -> float:
+        return self.counts.prediction * self.voxel_volume
+
+    @property
+    def volume_difference(self) -> float:
+        """Prediction minus reference."""
+        return (self.counts.prediction - self.counts.reference) * self.voxel_volume
+
+    @property
+    def relative_volume_difference(self) -> float:
+        return self.counts.relative_volume_difference
+
+    @property
+    def hausdorff(self) -> float:
+        return self.surfaces.hausdorff
+
+    @property
+    def hausdorff95(self) -> float:
+        return self.surfaces.hausdorff95
+
+    @property
+    def mean_surface_distance(self) -> float:
+        return self.surfaces.mean_distance
+
+    @property
+    def surface_dice(self) -> float:
+        return self.surfaces.surface_dice
+
+    def value(self, measure: Measure) -> float:
+        """The score that a measure names; NaN where the structure is absent."""
+        return float(getattr(self, measure.key))
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """All scored structures of one case.
+
+    Attributes:
+        pixel_accuracy: the share of voxels with the right label, background included, ignored voxels left out.
+        tolerance: of the surface Dice, in the volume's unit.
+    """
+
+    case: str
+    labels: tuple[LabelScores, ...]
+    pixel_accuracy: float
+    tolerance: float
+
+    def mean(self, measure: Measure) -> float:
+        """The average over the structures that are present in reference or prediction; NaN without any."""
+        values = [scores.value(measure) for scores in self.labels if scores.outcome != "absent"]
+        return float(np.mean(values)) if values else nan
+
+
+def score_case(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    spacing: tuple[float, ...],
+    labels: Mapping[str, int],
+    ignore: int | None = None,
+    tolerance: float = 1.0,
+) -> list[LabelScores]:
+    """Score each structure of a case; `POLICY` says what happens where one is missing.
+
+    Args:
+        prediction: label map `(x, y)` or `(x, y, z)`.
+        reference: label map of the same shape.
+        spacing: per axis, in the unit in which distances are wanted.
+        labels: name and value of each structure to score; leave the background out unless it is a structure.
+        ignore: the value of unannotated voxels in the reference.
+        tolerance: of the surface Dice, in the spacing's unit.
+
+    Returns:
+        One record per label, in the order of `labels`.
+
+    Raises:
+        ValueError: shapes or the number of spacings differ.
+    """
+    if prediction.shape != reference.shape or len(spacing) != reference.ndim:
+        raise ValueError(f"prediction {prediction.shape}, reference {reference.shape} and spacing {spacing} do not fit")
+    return [
+        _score(name, label_masks(prediction, reference, value, ignore), spacing, tolerance)
+        for name, value in labels.items()
+    ]
+
+
+_Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+
+
+def _score(name: str, masks: _Masks, spacing: tuple[float, ...], tolerance: float) -> LabelScores:
+    predicted, true = masks
+    voxel_volume = float(np.prod(spacing))
+    box = _bounding_box(predicted | true)
+    if box is None:
+        return LabelScores(name, Counts(0, 0, 0), voxel_volume, NOTHING_TO_MEASURE)
+    counts = count_overlap(predicted[box], true[box])
+    if counts.reference and counts.prediction:
+        # Axes of length one are left out of the surface, so a cut must not make any.
+        surfaces = surface_scores(*_cropped(masks, box), spacing, tolerance)
+    else:
+        surfaces = worst_surface_scores(true.shape, spacing)
+    return LabelScores(name, counts, voxel_volume, surfaces)
+
+
+def _cropped(masks: _Masks, box: tuple[slice, ...]) -> _Masks:
+    """Both masks cut to the box and one voxel more on each side, where the image goes on."""
+    grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+    return masks[0][grown], masks[1][grown]
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box around the true voxels, None without any."""
+    box = []
+    for axis in range(mask.ndim):
+        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not len(present):
+            return None
+        box.append(slice(int(present[0]), int(present[-1]) + 1))
+    return tuple(box)

@@ -1,0 +1,138 @@
+"""One file is the model: weights, and in its metadata all that prediction needs.
+
+The file is safetensors, which cannot hold code; its metadata is JSON that must fit `ModelCard`. A SHA-256 over the
+weights is stored and checked, because a flipped bit would otherwise load without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medunet import __version__
+from medunet.config import to_plain
+from medunet.data.labels import LabelTable
+from medunet.data.preprocess import PreprocessSettings
+from medunet.errors import ConfigError, DataError, ModelError
+from medunet.files import written_aside
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
+
+MODEL_FILE = "model.safetensors"
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that prediction needs besides the weights.
+
+    Attributes:
+        name: what the model was trained on.
+        network: rebuilds the network.
+        preprocess: what is done to a scan first; complete, with the data set's intensities.
+        labels: what the classes are called and which values they have in output files.
+        channels: names of the expected input channels.
+        patch: the network's input size in training, per axis; windows are this large.
+        mirror_axes: spatial axes that were mirrored in training; mirroring at prediction uses the same.
+        slice_axis: for a 2-D network, the axis along which volumes are cut into slices.
+        record: facts about the training for people to read (cases, minutes, score); nothing depends on them.
+        version: the medunet that wrote it.
+    """
+
+    name: str
+    network: UNetSettings
+    preprocess: PreprocessSettings
+    labels: LabelTable
+    channels: tuple[str, ...]
+    patch: tuple[int, ...]
+    slice_axis: int = 2
+    mirror_axes: tuple[int, ...] = ()
+    record: dict[str, str | int | float | None] = field(default_factory=dict)
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in evaluation mode with its card."""
+
+    network: nn.Module
+    card: ModelCard
+    path: Path | None = None
+    checksum: str | None = None
+
+
+def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write a model file, whole or not at all; an older one is replaced.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    metadata = {"format": _FORMAT, "card": json.dumps(to_plain(card)), "sha256": _digest(tensors)}
+    with written_aside(path, overwrite=True) as aside:
+        save_file(tensors, aside, metadata={"medunet": json.dumps(metadata)})
+
+
+def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
+    """Load a model from a run folder or a model file. No code from the file is ever run.
+
+    Raises:
+        ModelError: nothing there, not a model of ours, or damaged.
+    """
+    path = _model_path(Path(source))
+    metadata, tensors = _read(path)
+    if metadata.get("sha256") != _digest(tensors):
+        raise ModelError(f"{path}: is damaged: the weights do not match their checksum; copy or train it again")
+    try:
+        card = TypeAdapter(ModelCard).validate_json(metadata["card"])
+        network = UNet(card.network)
+        network.load_state_dict(tensors)
+    except (ValidationError, ConfigError, DataError, RuntimeError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(
+            f"{path}: its description cannot be used by medunet {__version__}: {first}\n"
+            "it was written by another version, or changed by hand"
+        ) from error
+    return Model(network.to(device).eval(), card, path, metadata["sha256"])
+
+
+def _model_path(source: Path) -> Path:
+    if source.is_dir():
+        if not (source / MODEL_FILE).exists():
+            raise ModelError(f"{source}: is no finished run: expected {MODEL_FILE} in it; train first")
+        return source / MODEL_FILE
+    if not source.exists():
+        raise ModelError(f"{source}: no such model; give a run folder or a {MODEL_FILE} file")
+    return source
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["medunet"])
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, TypeError) as error:
+        raise ModelError(
+            f"{path}: is not a medunet model ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})\n"
+            f"expected the {MODEL_FILE} that medunet train writes"
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+"""The U-Net: 2-D and 3-D, padded and original unpadded, as one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from medunet.errors import ConfigError
+from medunet.networks.blocks import (
+    AttentionGate,
+    InterpolatedUp,
+    LevelBlock,
+    ResidualBlock,
+    StridedDown,
+    centre_crop,
+    initialise,
+    max_pool,
+    transposed_up,
+)
+from medunet.networks.settings import UNetSettings
+
+__all__ = ["UNet", "UNetSettings"]
+
+
+class UNet(nn.Module):
+    """Encoder, decoder and skip connections (Ronneberger et al. 2015; Çiçek et al. 2016).
+
+    The modules, finest level first: `encoder` (one block per level), `downs[l]` (level l to l+1), `ups[l]` (level l+1
+    to l), `gates[l]` (attention, else empty), `decoder[l]` (without the deepest), `head` (pointwise, to the classes)
+    and `deep_heads[l-1]` (deep supervision, for decoder levels l > 0, else empty).
+
+    Args:
+        settings: what it is made of.
+        seed: of the initial weights, which depend on the settings and this number alone.
+    """
+
+    def __init__(self, settings: UNetSettings, seed: int = 0) -> None:
+        super().__init__()
+        self.settings = settings
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator when they are made
+            self._build(settings)
+        initialise(self, torch.Generator().manual_seed(seed))
+
+    def _build(self, settings: UNetSettings) -> None:
+        layer, shape = settings.layer, settings.shape
+        block = ResidualBlock if settings.residual else LevelBlock
+        joints = range(settings.levels - 1)
+        self.encoder = nn.ModuleList(
+            block(layer, settings.encoder_channels(level), shape.kernels[level], settings.encoder_dropout(level))
+            for level in range(settings.levels)
+        )
+        self.downs = nn.ModuleList(_down(settings, level) for level in joints)
+        self.ups = nn.ModuleList(_up(settings, level) for level in joints)
+        self.gates = nn.ModuleList(
+            AttentionGate(layer, settings.channels[level], settings.up_channels(level)[1])
+            for level in (joints if settings.attention else ())
+        )
+        self.decoder = nn.ModuleList(
+            block(layer, settings.decoder_channels(level), shape.kernels[level], settings.decoder_dropout(level))
+            for level in joints
+        )
+        self.head = layer.pointwise((settings.channels[0], settings.classes))
+        self.deep_heads = nn.ModuleList(
+            layer.pointwise((settings.channels[level], settings.classes))
+            for level in (joints[1:] if settings.deep_supervision else ())
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Logits ``(batch, class, *spatial)`` of an image ``(batch, channel, *spatial)``.
+
+        While training with deep supervision a tuple, finest first, one entry per decoder level; the spatial sizes are
+        `UNetShape.decoder_sizes`. Otherwise always one tensor.
+
+        Raises:
+            ConfigError: the channels or the spatial size do not fit the network.
+        """
+        self._check(image)
+        skips = []
+        x = image
+        for block, down in zip(self.encoder, self.downs, strict=False):  # the deepest level has no way down
+            x = block(x)
+            skips.append(x)
+            x = down(x)
+        x = self.encoder[-1](x)
+        deep = []
+        for level in reversed(range(self.settings.levels - 1)):
+            x = self.decoder[level](self._join(level, skips.pop(), x))
+            if level > 0 and self.training and self.settings.deep_supervision:
+                deep.append(self.deep_heads[level - 1](x))
+        logits = self.head(x)
+        return (logits, *reversed(deep)) if self.training and self.settings.deep_supervision else logits
+
+    def _join(self, level: int, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """A skip connection's centre and the enlarged coarser map, channels side by side, skip first."""
+        enlarged = self.ups[level](coarse)
+        skip = centre_crop(skip, enlarged.shape[2:])
+        if self.settings.attention:
+            skip = self.gates[level](skip, enlarged)
+        return torch.cat([skip, enlarged], dim=1)
+
+    def _check(self, image: torch.Tensor) -> None:
+        settings = self.settings
+        if image.ndim != settings.dimensions + 2 or image.shape[1] != settings.in_channels:
+            raise ConfigError(
+                f"found an input of shape {tuple(image.shape)}, expected (batch, {settings.in_channels}, *spatial) "
+                f"with {settings.dimensions} spatial axes"
+            )
+        size = tuple(int(n) for n in image.shape[2:])
+        try:
+            settings.shape.check(size)
+        except ConfigError as error:
+            advice = "zero-pad the image" if settings.padded else "mirror the image at its border"
+            raise ConfigError(f"{error}\n{advice} to a legal size first (prediction does so by itself)") from None
+
+
+def _down(settings: UNetSettings, level: int) -> nn.Module:
+    stride = settings.shape.strides[level]
+    if settings.downsampling == "pool":
+        return max_pool(settings.dimensions, stride)
+    return StridedDown(settings.layer, settings.channels[level], stride)
+
+
+def _up(settings: UNetSettings, level: int) -> nn.Module:
+    stride, channels = settings.shape.strides[level], settings.up_channels(level)
+    if settings.upsampling == "transposed":
+        return transposed_up(settings.layer, channels, stride, settings.up_bias)
+    return InterpolatedUp(settings.layer, channels, stride, settings.up_bias)

@@ -1,0 +1,157 @@
+"""Which planes of a scan are shown, and which way up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.geometry.grids import Affine, closest_ras
+
+_LARGEST_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A scan and the label maps to draw on it.
+
+    Attributes:
+        names: name and value of each label to outline; leave the background out.
+        spacing: per axis, in `unit`.
+        image: `(x, y)` or `(x, y, z)`, any number type; None shows the outlines alone.
+        reference: label map of the same shape, or None.
+        prediction: label map of the same shape, or None. One of the three must be given.
+        unit: for the scale bar.
+        radiological: the axes are right, anterior, superior (`reoriented` makes them so), and planes are shown as
+            radiologists do: the patient's right on the left, anterior up or on the left. Otherwise x runs to the
+            right, y and z run down.
+    """
+
+    names: Mapping[str, int]
+    spacing: tuple[float, ...]
+    image: NDArray[Any] | None = None
+    reference: NDArray[Any] | None = None
+    prediction: NDArray[Any] | None = None
+    unit: str = "mm"
+    radiological: bool = False
+
+    def __post_init__(self) -> None:
+        shapes = {a.shape for a in (self.image, self.reference, self.prediction) if a is not None}
+        if len(shapes) != 1 or len(self.shape) not in (2, 3) or len(self.spacing) != len(self.shape):
+            raise ValueError(f"an overlay needs arrays of one 2-D or 3-D shape, found {shapes}, spacing {self.spacing}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        given = next((a for a in (self.image, self.reference, self.prediction) if a is not None), None)
+        return () if given is None else tuple(int(n) for n in given.shape)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One picture: arrays `(row, column)`, the first row on top.
+
+    Attributes:
+        steps: distance between rows and between columns, in the overlay's unit.
+        edges: what lies left, right, above and below, as R, L, A, P, S, I; empty for other than medical scans.
+    """
+
+    title: str
+    image: NDArray[Any] | None
+    reference: NDArray[Any] | None
+    prediction: NDArray[Any] | None
+    steps: tuple[float, float]
+    edges: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        given = next(a for a in (self.image, self.reference, self.prediction) if a is not None)
+        return int(given.shape[0]), int(given.shape[1])
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Height and width in the overlay's unit."""
+        return self.shape[0] * self.steps[0], self.shape[1] * self.steps[1]
+
+
+def reoriented(overlay: Overlay, affine: Affine) -> Overlay:
+    """A 3-D overlay of a medical scan with its axes nearest to right, anterior, superior; 2-D comes back as it is.
+
+    Args:
+        affine: `(4, 4)`, voxel index to RAS+ position, of the overlay's grid.
+    """
+    if len(overlay.shape) == 2:
+        return overlay
+    turn = closest_ras(affine)
+
+    def turned(array: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if array is None else turn.apply(array[None])[0]
+
+    return replace(
+        overlay,
+        image=turned(overlay.image),
+        reference=turned(overlay.reference),
+        prediction=turned(overlay.prediction),
+        spacing=tuple(overlay.spacing[axis] for axis in turn.axes),
+        radiological=True,
+    )
+
+
+def shown_planes(overlay: Overlay) -> tuple[Plane, ...]:
+    """The whole picture in 2-D; in 3-D one plane across each axis, where the reference has its largest area.
+
+    Without a reference, or with an empty one, the prediction chooses; without either the middle.
+    """
+    if len(overlay.shape) == 2:
+        return (_plane(overlay, (slice(None), slice(None)), ""),)
+    places = _largest_areas(overlay)
+    planes = []
+    for axis in (2, 1, 0):
+        cut: list[Any] = [slice(None)] * 3
+        cut[axis] = places[axis]
+        planes.append(
+            _plane(overlay, tuple(cut), f"{_name(overlay, axis)} {places[axis] + 1} of {overlay.shape[axis]}")
+        )
+    return tuple(planes)
+
+
+def _name(overlay: Overlay, axis: int) -> str:
+    names = ("sagittal", "coronal", "axial") if overlay.radiological else ("YZ plane", "XZ plane", "XY plane")
+    return names[axis]
+
+
+def _largest_areas(overlay: Overlay) -> tuple[int, ...]:
+    for labels in (overlay.reference, overlay.prediction):
+        if labels is not None:
+            mask = np.isin(labels, list(overlay.names.values()))
+            if mask.any():
+                return tuple(
+                    int(np.argmax(np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))))
+                    for axis in range(3)
+                )
+    return tuple(n // 2 for n in overlay.shape)
+
+
+def _plane(overlay: Overlay, cut: tuple[Any, ...], title: str) -> Plane:
+    across = [axis for axis, index in enumerate(cut) if isinstance(index, slice)]
+    # Larger pictures than a screen only make the page heavy; every n-th voxel keeps label values as they are.
+    stride = max(1, -(-max(overlay.shape[a] for a in across) // _LARGEST_SIDE))
+
+    def shown(array: NDArray[Any] | None) -> NDArray[Any] | None:
+        if array is None:
+            return None
+        flat = array[cut].T
+        return (flat[::-1, ::-1] if overlay.radiological else flat)[::stride, ::stride]
+
+    column, row = across
+    letters = {(0, 1): "RLAP", (0, 2): "RLSI", (1, 2): "APSI"}
+    return Plane(
+        title=title,
+        image=shown(overlay.image),
+        reference=shown(overlay.reference),
+        prediction=shown(overlay.prediction),
+        steps=(overlay.spacing[row] * stride, overlay.spacing[column] * stride),
+        edges=letters[column, row] if overlay.radiological else "",
+    )

@@ -1,0 +1,161 @@
+"""Plots of scores and of training, drawn with matplotlib's Agg canvas and no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medunet.report.colours import label_colours
+from medunet.report.pictures import figure_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK = "#1d2730"
+_GRID = "#dde3e8"
+
+
+@dataclass(frozen=True)
+class ScorePanel:
+    """The values of one measure, for a strip plot.
+
+    Attributes:
+        title: the measure and its unit.
+        values: by label, one number per case.
+        failed: by label, how many structures were missed or invented; they are not among `values`.
+        bounded: whether the measure lies between 0 and 1, with 1 the best; failures are then drawn at 0, else at the
+            right edge, since a distance to nothing has no place on the axis.
+    """
+
+    title: str
+    values: Mapping[str, Sequence[float]]
+    failed: Mapping[str, int] = field(default_factory=dict)
+    bounded: bool = True
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of a run's `metrics.csv`.
+
+    Attributes:
+        dice: validation Dice by label; empty in epochs without validation.
+    """
+
+    epoch: int
+    loss: float
+    learning_rate: float
+    dice: Mapping[str, float] = field(default_factory=dict)
+
+
+def score_plot(panels: Sequence[ScorePanel]) -> bytes:
+    """A PNG with one panel per measure and one row per label: every case a dot, with quartiles and median behind.
+
+    Labels run downwards in the order of the first panel.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(panels[0].values)
+    figure = Figure(figsize=(9.0, 0.9 + max(0.34 * len(names), 0.9)), facecolor="white")
+    figure.set_layout_engine("constrained", wspace=0.05)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _draw_panel(ax, panel, names)
+    axes[0].set_yticks(range(len(names)), [_plain(_short(name)) for name in names], fontsize=8.5, color=_INK)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure_png(figure, dpi=160)
+
+
+def _draw_panel(ax: Axes, panel: ScorePanel, names: Sequence[str]) -> None:
+    shown = [value for name in names for value in panel.values.get(name, ()) if isfinite(value)]
+    edge = 1.0 if panel.bounded else 1.08 * max(shown, default=1.0) or 1.0
+    failures = any(panel.failed.values())
+    if panel.bounded:
+        lowest = 0.0 if failures else min(shown, default=0.0)
+        low, high = max(0.0, lowest - 0.08 * (1 - lowest) - 0.01), 1.01
+    else:
+        low, high = 0.0, 1.04 * edge
+    for row, (name, colour) in enumerate(zip(names, label_colours(len(names)), strict=True)):
+        _draw_strip(ax, row, [v for v in panel.values.get(name, ()) if isfinite(v)], colour)
+        if panel.failed.get(name):
+            place = 0.0 if panel.bounded else edge
+            ax.plot(place, row, marker="X", color="#c0262d", markersize=7, clip_on=False, zorder=5)
+            ax.annotate(
+                f"{panel.failed[name]}", (place, row), xytext=(7 if panel.bounded else -7, 0), color="#c0262d",
+                textcoords="offset points", fontsize=7.5, va="center", ha="left" if panel.bounded else "right",
+            )  # fmt: skip
+    ax.set_xlim(low, high)
+    ax.set_title(panel.title + ("  (✕ missed or invented)" if failures else ""), fontsize=9.5, color=_INK, loc="left")
+    _plain_axes(ax)
+
+
+def _draw_strip(ax: Axes, row: int, values: Sequence[float], colour: str) -> None:
+    if not values:
+        return
+    first, median, third = np.percentile(values, (25, 50, 75))
+    if len(values) > 2:
+        ax.barh(row, third - first, left=first, height=0.56, color=colour, alpha=0.28, linewidth=0)
+        ax.plot([median, median], [row - 0.28, row + 0.28], color=_INK, linewidth=1.6, solid_capstyle="butt")
+    # A fixed pattern of offsets, so that the same scores give the same picture.
+    offsets = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.42
+    ax.scatter(
+        values, row + offsets, s=16, color=colour, edgecolor=_INK, linewidth=0.45, alpha=0.9, zorder=3, clip_on=False
+    )
+
+
+def curves_plot(epochs: Sequence[EpochRecord]) -> bytes:
+    """A PNG with the loss, the learning rate below it, and the validation Dice of each label against the epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.6), facecolor="white")
+    figure.set_layout_engine("constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    loss, rate, dice = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    at = [record.epoch for record in epochs]
+    loss.plot(at, [record.loss for record in epochs], color="#2f6fb3", linewidth=1.5)
+    rate.plot(at, [record.learning_rate for record in epochs], color="#77838e", linewidth=1.3)
+    _draw_dice(dice, epochs)
+    for ax, title in ((loss, "Training loss"), (rate, "Learning rate"), (dice, "Validation Dice")):
+        ax.set_title(title, fontsize=9.5, color=_INK, loc="left")
+        _plain_axes(ax)
+    for ax in (rate, dice):
+        ax.set_xlabel("epoch", fontsize=8, color=_INK)
+    rate.set_ylim(bottom=0)
+    return figure_png(figure, dpi=160)
+
+
+def _draw_dice(ax: Axes, epochs: Sequence[EpochRecord]) -> None:
+    validated = [record for record in epochs if record.dice]
+    names = list(dict.fromkeys(name for record in validated for name in record.dice))
+    marker = "o" if len(validated) < 30 else ""
+    for name, colour in zip(names, label_colours(len(names)), strict=True):
+        points = [(record.epoch, record.dice[name]) for record in validated if name in record.dice]
+        ax.plot(
+            *zip(*points, strict=True), color=colour, linewidth=1.4, marker=marker, markersize=3, label=_plain(name)
+        )
+    if len(names) > 1:
+        means = [float(np.nanmean(list(record.dice.values()))) for record in validated]
+        ax.plot([record.epoch for record in validated], means, color=_INK, linewidth=2.0, label="mean")
+    if 0 < len(names) <= 12:
+        ax.legend(fontsize=7.5, frameon=False, loc="lower right")
+    ax.set_ylim(top=1.0)
+
+
+def _plain_axes(ax: Axes) -> None:
+    ax.grid(axis="both" if len(ax.lines) else "x", color=_GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=8, colors=_INK, length=0)
+    for side in ("top", "right", "left", "bottom"):
+        ax.spines[side].set_visible(False)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _plain(name: str) -> Any:
+    """Matplotlib reads $…$ as mathematics and hides legend entries that begin with an underscore."""
+    return name.replace("$", r"\$").lstrip("_") or "unnamed"

@@ -1,0 +1,505 @@
+"""The story of `medunet train`: a config becomes a model.
+
+config -> cases and split -> preprocessed cases -> patches -> loop; validation is prediction on whole held-out scans.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medunet import __version__
+from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config
+from medunet.data.augment import Augmentation
+from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, split_cases, with_labels
+from medunet.data.fingerprint import take_fingerprint
+from medunet.data.labels import LabelTable
+from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
+from medunet.data.prepare import Preparation, prepare_cases, split_inside
+from medunet.data.preprocess import Normalisation
+from medunet.devices import autocast_type, find_device, free_memory
+from medunet.errors import ConfigError, DataError, ModelError, OutputError
+from medunet.files import write_text
+from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
+from medunet.learning.loop import Recipe, StepFacts, TrainState, run_epoch
+from medunet.learning.losses import Loss, make_loss
+from medunet.learning.monitor import Board, MetricsFile, ProgressLine
+from medunet.learning.schedule import Ema, Progress, make_optimiser
+from medunet.learning.signals import StopSignal, caught_signals
+from medunet.model import MODEL_FILE, Model, ModelCard, save_model
+from medunet.networks.unet import UNet
+from medunet.plan import Budget, plan_data_set
+from medunet.validate import HeldOut, Validation, finish_run, validate
+
+CONFIG_FILE, CHECKPOINT, METRICS, BOARD = "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `medunet train` is asked to do; `overrides` are `key.path=value`."""
+
+    source: Path
+    output: Path
+    overrides: tuple[str, ...] = ()
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Lines for people, and the signal that ended the training early (0 for none)."""
+
+    lines: list[str]
+    signal: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that is known before the first step and does not change after it."""
+
+    file: ConfigFile
+    data: DataSet
+    labels: LabelTable
+    learned: list[Case]
+    held: list[Case]
+    device: torch.device
+    folder: Path
+
+    @property
+    def config(self) -> Config:
+        return self.file.config
+
+    def card(self, record: dict[str, str | int | float | None]) -> ModelCard:
+        config, network = self.config, self.config.network
+        axes = config.augment.flip_axes
+        return ModelCard(
+            name=self.data.name,
+            network=network,
+            preprocess=config.preprocess,
+            labels=self.labels,
+            channels=self.data.channels,
+            patch=config.patches.size,
+            slice_axis=config.patches.slice_axis,
+            mirror_axes=tuple(range(network.dimensions)) if axes is None else axes,
+            record={"cases": len(self.learned), "held_out": len(self.held), "version": __version__, **record},
+        )
+
+
+@dataclass
+class Session:
+    """The moving parts of one process' training."""
+
+    setup: Setup
+    state: TrainState
+    recipe: Recipe
+    clock: Progress
+    line: ProgressLine
+    board: Board
+    metrics: MetricsFile
+    stop: StopSignal
+    validation_seconds: float = 0.0
+    last_validation: float = field(default_factory=time.monotonic)
+
+
+def train_run(request: TrainRequest) -> Outcome:
+    """Train, validate, and leave a run folder.
+
+    Raises:
+        MedunetError: anything wrong with config, data or output, before the first step where it can be known.
+    """
+    started = time.monotonic()
+    _check_output(request)
+    line = ProgressLine("train")
+    try:
+        with caught_signals() as stop:
+            setup = set_up(request, line)
+            cases, held = _prepare(setup, line)
+            session = _start(setup, cases, request.resume, started, line, stop)
+            _learn(session, cases, held)
+            if stop.received:
+                return _interrupted(session)
+            return Outcome(_finish(session, held))
+    finally:
+        line.close()
+
+
+def _check_output(request: TrainRequest) -> None:
+    folder = request.output
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"-o {folder}: is a file; give a folder for the run")
+    taken = (folder / CONFIG_FILE).exists() or (folder / MODEL_FILE).exists()
+    if taken and not (request.resume or request.overwrite):
+        raise OutputError(
+            f"-o {folder}: holds a run already\n"
+            "say --resume to go on with it, --overwrite to replace it, or choose another folder"
+        )
+    if request.resume and not (folder / CONFIG_FILE).exists():
+        raise ModelError(f"-o {folder}: holds no run to resume; start without --resume")
+    probe = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(probe, os.W_OK):
+        raise OutputError(f"-o {folder}: cannot be written (no permission in {probe}); choose another place")
+
+
+def set_up(request: TrainRequest, line: ProgressLine) -> Setup:
+    """Config, data set, labels and split, checked before anything is written or trained."""
+    device = find_device(request.device)
+    file, data = _config_and_data(request, line)
+    labels = with_labels(data, data.labelled)
+    settings = file.config.data
+    if settings.folds:
+        learned, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed)
+    else:
+        learned, held = list(data.labelled), []
+    resolved = _resolve(file, data, labels, learned)
+    setup = Setup(resolved, data, labels, learned, held, device, request.output)
+    _check_sizes(setup.config)
+    line.say(
+        f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
+        + (" (the last fifth of the only scan)" if len(data.labelled) == 1 and held else "")
+        + f"; labels {labels.describe()}; device {device}"
+    )
+    return setup
+
+
+def _config_and_data(request: TrainRequest, line: ProgressLine) -> tuple[ConfigFile, DataSet]:
+    if request.resume:
+        file = load_config(request.output / CONFIG_FILE, request.overrides)
+        return file, _data_set(file)
+    if request.source.is_dir():
+        data = read_data_set(request.source)
+        line.say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
+        minutes = parse_config("", "--set", request.overrides).config.training.minutes
+        config, notes, _ = plan_data_set(data, Budget.of(None, minutes, request.device), None)
+        text = annotated_yaml(config, notes, f"planned by medunet {__version__} for {data.name}")
+        return parse_config(text, "the plan", request.overrides), data
+    file = load_config(request.source, request.overrides)
+    data = _data_set(file)
+    check_pairs(data.labelled)
+    return file, data
+
+
+def _data_set(file: ConfigFile) -> DataSet:
+    if not file.config.data.path:
+        raise ConfigError(
+            f"{file.source}: says nothing about where the data are\nadd data.path, or --set data.path=FOLDER"
+        )
+    data = read_data_set(Path(file.config.data.path))
+    if not data.labelled:
+        raise DataError(f"{data.folder}: no image has a label file of the same name; there is nothing to learn from")
+    return data
+
+
+def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Sequence[Case]) -> ConfigFile:
+    """Fill in what the data set decides: channels, classes, CT intensities, and whether there is a background."""
+    config, stated = file.config, file.stated
+    needs_numbers = not all(n.complete for n in config.preprocess.normalise)
+    found = take_fingerprint(learned if needs_numbers else learned[:1], labels, config.data.axes)
+    wanted = {"in_channels": found.channels, "classes": labels.classes}
+    for key, value in wanted.items():
+        if f"network.{key}" in stated and getattr(config.network, key) != value:
+            raise ConfigError(
+                f"{file.source}: network.{key} is {getattr(config.network, key)}, the data set {data.name} has {value}\n"
+                f"remove the line; it is filled in from the data set"
+            )
+    normalise = tuple(
+        n if n.complete else Normalisation(n.kind, n.nonzero, v.low, v.high, v.mean, v.std)
+        for n, v in zip(_per_channel(config, found.channels), found.intensities, strict=True)
+    )
+    loss = config.loss if labels.has_background else replace(config.loss, include_background=True)
+    resolved = replace(
+        config,
+        network=replace(config.network, in_channels=found.channels, classes=labels.classes),
+        preprocess=replace(config.preprocess, normalise=normalise[:1] if len(set(normalise)) == 1 else normalise),
+        loss=loss,
+    )
+    return file.resolved(resolved)
+
+
+def _per_channel(config: Config, channels: int) -> tuple[Normalisation, ...]:
+    normalise = config.preprocess.normalise
+    if len(normalise) not in (1, channels):
+        raise ConfigError(f"preprocess.normalise has {len(normalise)} entries, the data set {channels} channel(s)")
+    return normalise * channels if len(normalise) == 1 else normalise
+
+
+def _check_sizes(config: Config) -> None:
+    size, network = config.patches.size, config.network
+    if len(size) != network.dimensions:
+        raise ConfigError(f"patches.size {size} has {len(size)} numbers for a {network.dimensions}-D network")
+    network.shape.check(size)
+
+
+def _prepare(setup: Setup, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
+    """Training and validation cases on the network's grid; one single scan is split inside."""
+    how = Preparation(
+        setup.config.preprocess, setup.labels, setup.config.data.axes, setup.folder / "preprocessed",
+        free_memory(torch.device("cpu")) // 3,
+    )  # fmt: skip
+    everything = list(dict.fromkeys([*setup.learned, *setup.held]))
+    done: list[str] = []
+
+    def step(name: str) -> None:
+        done.append(name)
+        line.update(0.0, f"read {len(done)}/{len(everything)} {name}")
+
+    prepared = {case.name: case for case in prepare_cases(everything, how, step)}
+    if len(setup.data.labelled) == 1 and setup.held:
+        learned, held = split_inside(prepared[everything[0].name], setup.labels)
+        return [learned], [held]
+    return [prepared[c.name] for c in setup.learned], [prepared[c.name] for c in setup.held]
+
+
+def _start(
+    setup: Setup, cases: Sequence[PreparedCase], resume: bool, started: float, line: ProgressLine, stop: StopSignal
+) -> Session:
+    """Make the run's folder and the state, fresh or as the checkpoint has it."""
+    config, training = setup.config, setup.config.training
+    torch.manual_seed(training.seed)
+    network = UNet(config.network).to(setup.device)
+    ema = Ema(network, training.ema) if training.ema else None
+    state = TrainState(network, make_optimiser(config.optimiser, network), ema)
+    if resume:
+        load_checkpoint(setup.folder / CHECKPOINT).restore(state)
+    else:
+        _clear(setup.folder)
+        write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
+    columns = ["epoch", "step", "minutes", "loss", "rate", "gradient_norm", "seconds_per_iteration"]
+    columns += [
+        "validation_dice",
+        "validation_iou",
+        *(f"dice:{setup.labels.names[i]}" for i in setup.labels.foreground),
+    ]
+    board = Board(setup.folder / BOARD, purge_step=state.step if resume else None)
+    board.text("config", setup.file.to_yaml())
+    return Session(
+        setup=setup,
+        state=state,
+        recipe=_recipe(setup, cases),
+        clock=_clock(config, state, started),
+        line=line,
+        board=board,
+        metrics=MetricsFile(setup.folder / METRICS, columns, state.epoch if resume else 0),
+        stop=stop,
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier run's files, and only those."""
+    for name in (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in (BOARD, "validation", "preprocessed"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _clock(config: Config, state: TrainState, started: float) -> Progress:
+    training = config.training
+    if training.minutes is not None:
+        # Time for the last validation, until the first one has shown how much it needs.
+        reserve = min(0.15 * training.minutes, 1.0)
+        return Progress(minutes=training.minutes - reserve, before=state.elapsed, started=started)
+    return Progress(max_steps=training.epochs * training.iterations, before=state.elapsed, started=started)
+
+
+def _recipe(setup: Setup, cases: Sequence[PreparedCase]) -> Recipe:
+    config = setup.config
+    return Recipe(
+        loss=_loss(setup, cases),
+        schedule=config.schedule,
+        rate=config.optimiser.rate,
+        clip=config.training.clip,
+        device=setup.device,
+        dtype=autocast_type(config.training.precision, setup.device),
+        seed=config.training.seed,
+    )
+
+
+def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
+    voxels = None
+    if setup.config.loss.class_weights == "balanced":
+        voxels = [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
+    return make_loss(setup.config.loss, setup.labels.classes, voxels)
+
+
+def _learn(session: Session, cases: Sequence[PreparedCase], held: Sequence[PreparedCase]) -> None:
+    """Epoch after epoch, until the clock says it is over or a signal arrives."""
+    config, state = session.setup.config, session.state
+    dataset = PatchDataset(
+        cases=cases,
+        settings=config.patches,
+        per_epoch=config.training.iterations * config.patches.batch,
+        augmentation=Augmentation(config.augment, config.network.dimensions),
+        seed=config.training.seed,
+        margin=() if config.network.padded else config.network.shape.margin,
+    )
+    loader = make_loader(dataset, _workers(config, session.setup.device), session.setup.device.type == "cuda")
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
+    while session.clock.fraction(state.step) < 1 and not session.stop.received:
+        sampler.set_epoch(state.epoch, state.skip)
+        watch = _Watch(session)
+        loss = run_epoch(state, loader, session.recipe, lambda: session.clock.fraction(state.step), watch)
+        state.elapsed = session.clock.elapsed()
+        scores = None
+        if held and not session.stop.received and _validation_due(session):
+            scores = _validate(session, held)
+        if not session.stop.received:
+            _log_epoch(session, loss, watch, scores)
+        save_checkpoint(session.setup.folder / CHECKPOINT, state, session.setup.file.to_yaml())
+
+
+def _workers(config: Config, device: torch.device) -> int:
+    if config.training.workers is not None:
+        return config.training.workers
+    # On the CPU, workers would only take cores from the network, which waits little for patches.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1) if device.type == "cuda" else 0
+
+
+class _Watch:
+    """Looks at every step: shows it, adds it up for the epoch's line, and passes on a stop signal."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._started = time.monotonic()
+        self.steps, self.norm, self.rate, self._smooth = 0, 0.0, 0.0, math.nan
+
+    def __call__(self, facts: StepFacts) -> bool:
+        session, state = self._session, self._session.state
+        self.steps += 1
+        self.norm += facts.norm
+        self.rate = facts.rate
+        self._smooth = facts.loss if math.isnan(self._smooth) else 0.9 * self._smooth + 0.1 * facts.loss
+        session.line.update(
+            session.clock.fraction(state.step),
+            f"epoch {state.epoch + 1} step {state.step} loss {self._smooth:.3f} {self.seconds:.2f} s/it"
+            + (f" best {state.best:.4f}" if math.isfinite(state.best) else ""),
+        )
+        session.board.scalars({"loss/step": facts.loss, "rate": facts.rate, "gradient_norm": facts.norm}, state.step)
+        return session.stop.received != 0
+
+    @property
+    def seconds(self) -> float:
+        """Per iteration, so far in this epoch."""
+        return (time.monotonic() - self._started) / max(self.steps, 1)
+
+
+def _validation_due(session: Session) -> bool:
+    """After the first epoch, at the end, and in between as often as the allowed share of the time permits."""
+    if session.clock.fraction(session.state.step) >= 1 or session.validation_seconds == 0:
+        return True
+    share = session.setup.config.training.validation_share
+    return time.monotonic() - session.last_validation >= session.validation_seconds * (1 - share) / share
+
+
+def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
+    """Score whole held-out scans with the averaged weights, and keep the model if it is the best so far."""
+    started, setup, state = time.monotonic(), session.setup, session.state
+    looked_at = held[: setup.config.training.validation_cases]
+    with _evaluation_weights(state):
+        model = Model(state.network, setup.card({}))
+        result = validate(model, looked_at)
+        score = result.mean_dice if setup.config.training.score == "dice" else result.mean_iou
+        # Ties and NaN (no label in the held-out part) keep the later model.
+        if not score < state.best:
+            state.best = score if math.isfinite(score) else state.best
+            _save(session, score)
+    session.board.scalars({f"validation/dice {name}": value for name, value in result.dice.items()}, state.step)
+    session.board.scalars({"validation/dice": result.mean_dice, "validation/iou": result.mean_iou}, state.step)
+    session.board.picture("validation/worst case", result.picture, state.step)
+    session.last_validation = time.monotonic()
+    session.validation_seconds = session.last_validation - started
+    _keep_time_for_the_end(session, len(held) / len(looked_at))
+    return result
+
+
+def _keep_time_for_the_end(session: Session, factor: float) -> None:
+    """Shorten the clock by what the last validation of all held-out scans will take, so that `minutes` is kept."""
+    minutes = session.setup.config.training.minutes
+    if minutes is not None:
+        reserve = min(1.5 * factor * session.validation_seconds / 60 + 0.1, 0.2 * minutes)
+        session.clock = replace(session.clock, minutes=minutes - reserve)
+
+
+def _save(session: Session, score: float) -> None:
+    state, setup = session.state, session.setup
+    record: dict[str, str | int | float | None] = {
+        "steps": state.step,
+        "minutes": round(session.clock.elapsed() / 60, 2),
+        f"validation_{setup.config.training.score}": round(score, 4) if math.isfinite(score) else None,
+    }
+    save_model(setup.folder / MODEL_FILE, state.network.state_dict(), setup.card(record))
+
+
+class _evaluation_weights:
+    """The averaged weights in evaluation mode for the length of a block; training mode and weights come back."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._network: nn.Module = state.network
+        self._swap = state.ema.applied() if state.ema else None
+
+    def __enter__(self) -> None:
+        self._network.eval()
+        if self._swap:
+            self._swap.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._swap:
+            self._swap.__exit__(None, None, None)
+        self._network.train()
+
+
+def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation | None) -> None:
+    state = session.state
+    row: dict[str, str | int | float] = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "minutes": session.clock.elapsed() / 60,
+        "loss": loss,
+        "rate": watch.rate,
+        "gradient_norm": watch.norm / max(watch.steps, 1),
+        "seconds_per_iteration": watch.seconds,
+    }
+    session.board.scalars({"loss/epoch": loss, "seconds_per_iteration": watch.seconds}, state.step)
+    text = f"epoch {state.epoch}: loss {loss:.4f}, {watch.seconds:.2f} s/it"
+    if scores:
+        row |= {"validation_dice": scores.mean_dice, "validation_iou": scores.mean_iou}
+        row |= {f"dice:{name}": value for name, value in scores.dice.items()}
+        each = ", ".join(f"{name} {value:.3f}" for name, value in list(scores.dice.items())[:6])
+        text += f", validation Dice {scores.mean_dice:.4f} ({each}{', …' if len(scores.dice) > 6 else ''})"
+    session.metrics.add(row)
+    session.line.say(text)
+
+
+def _interrupted(session: Session) -> Outcome:
+    session.board.close()
+    folder = session.setup.folder
+    return Outcome(
+        [
+            f"stopped after {session.state.step} steps; everything is saved in {folder}",
+            f"go on with: medunet train {folder / CONFIG_FILE} -o {folder} --resume",
+        ],
+        session.stop.received,
+    )
+
+
+def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
+    """The last predictions and scores on the scans' own grids, and the report."""
+    setup = session.setup
+    if not held:
+        with _evaluation_weights(session.state):
+            _save(session, math.nan)
+    session.board.close()
+    shutil.rmtree(setup.folder / "preprocessed", ignore_errors=True)
+    held_out = HeldOut(setup.held, setup.labels, setup.config.data.axes, inside=len(setup.data.labelled) == 1)
+    lines = finish_run(setup.folder, held_out, session.line, setup.device)
+    minutes = session.clock.elapsed() / 60
+    return [*lines, f"model: {setup.folder / MODEL_FILE} ({session.state.step} steps, {minutes:.1f} minutes)"]

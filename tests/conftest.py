@@ -1,0 +1,24 @@
+"""Shared fixtures: where the real data sets are, and a seeded generator."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DATA = Path(os.environ.get("MEDUNET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets; the test skips, saying so, where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data sets not found at {DATA} (set MEDUNET_DATA)")
+    return DATA
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

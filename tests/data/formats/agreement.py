@@ -1,0 +1,40 @@
+"""What every format owes: header and volume agree, and what is written reads back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from medunet.data.formats import read_grid, read_volume, write_volume
+from medunet.data.volume import Volume
+
+
+def read_checked(path: Path, axes: str | None = None) -> Volume:
+    """Read a file and check that its header-only look says the same."""
+    volume, grid = read_volume(path, axes=axes), read_grid(path, axes=axes)
+    assert grid.shape == volume.shape
+    assert grid.channels == volume.channels
+    assert grid.dtype == str(volume.array.dtype)
+    assert grid.unit == volume.unit
+    assert volume.origin is not None and grid.format == volume.origin.format
+    np.testing.assert_array_equal(grid.affine, volume.affine)
+    assert volume.array.dtype.isnative and volume.array.flags.writeable
+    return volume
+
+
+def write_and_read(volume: Volume, path: Path) -> Volume:
+    write_volume(volume, path, overwrite=True)
+    return read_checked(path)
+
+
+def check_label_grid(scan: Path, labels_path: Path, axes: str | None = None) -> Volume:
+    """Write a label map for a scan; it must lie on exactly the scan's grid. Returns it as read back."""
+    volume = read_checked(scan, axes)
+    labels = np.arange(np.prod(volume.shape), dtype=np.int64).reshape((1, *volume.shape)) % 7
+    back = write_and_read(volume.with_array(labels), labels_path)
+    np.testing.assert_array_equal(back.array, labels)
+    assert back.array.dtype == np.uint8
+    np.testing.assert_array_equal(back.affine, volume.affine)
+    assert back.unit == volume.unit
+    return back

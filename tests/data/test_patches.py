@@ -1,0 +1,267 @@
+"""Patch sampling: where patches lie, what is outside, and that numbers of patches decide everything."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medunet.data.augment import Augmentation, AugmentSettings, Chance
+from medunet.data.labels import IGNORE
+from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground, make_loader
+from medunet.errors import ConfigError, DataError
+
+STILL = {2: Augmentation(AugmentSettings.none(), 2), 3: Augmentation(AugmentSettings.none(), 3)}
+LIVELY = AugmentSettings(rotation=Chance(0.5, -30, 30), scaling=Chance(0.5, 0.8, 1.25), noise=Chance(0.5, 0, 0.2))
+
+
+def numbered(shape: tuple[int, ...], name: str = "case", classes: tuple[int, ...] = (1, 2)) -> PreparedCase:
+    """A case whose image numbers its voxels from 1, so that each patch shows where it was taken."""
+    image = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(1, *shape)
+    label = np.zeros((1, *shape), np.uint8)
+    for c in classes:
+        label[(0, *(n * c // (len(classes) + 1) for n in shape))] = c
+    return PreparedCase(name, image, label, find_foreground(label, classes))
+
+
+def dataset(*cases: PreparedCase, size: tuple[int, ...], **changes: object) -> PatchDataset:
+    patch = PatchSettings(size, oversample=changes.pop("oversample", 0.0))  # type: ignore[arg-type]
+    made = PatchDataset(cases, patch, 1000, STILL[len(size)])
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@given(
+    shape=st.lists(st.integers(1, 12), min_size=2, max_size=3),
+    size=st.integers(1, 15),
+    oversample=st.sampled_from([0.0, 0.5, 1.0]),
+    number=st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=100)
+def test_a_patch_is_a_piece_of_the_scan_with_zeros_and_ignore_around(
+    shape: list[int], size: int, oversample: float, number: int
+) -> None:
+    case = numbered(tuple(shape))
+    patch = dataset(case, size=(size,) * len(shape), oversample=oversample)[number]
+    image, label = patch.image[0, 0].numpy(), patch.label[0, 0].numpy()
+    assert image.shape == label.shape == (size,) * len(shape)
+
+    inside = image > 0
+    np.testing.assert_array_equal(label == IGNORE, ~inside)
+    # Each voxel that shows a number shows its own neighbours' numbers at the right distance.
+    where = np.argwhere(inside)
+    source = np.stack(np.unravel_index(image[inside].astype(int) - 1, shape), axis=1)
+    assert len({tuple(offset) for offset in source - where}) == 1
+    np.testing.assert_array_equal(label[inside], case.label[(0, *source.T)])
+    # No axis shows padding beyond what the scan lacks, and what it lacks is on both sides.
+    for axis, n in enumerate(shape):
+        shown = np.flatnonzero(inside.any(axis=tuple(a for a in range(len(shape)) if a != axis)))
+        assert len(shown) == min(n, size)
+        assert abs(shown[0] - (size - 1 - shown[-1])) <= 1 or n >= size
+
+
+def test_uniform_patches_reach_every_position_evenly() -> None:
+    data = dataset(numbered((9, 6)), size=(4, 6))
+    starts = Counter(int((data[i].image[0, 0, 0, 0].item() - 1) // 6) for i in range(1200))
+    assert sorted(starts) == list(range(6))
+    assert max(starts.values()) < 1.4 * min(starts.values())
+
+
+@pytest.mark.parametrize("margin", [(), (2, 2, 2)])
+def test_oversampled_patches_contain_foreground_of_each_class_alike(margin: tuple[int, ...]) -> None:
+    data = dataset(numbered((30, 30, 30)), size=(8, 8, 8), oversample=1.0, margin=margin)
+    labels = [data[i].label for i in range(200)]
+    assert all(((label > 0) & (label != IGNORE)).any() for label in labels)
+    seen = Counter(int(label[label != IGNORE].max()) for label in labels)
+    assert seen.keys() == {1, 2} and min(seen.values()) > 70
+    places = {tuple(np.argwhere(label[0, 0].numpy() > 0)[0]) for label in labels}
+    assert len(places) >= 8, "the foreground must not always lie at one place of the patch"
+
+
+def test_the_share_of_oversampled_patches_is_as_asked() -> None:
+    data = dataset(numbered((40, 40, 40)), size=(4, 4, 4), oversample=1 / 3)
+    hits = np.mean([bool((data[i].label > 0).any()) for i in range(600)])
+    assert hits == pytest.approx(1 / 3, abs=0.06)
+
+
+@pytest.mark.parametrize("value", [0, IGNORE])
+def test_cases_without_foreground_give_patches_anywhere(value: int) -> None:
+    empty = PreparedCase("empty", np.ones((1, 12, 12), np.float32), np.full((1, 12, 12), value, np.uint8), {})
+    patch = dataset(empty, size=(5, 5), oversample=1.0)[0]
+    assert (patch.label == value).all() and (patch.image == 1).all()
+
+
+def test_unpadded_networks_see_the_scan_mirrored_and_judge_the_centre() -> None:
+    case = numbered((7, 9))
+    mirrored = np.pad(case.image[0], 6, mode="reflect")
+    data = dataset(case, size=(10, 8), margin=(3, 2))
+    seen = set()
+    for index in range(40):
+        patch = data[index]
+        assert patch.label.shape == (1, 1, 4, 4) and patch.image.shape == (1, 1, 10, 8)
+        x, y = np.divmod(int(patch.image[0, 0, 3, 2]) - 1, 9)
+        seen.add((x, y))
+        np.testing.assert_array_equal(patch.image[0, 0], mirrored[x + 3 : x + 13, y + 4 : y + 12])
+        np.testing.assert_array_equal(patch.label[0, 0], case.label[0, x : x + 4, y : y + 4])
+    assert {x for x, _ in seen} == set(range(4)) and {y for _, y in seen} == set(range(6))
+
+
+def test_outputs_larger_than_the_scan_are_ignored_outside() -> None:
+    patch = dataset(numbered((3, 9)), size=(10, 8), margin=(2, 2))[0]
+    known = patch.label[0, 0] != IGNORE
+    assert known.sum() == 3 * 4 and known[1:4].all()
+    assert (patch.image > 0).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flat_network_gets_slices_of_a_scan(axis: int) -> None:
+    case = numbered((5, 6, 7))
+    data = PatchDataset([case], PatchSettings((4, 4), oversample=0.5, slice_axis=axis), 100, STILL[2])
+    slices = set()
+    for index in range(60):
+        patch = data[index]
+        assert patch.image.shape == patch.label.shape == (1, 1, 4, 4)
+        places = np.stack(np.unravel_index(patch.image.numpy().astype(int).ravel() - 1, (5, 6, 7)))
+        assert len(np.unique(places[axis])) == 1
+        slices.add(places[axis, 0])
+        np.testing.assert_array_equal(patch.label.numpy().ravel(), case.label[(0, *places)])
+    assert slices == set(range(case.label.shape[1 + axis]))
+
+
+def test_rotated_patches_are_filled_from_their_surroundings() -> None:
+    """Deep inside a scan no voxel is ignored, however the patch is turned."""
+    case = PreparedCase("flat", np.ones((1, 90, 90, 90), np.float16), np.ones((1, 90, 90, 90), np.uint8), {})
+    middle = np.array([[45, 45, 45]], np.int32)
+    case = replace(case, foreground={1: middle})
+    turning = Augmentation(AugmentSettings(rotation=Chance(1, -45, 45), scaling=Chance(1, 0.8, 1.25)), 3)
+    data = PatchDataset([case], PatchSettings((20, 24, 16), oversample=1), 100, turning)
+    for index in range(10):
+        patch = data[index]
+        assert (patch.label == 1).all() and patch.image.dtype == torch.float32
+
+
+def test_cases_take_turns() -> None:
+    cases = [numbered((6, 6), name=str(i)) for i in range(5)]
+    data = replace(dataset(*cases, size=(4, 4)), per_epoch=7)
+    names = [data[i].cases[0] for i in range(35)]
+    rounds = [names[i : i + 5] for i in range(0, 35, 5)]
+    assert all(sorted(r) == list("01234") for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    limit=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+    background=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_found_foreground_is_the_classes_voxels(shape: list[int], limit: int, seed: int, background: bool) -> None:
+    rng = np.random.default_rng(seed)
+    label = rng.choice(np.array([0, 1, 3, 200, IGNORE], np.uint8), size=(1, *shape))
+    classes = [1, 2, 3, 200, IGNORE, *([0] if background else [])]
+    found = find_foreground(label, classes, limit, seed)
+    assert set(found) == {int(c) for c in np.unique(label) if c in classes and c != IGNORE}
+    for c, voxels in found.items():
+        assert voxels.dtype == np.int32
+        everywhere = {tuple(v) for v in np.argwhere(label[0] == c)}
+        chosen = {tuple(v) for v in voxels}
+        assert chosen <= everywhere and len(chosen) == len(voxels) == min(limit, len(everywhere))
+    again = find_foreground(label, classes, limit, seed)
+    assert all(np.array_equal(found[c], again[c]) for c in found)
+
+
+def test_the_choice_of_foreground_is_spread_over_the_class() -> None:
+    label = np.ones((1, 1000, 10), np.uint8)
+    rows = find_foreground(label, [1], limit=500, seed=3)[1][:, 0]
+    assert np.histogram(rows, bins=5, range=(0, 1000))[0].min() > 70
+    assert not np.array_equal(rows, find_foreground(label, [1], limit=500, seed=4)[1][:, 0])
+
+
+def lively(per_epoch: int = 7) -> PatchDataset:
+    cases = [numbered((20, 18, 16), name=f"case_{i}") for i in range(3)]
+    return PatchDataset(cases, PatchSettings((8, 8, 8), batch=2), per_epoch, Augmentation(LIVELY, 3), seed=4)
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    loaders = [make_loader(lively(), workers) for workers in (0, 2)]
+    for epoch in (0, 3):
+        batches = []
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            batches.append(list(loader))
+        assert len(batches[0]) == len(batches[1]) == len(loaders[0]) == 4
+        for one, two in zip(*batches, strict=True):
+            assert torch.equal(one.image, two.image) and torch.equal(one.label, two.label) and one.cases == two.cases
+    assert not torch.equal(batches[0][0].image, next(iter(make_loader(lively()))).image)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+    loader = make_loader(lively())
+    whole = list(loader)
+    loader.sampler.set_epoch(0, skip=2)  # type: ignore[attr-defined]
+    rest = list(loader)
+    assert len(rest) == len(loader) == 2
+    assert all(torch.equal(a.image, b.image) for a, b in zip(whole[2:], rest, strict=True))
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert len(list(loader)) == 4
+
+
+def test_loading_touches_no_global_generator() -> None:
+    before = (np.random.get_state()[1].copy(), torch.get_rng_state(), random.getstate())  # noqa: NPY002
+    for workers in (0, 1):
+        list(make_loader(lively(), workers))
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[1]) and random.getstate() == before[2]
+
+
+def test_batches_join_patches_in_order() -> None:
+    data = lively()
+    batch = collate([data[0], data[1]])
+    assert batch.image.shape == (2, 1, 8, 8, 8) and batch.label.dtype == torch.uint8
+    assert torch.equal(batch.image[1], data[1].image[0]) and batch.cases == [*data[0].cases, *data[1].cases]
+
+
+def test_a_memory_mapped_case_gives_the_same_patches(tmp_path: Path) -> None:
+    case = numbered((20, 18, 16))
+    for name, array in (("image", case.image), ("label", case.label)):
+        np.save(tmp_path / f"{name}.npy", array)
+    mapped = replace(
+        case,
+        **{n: np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("image", "label")},  # type: ignore[arg-type]
+    )
+    for index in range(5):
+        one, two = (replace(lively(), cases=[c])[index] for c in (case, mapped))
+        assert torch.equal(one.image, two.image) and torch.equal(one.label, two.label)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": ()}, "size"),
+        ({"size": (0, 4)}, "size"),
+        ({"batch": 0}, "batch"),
+        ({"oversample": 1.1}, "oversample"),
+        ({"slice_axis": 3}, "slice_axis"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PatchSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_cases_and_networks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        dataset(size=(4, 4))
+    with pytest.raises(ConfigError, match="no output"):
+        dataset(numbered((9, 9)), size=(4, 4), margin=(2, 1))
+    with pytest.raises(ConfigError, match="case_7: a scan of 2 dimensions"):
+        dataset(numbered((9, 9), name="case_7"), size=(4, 4, 4))
+    with pytest.raises(DataError, match="case_8"):
+        PreparedCase("case_8", np.zeros((1, 4, 4)), np.zeros((1, 4, 5), np.uint8), {})
