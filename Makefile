@@ -2,31 +2,48 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-input
+# Another source of torch, such as https://download.pytorch.org/whl/cpu for a much smaller build without CUDA.
+TORCH_INDEX ?=
+# Test processes; each computes with one thread, so that two processes on two cores do not fight for them.
+JOBS ?= 2
 
-.PHONY: install demo test clean
+.PHONY: install demo test lint format clean
 
-# torch first and pinned: any other way of asking for it can pull gigabytes of CUDA packages.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "medunet needs Python 3.11 or newer; say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: any other way of asking for it can pull another version and gigabytes of CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
+	$(PIP) -c constraints.txt -e '.[demo]'
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
+	$(PIP) -c constraints.txt -e '.[demo,test]'
 	touch $@
 
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/medunet demo
+	$(BIN)/medunet demo --overwrite
 
-test: $(VENV)/.tested
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pre-commit validate-config
 
+format: $(VENV)/.tested
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Runs and their models are left alone: they may be hours of work.
 clean:
-	rm -rf $(VENV) runs demo
+	rm -rf $(VENV) demo tutorial_output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,7 +20,6 @@ import click
 from medunet import __version__
 from medunet.errors import MedunetError
 
-
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -174,7 +173,9 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
 @click.argument("references", type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="Folder for scores.csv, scores.json and report.html.")
 @click.option("--json", "json_path", type=_PATH, help="Write the scores as JSON to this file.")
-@click.option("--tolerance", type=float, help="Tolerance of the surface Dice, in the scans' unit (default 1).")
+@click.option(
+    "--tolerance", type=float, help="Tolerance of the surface Dice, in the scans' unit (default 1 mm, or two pixels)."
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(
     predictions: Path,

@@ -281,12 +281,9 @@ def _refuse_unknown(node: Any, kind: type, loc: tuple[Any, ...], document: Comme
 
 
 def _unknown(key: str, known: list[str], loc: tuple[Any, ...], document: CommentedMap, source: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    if near:
-        advice = f'did you mean "{near[0]}"?'
-    elsewhere = [] if near else [name for name in _all_keys(Config, "") if name.split(".")[-1] == key]
-    if not near:
-        advice = f'did you mean "{elsewhere[0]}"?' if elsewhere else f"known here: {', '.join(known)}"
+    elsewhere = [name for name in _all_keys(Config, "") if name.split(".")[-1] == key]
+    near = elsewhere or difflib.get_close_matches(key, known, n=1)
+    advice = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(known)}"
     return f'{_where(loc, document, source)}: unknown key "{_dots(loc)}"; {advice}'
 
 

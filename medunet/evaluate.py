@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.catalogue import GRID_TOLERANCE, _label_table, _read_declaration, group_cases, scan_files
+from medunet.data.catalogue import GRID_TOLERANCE, declared_labels, group_cases, scan_files
 from medunet.data.formats import case_stem, read_volume
-from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
+from medunet.data.labels import IGNORE, LabelTable, table_from_values
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_free, write_text
@@ -27,13 +27,14 @@ from medunet.report.pictures import overlay_picture
 from medunet.report.planes import Overlay, reoriented
 from medunet.report.plots import EpochRecord
 from medunet.report.table import csv_text
-from medunet.scorecard import Scorecard, score_record, score_report, score_table
+from medunet.scorecard import Scorecard, score_record, score_report, score_table, summary_lines
 
 Source = Path | str | Volume
 Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 """Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""
 
 _IN_MILLIMETRES = {"mm": 1.0, "um": 1e-3, "nm": 1e-6}
+_REPORT = "report.html"
 _LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
 
 
@@ -114,7 +115,7 @@ def evaluate_folders(
     labels = settings.labels or _declared(folder if folder.is_dir() else folder.parent)
     pairs, missing, notes = _paired(predictions, folder)
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
-    failed = {**evaluation.failed, **dict.fromkeys(missing, "has no prediction of its name")}
+    failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
     return replace(evaluation, card=card)
 
@@ -132,7 +133,7 @@ def evaluate_pairs(
     """
     settings = settings or EvaluateSettings()
     named = _named(pairs)
-    labels = _with_background(settings.labels or _found_labels(named))
+    labels = settings.labels or _found_labels(named)
     cases, failed, unit = [], {}, ""
     for pair in track(named):
         try:
@@ -147,6 +148,33 @@ def evaluate_pairs(
         raise DataError(next(iter(failed.values())) + more)
     card = Scorecard(settings.title, tuple(cases), summarise(cases), unit, failed, _notes(labels))
     return Evaluation(card, labels, {pair.case: pair for pair in named if pair.case not in failed})
+
+
+def evaluate_command(
+    predictions: Path,
+    references: Path,
+    output: Path | None,
+    json_path: Path | None,
+    tolerance: float | None,
+    overwrite: bool,
+) -> tuple[list[str], bool]:
+    """What `medunet evaluate` does: score, write what is asked for, and say what came out.
+
+    Returns:
+        The lines to print, and whether a case failed.
+    """
+    from tqdm import tqdm
+
+    for path in _outputs(output, json_path):
+        check_free(path, overwrite)
+
+    def shown(pairs: Sequence[Pair]) -> Iterable[Pair]:
+        return tqdm(pairs, unit="case", disable=None, leave=False)
+
+    evaluation = evaluate_folders(predictions, references, EvaluateSettings(tolerance=tolerance), shown)
+    write_evaluation(evaluation, output, json_path, overwrite)
+    written = [] if output is None else [f"report: {output / _REPORT}"]
+    return [*summary_lines(evaluation.card), *written], bool(evaluation.failed)
 
 
 def write_evaluation(
@@ -165,18 +193,22 @@ def write_evaluation(
     Raises:
         OutputError: one of the files exists and `overwrite` is false (nothing is written then), or cannot be written.
     """
-    record = json.dumps(_record(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    texts: dict[Path, Callable[[], str]] = {}
-    if folder is not None:
-        texts[folder / "scores.csv"] = lambda: csv_text(score_table(evaluation.card))
-        texts[folder / "scores.json"] = lambda: record
-        texts[folder / "report.html"] = lambda: report_page(evaluation, epochs)
-    if json_path is not None:
-        texts[json_path] = lambda: record
-    for path in texts:
+    outputs = _outputs(folder, json_path)
+    for path in outputs:
         check_free(path, overwrite)
-    for path, text in texts.items():
-        write_text(path, text(), overwrite)
+    record = json.dumps(_record(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    texts = [record] if json_path is not None else []
+    if folder is not None:
+        texts += [csv_text(score_table(evaluation.card)), record, report_page(evaluation, epochs)]
+    for path, text in zip(outputs, texts, strict=True):
+        write_text(path, text, overwrite)
+
+
+def _outputs(folder: Path | None, json_path: Path | None) -> list[Path]:
+    outputs = [] if json_path is None else [json_path]
+    if folder is not None:
+        outputs += [folder / "scores.csv", folder / "scores.json", folder / _REPORT]
+    return outputs
 
 
 def report_page(evaluation: Evaluation, epochs: Sequence[EpochRecord] = ()) -> str:
@@ -328,7 +360,7 @@ def _declared(folder: Path) -> LabelTable | None:
     """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
     for place in (folder, folder.resolve().parent):
         if (place / "dataset.json").is_file():
-            return _label_table(_read_declaration(place / "dataset.json"), place / "dataset.json")
+            return declared_labels(place / "dataset.json")
     return None
 
 
@@ -351,14 +383,6 @@ def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
     return table_from_values(sorted(values))
 
 
-def _with_background(labels: LabelTable) -> LabelTable:
-    """Where no label has the value 0, unlabelled voxels do: the background need not be declared."""
-    if 0 in labels.values or labels.ignore == 0 or labels.has_background:
-        return labels
-    named = {"background": 0, **dict(zip(labels.names, labels.values, strict=True))}
-    return table_from_names(named, labels.ignore, labels.kind)
-
-
 def _notes(labels: LabelTable) -> tuple[str, ...]:
     if labels.kind != "instances":
         return ()
@@ -370,15 +394,16 @@ def _paired(predictions: Path, references: Path) -> tuple[list[Pair], list[str],
     if not predictions.exists():
         raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
     predicted, true = _by_stem(predictions), _by_stem(references)
+    images = _images(references, true)
     if predictions.is_file() and references.is_file():
-        return [Pair(case_stem(references), predictions, references)], [], ()
+        case = case_stem(references)
+        return [Pair(case, predictions, references, images.get(case))], [], ()
     both = sorted(set(predicted) & set(true))
     if not both:
         raise DataError(
             f"{predictions} and {references} have no file name in common\n"
             f"predictions: {_few(predicted)}; references: {_few(true)}\ngive both the same names up to the ending"
         )
-    images = _images(references, true)
     pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
     missing = [] if predictions.is_file() else sorted(set(true) - set(predicted))
     extra = [] if references.is_file() else sorted(set(predicted) - set(true))

@@ -122,8 +122,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = json.loads((file.metadata() or {})["medunet"])
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"{path}: is not a medunet model ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})\n"
+            f"{path}: is not a medunet model ({type(error).__name__}: {reason})\n"
             f"expected the {MODEL_FILE} that medunet train writes"
         ) from error
 

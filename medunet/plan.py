@@ -1,8 +1,8 @@
 """The story of `medunet plan`: a data set's fingerprint becomes a config that says why.
 
 The rules start from nnU-Net's (Isensee et al. 2021): median spacing, patch from the median shape, an axis is pooled
-while it is long and not coarser than the others, kernels of 1 along coarse axes. What is added is a budget: channels and
-patch shrink until about a thousand iterations fit into the minutes, at the speed this machine was measured to have.
+while it is long and not coarser than the others, kernels of 1 along coarse axes. What is added is a budget: channels
+and patch shrink until enough iterations fit into the minutes, at the speed this machine was measured to have.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from medunet.config import Config, DataSettings, TrainingSettings, annotated_yaml
 from medunet.data.augment import AugmentSettings
@@ -26,8 +24,8 @@ from medunet.devices import autocast_type, find_device, free_memory, training_sp
 from medunet.errors import DataError
 from medunet.files import check_free, write_text
 from medunet.learning.losses import LossSettings
+from medunet.networks.cost import Cost, step_cost
 from medunet.networks.settings import UNetSettings
-from medunet.networks.unet import UNet
 
 ITERATIONS = 800
 """Optimiser steps that a budget of minutes should allow; the hippocampus recipe converges in about so many."""
@@ -80,14 +78,6 @@ class Topology:
     @property
     def stride(self) -> tuple[int, ...]:
         return tuple(int(s) for s in np.prod(self.strides, axis=0)) if self.strides else (1,) * len(self.kernels[0])
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one training step with one patch: operations and bytes of activations, both from the network itself."""
-
-    operations: float
-    bytes: float
 
 
 def write_plan(folder: Path, output: Path, budget: Budget, axes: str | None, overwrite: bool) -> str:
@@ -206,18 +196,28 @@ def _dimensions(shape: tuple[int, ...], spacing: tuple[float, ...], notes: dict[
 
 
 def plan_topology(patch: tuple[int, ...], spacing: tuple[float, ...], most: int) -> Topology:
-    """Pool an axis while at least 8 voxels are left and it is less than twice as coarse as the finest."""
+    """Pool an axis while it has at least 8 voxels and is less than twice as coarse as the finest such axis.
+
+    Kernels are 1 along an axis until it is less than twice as coarse as the finest, and 3 from then on. There are at
+    least two levels: a tiny patch is padded for them.
+    """
     size, pitch = list(patch), list(spacing)
-    kernels, strides = [], []
+    kernels: list[tuple[int, ...]] = [(1,) * len(size)]
+    strides: list[tuple[int, ...]] = []
     while True:
-        kernels.append(tuple(3 if p < 2 * min(pitch) and n > 1 else 1 for p, n in zip(pitch, size, strict=True)))
-        stride = tuple(2 if n >= 8 and p < 2 * min(pitch) else 1 for n, p in zip(size, pitch, strict=True))
-        if max(stride) == 1 or len(kernels) == most:
+        fine = [p < 2 * min(pitch) for p in pitch]
+        kernels.append(tuple(3 if f or k == 3 else 1 for f, k in zip(fine, kernels[-1], strict=True)))
+        long = [n >= 8 for n in size]
+        finest = min((p for p, can in zip(pitch, long, strict=True) if can), default=math.inf)
+        stride = tuple(2 if can and p < 2 * finest else 1 for p, can in zip(pitch, long, strict=True))
+        if max(stride) == 1 and not strides:
+            stride = tuple(2 if f else 1 for f in fine)
+        if max(stride) == 1 or len(strides) == most - 1:
             break
         strides.append(stride)
         size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
         pitch = [p * s for p, s in zip(pitch, stride, strict=True)]
-    return Topology(tuple(kernels), tuple(strides))
+    return Topology(tuple(kernels[1:]), tuple(strides))
 
 
 def _plan_network(
@@ -285,27 +285,6 @@ def _network(found: Fingerprint, topology: Topology, base: int) -> UNetSettings:
         kernels=topology.kernels,
         strides=topology.strides,
     )
-
-
-def step_cost(settings: UNetSettings, patch: tuple[int, ...]) -> Cost:
-    """Count the operations and the activation bytes of a training step on one patch, without computing anything.
-
-    Backward costs twice the forward pass; each module's output is kept for it (4 bytes, and as much for gradients).
-    """
-    outputs = 0
-
-    def count(_module: torch.nn.Module, _inputs: object, output: torch.Tensor | list[torch.Tensor]) -> None:
-        nonlocal outputs
-        outputs += sum(o.numel() for o in (output if isinstance(output, list) else [output]))
-
-    with torch.device("meta"):
-        network = UNet(settings).train()
-        for module in network.modules():
-            if not list(module.children()):
-                module.register_forward_hook(count)
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, settings.in_channels, *patch))
-    return Cost(3.0 * counter.get_total_flops(), 8.0 * outputs)
 
 
 def _plan_augment(

@@ -14,7 +14,7 @@ from medunet.metrics import MEASURES, POLICY, CaseScores, LabelScores, LabelSumm
 from medunet.report.colours import label_colours
 from medunet.report.page import Headline, Picture, Report, Section
 from medunet.report.plots import EpochRecord, ScorePanel, curves_plot, score_plot
-from medunet.report.table import Cell, Column, Spread, Table
+from medunet.report.table import Cell, Column, Spread, Table, cell_text
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}
 _DICE, _HD95 = _BY_KEY["dice"], _BY_KEY["hausdorff95"]
@@ -55,12 +55,12 @@ class Scorecard:
 
 
 def shown_unit(unit: str) -> str:
-    """`um` as µm."""
-    return "µm" if unit == "um" else unit
+    """`um` as µm, `pixel` as px."""
+    return {"um": "µm", "pixel": "px"}.get(unit, unit)
 
 
 def score_table(card: Scorecard) -> Table:
-    """One row per case and structure with every score: `scores.csv`."""
+    """One row per case and structure with every score: `scores.csv`. Volumes are in the unit cubed, 2-D squared."""
     unit = card.unit
     columns = [Column("case", "Case"), Column("label", "Label"), Column("outcome", "Outcome")]
     columns += [Column(f"{m.key}_{unit}" if m.is_distance else m.key, _titled(m, unit)) for m in MEASURES]
@@ -97,7 +97,7 @@ def label_table(card: Scorecard) -> Table:
         Column("worst_case", "in case"),
     ]
     others = [_BY_KEY[key] for key in _PAGE_MEASURES]
-    columns += [Column(m.key, _titled(m, card.unit), digits=2 if m.is_distance else 3) for m in others]
+    columns += [_mean_column(m, card.unit) for m in others]
     columns += [
         Column("pooled_iou", "Pooled IoU", hint="of the voxel counts of all cases added up"),
         Column("missed", "Missed", hint="in the reference, not predicted"),
@@ -124,7 +124,7 @@ def case_table(card: Scorecard) -> Table:
     means = [_BY_KEY[key] for key in ("iou", "surface_dice", "hausdorff95", "mean_surface_distance")]
     columns = [Column("case", "Case"), Column("dice", "Dice", share=True)]
     columns += [Column(f"dice_{name}", f"Dice {name}") for name in shown]
-    columns += [Column(m.key, _titled(m, card.unit), digits=2 if m.is_distance else 3) for m in means]
+    columns += [_mean_column(m, card.unit) for m in means]
     columns += [
         Column("pixel_accuracy", "Pixel accuracy"),
         Column("lowest", "Lowest"),
@@ -145,6 +145,11 @@ def case_table(card: Scorecard) -> Table:
 def _lowest(case: CaseScores) -> str | None:
     present = [scores for scores in case.labels if scores.outcome != "absent"]
     return min(present, key=lambda scores: scores.dice).label if present else None
+
+
+def _mean_column(measure: Measure, unit: str) -> Column:
+    hint = measure.key.replace("_", " ")
+    return Column(measure.key, _titled(measure, unit), digits=2 if measure.is_distance else 3, hint=hint)
 
 
 def _titled(measure: Measure, unit: str) -> str:
@@ -228,7 +233,8 @@ def score_report(card: Scorecard, pictures: Sequence[Picture] = (), epochs: Sequ
         curves = Picture("Training", "loss, learning rate and validation Dice by epoch", curves_plot(epochs))
         sections.append(Section("Training", pictures=(curves,)))
     if card.cases:
-        sections.append(Section("Labels", pictures=(_strips(card),), tables=(label_table(card),)))
+        strips = (_strips(card),) if len(card.cases) > 1 else ()
+        sections.append(Section("Labels", pictures=strips, tables=(label_table(card),)))
         how = "Means over the structures of a case. Click a heading to sort."
         sections.append(Section(f"Cases ({len(card.cases)})", (how,), tables=(case_table(card),)))
     tolerance = f"The tolerance of the surface Dice is {card.tolerance}."
@@ -247,6 +253,32 @@ def _strips(card: Scorecard) -> Picture:
         failed = {n.label: n.outcomes["missed"] + n.outcomes["invented"] for n in card.summary.labels}
         panels.append(ScorePanel(_titled(measure, card.unit), values, failed, bounded=not measure.is_distance))
     return Picture("Each case a dot", "box: quartiles, line: median", score_plot(panels))
+
+
+def summary_lines(card: Scorecard) -> list[str]:
+    """The scores as lines of text for a terminal: the means, one line per structure, then what was not scored."""
+    mean, unit = card.summary.mean, shown_unit(card.unit)
+    lines = [
+        f"{_subtitle(card)}",
+        f"mean Dice {_number(mean['dice'], 3)}, IoU {_number(mean['iou'], 3)}, HD95 {_number(mean['hausdorff95'], 2)} "
+        f"{unit}, surface Dice {_number(mean['surface_dice'], 3)} (within {card.tolerance})",
+    ]
+    wide = max((len(label.label) for label in card.summary.labels), default=0)
+    lines += [f"  {label.label:<{wide}}  {_label_line(label, unit)}" for label in card.summary.labels]
+    lines += list(_warnings(card))
+    return lines
+
+
+def _label_line(label: LabelSummary, unit: str) -> str:
+    dice, far = label.statistics["dice"], label.statistics["hausdorff95"]
+    if not dice.count:
+        return "absent everywhere"
+    text = f"Dice {cell_text(Spread(dice.mean, dice.deviation), 3)}"
+    if dice.count > 1:
+        text += f", worst {dice.worst:.3f} ({dice.worst_case})"
+    text += f", HD95 {far.mean:.2f} {unit}"
+    failures = [f"{label.outcomes[kind]} {kind}" for kind in ("missed", "invented") if label.outcomes[kind]]
+    return ", ".join([text, *failures])
 
 
 def _headlines(card: Scorecard) -> tuple[Headline, ...]:

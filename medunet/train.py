@@ -207,8 +207,8 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     for key, value in wanted.items():
         if f"network.{key}" in stated and getattr(config.network, key) != value:
             raise ConfigError(
-                f"{file.source}: network.{key} is {getattr(config.network, key)}, the data set {data.name} has {value}\n"
-                f"remove the line; it is filled in from the data set"
+                f"{file.source}: network.{key} is {getattr(config.network, key)}, but {data.name} has {value}\n"
+                "remove the line; it is filled in from the data set"
             )
     normalise = tuple(
         n if n.complete else Normalisation(n.kind, n.nonzero, v.low, v.high, v.mean, v.std)
@@ -236,6 +236,8 @@ def _check_sizes(config: Config) -> None:
     if len(size) != network.dimensions:
         raise ConfigError(f"patches.size {size} has {len(size)} numbers for a {network.dimensions}-D network")
     network.shape.check(size)
+    if network.deep_supervision and not network.padded:
+        raise ConfigError("network.deep_supervision needs a padded network; set one of the two otherwise")
 
 
 def _prepare(setup: Setup, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
@@ -263,8 +265,7 @@ def _start(
 ) -> Session:
     """Make the run's folder and the state, fresh or as the checkpoint has it."""
     config, training = setup.config, setup.config.training
-    torch.manual_seed(training.seed)
-    network = UNet(config.network).to(setup.device)
+    network = UNet(config.network, training.seed).to(setup.device)
     ema = Ema(network, training.ema) if training.ema else None
     state = TrainState(network, make_optimiser(config.optimiser, network), ema)
     if resume:

@@ -144,6 +144,15 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
     ]
 
 
+def declared_labels(path: Path) -> LabelTable | None:
+    """The label table of a `dataset.json`, None where it declares no labels or is missing.
+
+    Raises:
+        DataError: the file is no JSON object, or its labels cannot be used.
+    """
+    return _label_table(_read_declaration(path), path)
+
+
 def _read_declaration(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}

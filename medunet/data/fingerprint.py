@@ -106,8 +106,8 @@ def _require_uniform(found: list[tuple[str, int, int]]) -> None:
     for name, channels, dimensions in found[1:]:
         if (channels, dimensions) != first[1:]:
             raise DataError(
-                f"{name}: has {channels} channel(s) and {dimensions} dimensions, {first[0]} has {first[1]} and {first[2]}"
-                "\nall cases of a data set need the same channels; take the odd ones out"
+                f"{name}: has {channels} channel(s) and {dimensions} dimensions, "
+                f"{first[0]} has {first[1]} and {first[2]}\nall cases of a data set need the same channels; take the odd ones out"
             )
 
 

@@ -129,8 +129,11 @@ def _as_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
 def table_from_names(named: Mapping[str, int], ignore: int | None, kind: str = "classes") -> LabelTable:
     """A table from declared names: the class called background first, then by value.
 
-    Instance sets are binary whatever they declare: background and one class.
+    Where no label has the value 0, unlabelled voxels do: that background need not be declared. Instance sets are
+    binary whatever they declare: background and one class.
     """
+    if kind == "classes" and ignore != 0 and 0 not in named.values() and "background" not in map(str.lower, named):
+        named = {"background": 0, **named}
     ordered = sorted(named.items(), key=lambda item: (item[0].lower() != "background", item[1]))
     if kind == "instances":
         inside = [name for name, _ in ordered if name.lower() != "background"] or ["object"]

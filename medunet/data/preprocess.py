@@ -150,7 +150,7 @@ def restore_labels(scores: NDArray[np.float32], undo: Undo, outside: int = 0) ->
 
 
 def restore_scores(scores: NDArray[np.float32], undo: Undo, outside: int = 0) -> NDArray[np.float32]:
-    """Probabilities `(class, *spatial)` on the scan's own grid; voxels that were cut away are certain to be `outside`."""
+    """Probabilities `(class, *spatial)` on the scan's own grid; what was cut away is surely `outside`."""
     whole = np.zeros((len(scores), *undo.oriented), dtype=np.float32)
     whole[outside] = 1.0
     whole[(slice(None), *undo.crop)] = resample_linear(scores, undo.kept)
@@ -235,7 +235,7 @@ def _target_shape(
 
 
 def _resample_image(array: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Linear, after a Gaussian along axes that shrink (sigma (factor - 1) / 2, as scikit-image does), against aliasing."""
+    """Linear, after a Gaussian along axes that shrink (sigma (factor - 1) / 2, as in scikit-image), against aliasing."""
     sigmas = [max(0.0, (old / new - 1) / 2) for old, new in zip(array.shape[1:], shape, strict=True)]
     if max(sigmas) > 0.25:
         array = gaussian_filter(array, [0.0, *sigmas], mode="nearest")

@@ -188,12 +188,8 @@ class UNetShape:
         return size
 
     def _smallest_bottleneck(self, axis: int) -> int:
-        """The smallest size in the deepest level that leaves every decoder level at least one voxel."""
-        smallest, slope = 1, 1
-        for level in reversed(range(self.levels - 1)):
-            slope *= self.strides[level][axis]
-            smallest = max(smallest, -(-(1 - self._output_of(0, axis, level)) // slope))
-        return smallest
+        """The smallest size in the deepest level that leaves the output one voxel, and so every level above it too."""
+        return max(1, -(-(1 - self._output_of(0, axis)) // self.stride[axis]))
 
 
 def _times(size: Sequence[int]) -> str:

@@ -92,7 +92,7 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     if not torch.isfinite(loss):
         raise MedunetError(
             f"the loss became {loss.item()} at step {state.step} with the cases {', '.join(batch.cases)}\n"
-            "look at these scans (medunet inspect), or lower optimiser.rate; the last good state is kept in the run folder"
+            "look at these scans (medunet inspect), or lower optimiser.rate; the last good state is kept"
         )
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medunet.errors import ConfigError
@@ -143,15 +142,17 @@ def _thinned(voxels: Tensor, size: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Logits and target side by side.
+    """What was predicted beside what is true.
 
     Attributes:
-        logits: ``(batch, classes, *spatial)`` float32.
+        log_probabilities: ``(batch, classes, *spatial)`` float32.
+        right: the log-probability of the true class, ``(batch, *spatial)``.
         target: ``(batch, *spatial)`` int64; 0 where ignored.
         weight: ``(batch, *spatial)`` float32; 0 where ignored.
     """
 
-    logits: Tensor
+    log_probabilities: Tensor
+    right: Tensor
     target: Tensor
     weight: Tensor
 
@@ -165,22 +166,23 @@ def _judged(logits: Tensor, target: Tensor, weight: Tensor | None) -> _Judged:
     weights = valid.float()
     if weight is not None:
         weights = weights * weight.float().reshape(target.shape)
-    return _Judged(logits.float(), target.long().masked_fill(~valid, 0), weights)
+    known = target.long().masked_fill(~valid, 0)
+    log_probabilities = logits.float().log_softmax(dim=1)
+    return _Judged(log_probabilities, log_probabilities.gather(1, known[:, None])[:, 0], known, weights)
 
 
 _Term: TypeAlias = Callable[[_Judged, LossSettings, Tensor | None], Tensor]
 
 
 def _cross_entropy(judged: _Judged, settings: LossSettings, weights: Tensor | None) -> Tensor:
-    return _weighted_mean(F.cross_entropy(judged.logits, judged.target, reduction="none"), judged, weights)
+    return _weighted_mean(-judged.right, judged, weights)
 
 
 def _focal(judged: _Judged, settings: LossSettings, weights: Tensor | None) -> Tensor:
     """Softmax focal loss: cross-entropy times (1 - p of the true class) to the power gamma."""
-    entropy = F.cross_entropy(judged.logits, judged.target, reduction="none")
-    # 1 - exp(-entropy), without the rounding to 0 that has an infinite slope for gamma below 1.
-    missing = -torch.expm1(-entropy)
-    return _weighted_mean(missing.clamp_min(1e-7) ** settings.gamma * entropy, judged, weights)
+    # The smallest number keeps the slope finite where p is 1 and gamma below 1.
+    missing = -torch.expm1(judged.right)
+    return _weighted_mean(missing.clamp_min(1e-7) ** settings.gamma * -judged.right, judged, weights)
 
 
 def _weighted_mean(values: Tensor, judged: _Judged, weights: Tensor | None) -> Tensor:
@@ -208,13 +210,13 @@ def _overlap(judged: _Judged, settings: LossSettings, errors: tuple[float, float
     loss of 0.5; it costs the mean probability that it is given instead, which is harmless where it is rightly absent.
     """
     first = 0 if settings.include_background else 1
-    probabilities = judged.logits.softmax(dim=1)[:, first:]
-    weight = judged.weight[:, None]
-    classes = torch.arange(first, judged.logits.shape[1], device=weight.device)
-    truth = (judged.target[:, None] == classes.reshape(1, -1, *[1] * (judged.target.ndim - 1))) * weight
-    axes = (0, *range(2, probabilities.ndim))
-    hits = (probabilities * truth).sum(axes)
-    given, true, voxels = (probabilities * weight).sum(axes), truth.sum(axes), weight.sum()
+    classes, weight, target = judged.log_probabilities.shape[1], judged.weight, judged.target.flatten()
+    # Sums over classes by index: a one-hot truth would be as large as the logits, gigabytes for a hundred classes.
+    hits = weight.new_zeros(classes).index_add(0, target, (judged.right.exp() * weight).flatten())[first:]
+    true = weight.new_zeros(classes).index_add(0, target, weight.flatten())[first:]
+    probabilities = judged.log_probabilities.exp().flatten(2)
+    given = torch.einsum("bkn,bn->k", probabilities, weight.flatten(1))[first:]
+    voxels = weight.sum()
     false_positives, false_negatives = errors[0] * (given - hits), errors[1] * (true - hits)
     # The tiny number only matters for smooth = 0, where an absent class would divide 0 by 0.
     present = 1 - (hits + smooth) / (hits + false_positives + false_negatives + smooth).clamp_min(1e-12)

@@ -55,7 +55,7 @@ MEASURES = (
     Measure("volume_similarity", "Volume similarity"),
     Measure("surface_dice", "Surface Dice"),
     Measure("hausdorff95", "HD95", higher_is_better=False, is_distance=True),
-    Measure("mean_surface_distance", "Mean surface distance", higher_is_better=False, is_distance=True),
+    Measure("mean_surface_distance", "ASSD", higher_is_better=False, is_distance=True),
     Measure("hausdorff", "Hausdorff", higher_is_better=False, is_distance=True),
 )
 

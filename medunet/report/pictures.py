@@ -137,12 +137,11 @@ def _draw_image(ax: Axes, plane: Plane, window: tuple[float, float]) -> None:
 def _draw_outlines(ax: Axes, plane: Plane, overlay: Overlay, wide: float) -> None:
     from matplotlib import patheffects
 
+    _tint(ax, plane, overlay)
     for value, colour in _coloured(overlay):
         for labels, dashed in ((plane.reference, False), (plane.prediction, True)):
             if labels is None or not (labels == value).any():
                 continue
-            if not dashed:
-                _tint(ax, labels == value, plane, colour)
             lines = _contour(ax, labels == value, plane.steps)
             lines.set(edgecolor=tinted(colour, 0.7) if dashed else colour, linewidth=0.65 * wide if dashed else wide)
             if dashed:
@@ -160,13 +159,16 @@ def _line_width(planes: Sequence[Plane]) -> float:
     return 1.0 if crossings > 8 else 1.7
 
 
-def _tint(ax: Axes, mask: NDArray[np.bool_], plane: Plane, colour: str) -> None:
-    """Colour the inside faintly, so that one sees on which side of an outline the structure lies."""
+def _tint(ax: Axes, plane: Plane, overlay: Overlay) -> None:
+    """Colour the reference faintly, so that one sees on which side of an outline the structure lies."""
     from matplotlib.colors import to_rgba
 
+    if plane.reference is None:
+        return
     height, width = plane.extent
-    layer = np.zeros((*mask.shape, 4), dtype=np.float32)
-    layer[mask] = to_rgba(colour, 0.2)
+    layer = np.zeros((*plane.shape, 4), dtype=np.float32)
+    for value, colour in _coloured(overlay):
+        layer[plane.reference == value] = to_rgba(colour, 0.2)
     ax.imshow(layer, extent=(0, width, height, 0), interpolation="nearest", aspect="equal")
 
 

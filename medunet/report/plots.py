@@ -73,11 +73,8 @@ def _draw_panel(ax: Axes, panel: ScorePanel, names: Sequence[str]) -> None:
     shown = [value for name in names for value in panel.values.get(name, ()) if isfinite(value)]
     edge = 1.0 if panel.bounded else 1.08 * max(shown, default=1.0) or 1.0
     failures = any(panel.failed.values())
-    if panel.bounded:
-        lowest = 0.0 if failures else min(shown, default=0.0)
-        low, high = max(0.0, lowest - 0.08 * (1 - lowest) - 0.01), 1.01
-    else:
-        low, high = 0.0, 1.04 * edge
+    low = -0.03 if failures else max(0.0, min([*shown, 0.9]) - 0.03)
+    low, high = (low, 1.01) if panel.bounded else (0.0, 1.04 * edge)
     for row, (name, colour) in enumerate(zip(names, label_colours(len(names)), strict=True)):
         _draw_strip(ax, row, [v for v in panel.values.get(name, ()) if isfinite(v)], colour)
         if panel.failed.get(name):

@@ -271,6 +271,7 @@ def test_only_the_named_axes_are_mirrored(axes: tuple[int, ...]) -> None:
         (lambda: AugmentSettings(flip_axes=(3,)), "axes are 0, 1 and 2"),
         (lambda: AugmentSettings(flip_probability=2), "flip_probability"),
         (lambda: Augmentation(AugmentSettings(flip_axes=(2,)), 2), "axis 2"),
+        (lambda: Augmentation(AugmentSettings(coarse_axis=0), 2), "coarse_axis"),
         (lambda: Draw(-1, 0, 0), "negative"),
     ],
 )

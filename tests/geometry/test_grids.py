@@ -94,7 +94,7 @@ def test_resampling_to_the_same_shape_is_identity(rng) -> None:
 
 
 def test_resampling_does_not_shift() -> None:
-    """A symmetric object stays centred, up and down, linear and nearest (MONAI's Resized 'nearest' shifts by ½ voxel)."""
+    """A symmetric object stays centred, up and down (MONAI's Resized 'nearest' shifts by half a voxel)."""
     array = np.zeros((1, 20, 20, 20), dtype=np.float32)
     array[0, 6:14, 6:14, 6:14] = 1
     for target in (13, 20, 31, 40):

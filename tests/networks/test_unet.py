@@ -195,10 +195,18 @@ def test_norms_over_space_are_inexact_and_say_so(norm: Any) -> None:
     assert (here[:, :, stride:] - there[:, :, :-stride]).abs().max() > 1e-4
 
 
-def test_unpadded_and_padded_networks_agree_in_the_middle() -> None:
-    """With the same weights, a padded network gives the unpadded one's answer where no padding reaches."""
-    config = variant(padded=False, channels=(4, 6))
-    unpadded, padded = seasoned(config), seasoned(variant(padded=True, channels=(4, 6)))
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"residual": True}, {"attention": True}, {"downsampling": "stride", "upsampling": "interpolated"}],
+    ids=str,
+)
+def test_unpadded_and_padded_networks_agree_in_the_middle(changes: dict[str, Any]) -> None:
+    """With the same weights, a padded network gives the unpadded one's answer where no padding reaches.
+
+    So every crop is the true centre: a skip or a shortcut cropped elsewhere would still give the right sizes.
+    """
+    config = variant(padded=False, channels=(4, 6), **changes)
+    unpadded, padded = seasoned(config), seasoned(variant(channels=(4, 6), **changes))
     padded.load_state_dict(unpadded.state_dict())
     size, margin = 40 + config.shape.margin[0] * 2, config.shape.margin[0]
     assert config.shape.is_legal((size, size))
@@ -207,6 +215,17 @@ def test_unpadded_and_padded_networks_agree_in_the_middle() -> None:
     with torch.inference_mode():
         inner = padded(image)[:, :, margin:-margin, margin:-margin]
         torch.testing.assert_close(unpadded(image), inner, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_deep_supervision_answers_finest_first_and_only_while_training(padded: bool) -> None:
+    config = variant(channels=(4, 4, 4, 4), deep_supervision=True, padded=padded, convolutions=1)
+    network, image = UNet(config).train(), an_image(variant(channels=(4, 4, 4, 4), padded=padded, convolutions=1))
+    answer = network(image)
+    assert isinstance(answer, tuple)
+    assert [tuple(a.shape[2:]) for a in answer] == list(config.shape.decoder_sizes(image.shape[2:]))
+    assert len(answer) == 3 and all(a.shape[1] == 3 for a in answer)
+    assert isinstance(network.eval()(image), torch.Tensor)
 
 
 def dropouts(config: UNetSettings) -> list[str]:

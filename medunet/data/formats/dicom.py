@@ -106,7 +106,7 @@ def read(folder: Path) -> Volume:
     series = _series(folder)
     array = np.empty((1, *series.shape), series.dtype)
     for index, one in enumerate(series.slices):
-        array[0, :, :, index] = _pixels(one, series.dtype).T
+        array[0, :, :, index] = _pixels(one).T
     return Volume(array, series.affine, "mm", Origin(folder, "dicom"))
 
 
@@ -158,10 +158,12 @@ def _header(path: Path) -> Any:
         with _quiet():
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_NEEDED))
             header.decode()
-            return header
     except (InvalidDicomError, EOFError, OSError, ValueError, TypeError, AttributeError, KeyError):
         # the cause is cut off on purpose: it can quote the header, and with it a patient's name
         raise DataError(f"{path}: damaged or truncated DICOM header; copy it again") from None
+    if not header.get("SeriesInstanceUID"):
+        raise DataError(f"{path}: damaged or truncated DICOM header: it names no series; copy it again")
+    return header
 
 
 def _check_one_series(folder: Path, headers: Sequence[Any]) -> None:
@@ -305,8 +307,8 @@ def _dtype(slices: Sequence[_Slice]) -> np.dtype[Any]:
     return np.dtype(np.float32)
 
 
-def _pixels(one: _Slice, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """One slice ``(row, column)``, rescaled."""
+def _pixels(one: _Slice) -> NDArray[Any]:
+    """One slice ``(row, column)``, rescaled; pydicom has cleared bits beyond BitsStored, where old overlays lie."""
     try:
         with _quiet():
             pixels = pydicom.dcmread(one.path).pixel_array
@@ -316,7 +318,4 @@ def _pixels(one: _Slice, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise DataError(f"{one.path}: pixels of shape {pixels.shape}, but the header says {one.header.Rows} rows")
     if one.slope == 1 and one.intercept == 0:
         return np.asarray(pixels)
-    values = pixels.astype(np.float64) * one.slope + one.intercept
-    if dtype.kind == "i" and not (np.iinfo(dtype).min <= values.min() and values.max() <= np.iinfo(dtype).max):
-        raise DataError(f"{one.path}: values {values.min():g} to {values.max():g} lie beyond the header's BitsStored")
-    return values
+    return np.asarray(pixels.astype(np.float64) * one.slope + one.intercept)

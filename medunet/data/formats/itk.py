@@ -2,7 +2,7 @@
 
 ITK reads the geometry and writes the files. Voxels are read here, not through MONAI's ITKReader: ITK takes a damaged
 ``.mha`` for whole, its Python wrapping has no int8, no 64-bit integers and few vectors (8-bit pairs, 16-bit RGB and
-five probabilities all raise TemplateTypeError; itk 5.4.7), and it corrects a negative spacing silently.
+five probabilities all raise TemplateTypeError; itk 5.4.7), and it accepts a negative spacing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from medunet.files import check_free, written_aside
 SCALARS = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 VECTORS = ("uint8", "int16", "uint16", "float32", "float64")
 LONGEST_HEADER = 1 << 20
+BZIP2_LIMIT = 1_200_000  # a block of about 40 bytes can stand for 45.9 MB of zeros
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
@@ -126,24 +128,33 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     Raises:
         OutputError: not writable, values that no type holds, or an oblique two-dimensional plane.
     """
-    import itk
-
     array = storable(volume.array, SCALARS if volume.channels == 1 else VECTORS, path)
     pose = _pose_of(volume, path)
     check_free(path, overwrite)
     vector = volume.channels > 1
-    image = itk.image_from_array(np.ascontiguousarray(array.T if vector else array[0].T), is_vector=vector)
-    image.SetSpacing(pose.spacing)
-    image.SetOrigin(pose.origin)
-    image.SetDirection(itk.matrix_from_array(np.array(pose.direction)))
-    with written_aside(path, overwrite) as aside:
-        _write_files(image, path, aside, overwrite)
+    pixels = np.ascontiguousarray(array.T if vector else array[0].T)
+    with written_aside(path, overwrite) as aside, _itk() as itk:
+        image = itk.image_from_array(pixels, is_vector=vector)
+        image.SetRegions(list(volume.shape))  # ITK turns an array around that is also contiguous in Fortran's order
+        image.SetSpacing(pose.spacing)
+        image.SetOrigin(pose.origin)
+        image.SetDirection(itk.matrix_from_array(np.array(pose.direction)))
+        _write_files(itk, image, path, aside, overwrite)
 
 
-def _write_files(image: Any, path: Path, aside: Path, overwrite: bool) -> None:
+@contextmanager
+def _itk() -> Iterator[Any]:
+    """ITK, imported when needed. It loads its parts at first use, and their SWIG classes raise a DeprecationWarning
+    while they are made: where warnings are errors, that crashes the interpreter (segmentation fault, itk 5.4.7)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import itk
+
+        yield itk
+
+
+def _write_files(itk: Any, image: Any, path: Path, aside: Path, overwrite: bool) -> None:
     """ITK names a separate voxel file after the header, so both are made in a folder of their own, then moved."""
-    import itk
-
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         header = Path(folder) / path.name
         try:
@@ -171,6 +182,7 @@ def _pose_of(volume: Volume, path: Path) -> _Pose:
     if n == 2 and (np.abs(lps[2, :2]).max() > 1e-6 * spacing.max() or spacing.min() == 0):
         raise OutputError(f"{path}: an oblique two-dimensional plane has no place in this format; write .nii.gz")
     direction = lps[:n, :n] / spacing
+    direction = np.where(np.abs(direction) < 1e-15, 0.0, direction)  # ITK's SVD complains about denormal numbers
     rows = tuple(tuple(float(v) for v in row) for row in direction)
     return _Pose(tuple(float(s) for s in spacing), tuple(float(o) for o in lps[:n, 3]), rows)
 
@@ -178,7 +190,7 @@ def _pose_of(volume: Volume, path: Path) -> _Pose:
 def _parsed(path: Path) -> tuple[_Payload, _Pose]:
     meta = path.suffix.lower() in (".mha", ".mhd")
     payload = (_meta_payload if meta else _nrrd_payload)(path)
-    if min(payload.sizes) < 1:
+    if min(payload.sizes, default=0) < 1:
         raise DataError(f"{path}: broken header: an array of shape {payload.sizes} holds no voxel")
     if len(payload.shape) not in (2, 3):
         raise DataError(
@@ -192,22 +204,21 @@ def _parsed(path: Path) -> tuple[_Payload, _Pose]:
 
 def _pose(path: Path, meta: bool, shape: tuple[int, ...]) -> _Pose:
     """Spacing, origin and direction as ITK understands the header (spaces, orientations, synonyms of keys)."""
-    import itk
-
-    reader = itk.MetaImageIO.New() if meta else itk.NrrdImageIO.New()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"{path}: ITK cannot read this header: {reason}") from error
-    n = reader.GetNumberOfDimensions()
-    found = tuple(int(reader.GetDimensions(axis)) for axis in range(n))
+    with _itk() as itk:
+        reader = itk.MetaImageIO.New() if meta else itk.NrrdImageIO.New()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise DataError(f"{path}: ITK cannot read this header: {reason}") from error
+        n = reader.GetNumberOfDimensions()
+        found = tuple(int(reader.GetDimensions(axis)) for axis in range(n))
+        columns = [tuple(float(v) for v in reader.GetDirection(axis)) for axis in range(n)]
+        spacing = tuple(float(reader.GetSpacing(axis)) for axis in range(n))
+        origin = tuple(float(reader.GetOrigin(axis)) for axis in range(n))
     if found != shape:
         raise DataError(f"{path}: contradictory header: shape {shape}, but ITK finds {found}")
-    columns = [tuple(float(v) for v in reader.GetDirection(axis)) for axis in range(n)]
-    spacing = tuple(float(reader.GetSpacing(axis)) for axis in range(n))
-    origin = tuple(float(reader.GetOrigin(axis)) for axis in range(n))
     return _Pose(spacing, origin, tuple(zip(*columns, strict=True)))
 
 
@@ -235,7 +246,7 @@ def _meta_payload(path: Path) -> _Payload:
         name = header["ElementDataFile"]
     except (KeyError, ValueError) as error:
         raise DataError(f"{path}: not MetaImage, truncated, or a broken header ({error}); copy it again") from error
-    if min(spacing) <= 0:
+    if min(spacing, default=0) <= 0:
         raise DataError(f"{path}: ElementSpacing {spacing}; expected positive numbers, put flips into TransformMatrix")
     order = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False"))
     packing = "deflate" if _true(header.get("CompressedData", "False")) else "raw"
@@ -314,10 +325,8 @@ def _stream(payload: _Payload) -> Iterator[tuple[IO[bytes], int]]:
             yield inflated(handle), size * DEFLATE_LIMIT
         elif payload.packing == "bzip2":
             with bz2.open(handle) as stream:
-                yield (
-                    stream,
-                    size * 100_000,
-                )  # bzip2 packs at most about 45 MB into 45 bytes per block, tens of thousands
+                yield stream, size * BZIP2_LIMIT
+        # bzip2 packs at most about 45 MB into 45 bytes per block, tens of thousands
         else:
             yield handle, size
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, storable
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
-from medunet.errors import DataError, OutputError
+from medunet.errors import DataError
 from medunet.files import written_aside
 
 TYPES = ("uint8", "int16", "uint16", "int32", "uint32", "int8", "float32", "float64")
@@ -99,10 +99,8 @@ def look(path: Path) -> Grid:
         "qform code": str(int(header["qform_code"])),
         "stored as": str(contents.dtype if not contents.dtype.names else "RGB"),
     }
-    if header["sform_code"] and header["qform_code"]:
-        difference = float(np.abs(header.get_sform() - header.get_qform()).max())
-        if difference > 1e-3:
-            details["warning"] = f"qform and sform differ by up to {difference:.3g}; the sform is used"
+    if warning := _disagreement(header):
+        details["warning"] = warning
     dtype = str(contents.array_dtype)
     return Grid(contents.spatial, contents.channels, contents.affine, contents.unit, dtype, "nifti", details)
 
@@ -118,10 +116,24 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     Raises:
         OutputError: not writable, or values that no NIfTI type holds.
     """
-    array = storable(_laid_out(volume.array), TYPES, path)
     pair = path.suffix.lower() in (".hdr", ".img")
+    image = _image(volume, path, pair)
+    if not pair:
+        with written_aside(path, overwrite) as aside:
+            image.to_filename(aside)
+        return
+    header_path, voxel_path = path.with_suffix(".hdr"), path.with_suffix(".img")
+    with written_aside(header_path, overwrite) as head, written_aside(voxel_path, overwrite) as voxels:
+        image.to_file_map({"header": nib.FileHolder(str(head)), "image": nib.FileHolder(str(voxels))})
+
+
+def _image(volume: Volume, path: Path, pair: bool) -> Any:
+    """nibabel's image, its header copied from the volume's source where there is one."""
+    array = storable(_laid_out(volume.array), TYPES, path)
     source = volume.origin.header if volume.origin and volume.origin.format == "nifti" else None
     second = max(array.shape) > LARGEST_NIFTI1_AXIS or (source is not None and source["sizeof_hdr"] == 540)
+    if source is not None and second != (source["sizeof_hdr"] == 540):
+        source = None  # a NIfTI-1 header cannot describe an axis this long
     kind = (nib.Nifti2Pair if pair else nib.Nifti2Image) if second else (nib.Nifti1Pair if pair else nib.Nifti1Image)
     header = _copied(source, kind.header_class) if source is not None else kind.header_class()
     header.set_data_dtype(array.dtype)
@@ -130,14 +142,18 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
         _set_grid(header, volume)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the display range of other values
-    image = kind(array, None, header)
-    if not pair:
-        with written_aside(path, overwrite) as aside:
-            image.to_filename(aside)
-        return
-    header_path, voxel_path = path.with_suffix(".hdr"), path.with_suffix(".img")
-    with written_aside(header_path, overwrite) as head, written_aside(voxel_path, overwrite) as voxels:
-        image.to_file_map({"header": nib.FileHolder(str(head)), "image": nib.FileHolder(str(voxels))})
+    return kind(array, None, header)
+
+
+def _disagreement(header: Any) -> str:
+    """What to say about a qform beside a sform that wins, empty if they agree."""
+    if not (header["sform_code"] and header["qform_code"]):
+        return ""
+    try:
+        difference = float(np.abs(header.get_sform() - header.get_qform()).max())
+    except ValueError:  # nibabel on a quaternion longer than 1
+        return "the qform is broken; the sform is used"
+    return f"qform and sform differ by up to {difference:.3g}; the sform is used" if difference > 1e-3 else ""
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -280,8 +296,6 @@ def _laid_out(array: NDArray[Any]) -> NDArray[Any]:
 
 def _copied(source: Any, kind: Any) -> Any:
     """`source`'s fields and extensions in a header of another kind (single file or pair)."""
-    if source["sizeof_hdr"] != kind.sizeof_hdr:
-        raise OutputError("a NIfTI-1 header cannot describe an axis of more than 32767 voxels")
     header = kind(endianness=source.endianness, extensions=tuple(source.extensions))
     for name in source:
         if name not in ("magic", "vox_offset"):

@@ -46,7 +46,7 @@ def read(path: Path) -> Volume:
         _channels(picture, path)
         deep = _deep_colour(path)
         try:
-            pixels = _decode_deep(path) if deep else np.asarray(picture)
+            pixels = _decode_deep(path) if deep else np.array(picture)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise DataError(f"{path}: damaged or truncated picture ({error}); make or copy it again") from error
         mode = picture.mode
@@ -137,7 +137,7 @@ def _decode_deep(path: Path) -> NDArray[Any]:
     import imagecodecs
 
     try:
-        return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        return np.array(imagecodecs.png_decode(path.read_bytes()))
     except imagecodecs.PngError as error:
         raise ValueError(str(error)) from error
 

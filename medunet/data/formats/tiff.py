@@ -7,6 +7,8 @@ bits and writes only the first slice of a volume.
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +31,12 @@ LARGEST_CLASSIC = 2**32 - 2**25
 
 IMAGEJ_TYPES = ("uint8", "uint16", "int16", "float32")
 OME_TYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int8", "float32", "float64")
+_DAMAGE = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    MemoryError, SyntaxError, struct.error, zlib.error,
+)  # fmt: skip
+"""What tifffile and its codecs were seen to raise on cut and altered files; all of it says that a file is damaged."""
+
 _LOGGER = logging.getLogger("tifffile")
 
 
@@ -87,12 +95,12 @@ def read(path: Path, axes: str | None = None) -> Volume:
         DataError: damaged or truncated, several time points, axes that the file does not say, `axes` that do not fit.
     """
     with _opened(path, axes) as contents:
-        _check_whole(contents.series, path)
         try:
             with _errors_noticed(path):
+                _check_whole(contents.series, path)
                 array = contents.series.asarray().reshape(contents.shape)
-        except (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
-            raise _damaged(path, error) from error
+        except _DAMAGE as error:
+            raise error if isinstance(error, DataError) else _damaged(path, error) from error
     if array.dtype.kind not in "buif":
         raise DataError(f"{path}: {array.dtype} pixels; expected real numbers")
     order = [contents.axes.index(axis) for axis in "CSXYZ" if axis in contents.axes]
@@ -177,17 +185,13 @@ def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
 
 @contextmanager
 def _opened(path: Path, axes: str | None) -> Iterator[_Contents]:
-    try:
-        with _errors_noticed(path):
-            # one file only: OME-XML may name companions anywhere
-            file = tifffile.TiffFile(path, _multifile=False)
-    except (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
-        raise _damaged(path, error) from error
-    with file:
+    # our own handle: tifffile leaves its own open when a file is cut within its header
+    with path.open("rb") as handle:
         try:
             with _errors_noticed(path):
+                file = tifffile.TiffFile(handle, name=path.name, _multifile=False)  # OME-XML could name any other file
                 contents = _contents(file, path, axes)
-        except (OSError, ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
+        except _DAMAGE as error:
             raise error if isinstance(error, DataError) else _damaged(path, error) from error
         yield contents
 
@@ -227,10 +231,11 @@ def _known_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
     lengths = dict(zip(axes, shape, strict=True))
     unknown = {axis: n for axis, n in lengths.items() if axis not in "CSZYX" and n > 1}
     if unknown.get("T"):
+        free = next((letter for letter in "ZC" if letter not in axes), None)
+        hint = f", or say --axes {axes.replace('T', free)} if that is what the axis means" if free else ""
         raise DataError(
             f"{path}: {unknown['T']} time points (axes {axes}, shape {shape}); expected one volume\n"
-            "split it by time, or say --axes if the axis means something else, for example --axes "
-            f"{axes.replace('T', 'Z' if 'Z' not in axes else 'C')}"
+            f"split it by time{hint}"
         )
     if unknown or "X" not in axes or "Y" not in axes:
         raise DataError(

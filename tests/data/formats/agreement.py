@@ -8,6 +8,7 @@ import numpy as np
 
 from medunet.data.formats import read_grid, read_volume, write_volume
 from medunet.data.volume import Volume
+from medunet.errors import DataError
 
 
 def read_checked(path: Path, axes: str | None = None) -> Volume:
@@ -28,13 +29,26 @@ def write_and_read(volume: Volume, path: Path) -> Volume:
     return read_checked(path)
 
 
-def check_label_grid(scan: Path, labels_path: Path, axes: str | None = None) -> Volume:
-    """Write a label map for a scan; it must lie on exactly the scan's grid. Returns it as read back."""
+def check_label_grid(scan: Path, labels_path: Path, axes: str | None = None, rounding: float = 0.0) -> Volume:
+    """Write a label map for a scan; it must lie on exactly the scan's grid. Returns it as read back.
+
+    `rounding` is for NRRD, which stores the product of direction and spacing, so that ITK rounds their quotient again.
+    """
     volume = read_checked(scan, axes)
     labels = np.arange(np.prod(volume.shape), dtype=np.int64).reshape((1, *volume.shape)) % 7
     back = write_and_read(volume.with_array(labels), labels_path)
     np.testing.assert_array_equal(back.array, labels)
     assert back.array.dtype == np.uint8
-    np.testing.assert_array_equal(back.affine, volume.affine)
+    np.testing.assert_allclose(back.affine, volume.affine, rtol=rounding, atol=rounding)
     assert back.unit == volume.unit
     return back
+
+
+def refused_or_right(path: Path, expected: np.ndarray) -> None:
+    """A damaged file is refused; only the padding bits of a compressed block change nothing."""
+    try:
+        volume = read_volume(path)
+    except DataError as error:
+        assert path.name in str(error)
+    else:
+        np.testing.assert_array_equal(volume.array[0], expected)

@@ -1,0 +1,61 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medunet.errors import OutputError
+from medunet.files import write_text, written_aside
+
+
+def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "sub" / "x.txt"
+    with pytest.raises(RuntimeError), written_aside(target) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_the_old_file_survives_a_failed_overwrite(tmp_path: Path) -> None:
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), written_aside(target, overwrite=True) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_existing_files_are_refused_unasked(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.txt", "one")
+    with pytest.raises(OutputError, match="exists already"):
+        write_text(tmp_path / "x.txt", "two")
+    write_text(tmp_path / "x.txt", "two", overwrite=True)
+    assert (tmp_path / "x.txt").read_text() == "two"
+
+
+def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        write_text(tmp_path, "x", overwrite=True)
+
+
+def test_an_unwritable_place_is_an_error_that_names_it() -> None:
+    place = Path("/proc/nothing/x.txt")
+    if not place.parent.parent.is_dir():
+        pytest.skip("needs a read-only /proc")
+    with pytest.raises(OutputError, match=r"/proc/nothing/x\.txt: cannot be written"):
+        write_text(place, "x")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with (
+        pytest.raises(OutputError, match="No space left"),
+        written_aside(tmp_path / "x"),
+        Path("/dev/full").open("w") as full,
+    ):
+        full.write("x" * 100_000)
+        full.flush()
+    assert list(tmp_path.iterdir()) == []

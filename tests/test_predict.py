@@ -1,0 +1,212 @@
+"""Prediction: outputs on the scan's own grid, refusals before any work, one bad case stops no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import medunet
+from medunet.data.labels import table_from_names
+from medunet.data.preprocess import Normalisation, PreprocessSettings
+from medunet.data.volume import Volume
+from medunet.errors import ConfigError, DataError, MedunetError, OutputError
+from medunet.model import Model, ModelCard, load_model, save_model
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
+from medunet.predict import PredictRequest, PredictSettings, find_inputs, segment_files, segment_volume
+
+LABELS = table_from_names({"background": 0, "dark": 32, "bright": 255}, None)
+
+
+def card(**changes: object) -> ModelCard:
+    given: dict = {
+        "name": "thresholds",
+        "network": UNetSettings(channels=(4, 8), classes=3, strides=2),
+        "preprocess": PreprocessSettings(normalise=(Normalisation("none"),)),
+        "labels": LABELS,
+        "channels": ("MRI",),
+        "patch": (16, 16, 16),
+    }
+    return ModelCard(**(given | changes))
+
+
+def make_model(**changes: object) -> Model:
+    torch.manual_seed(1)
+    made = card(**changes)
+    return Model(UNet(made.network).eval(), made)
+
+
+class Thresholds(torch.nn.Module):
+    """A network whose answer is known: 0 below 1, class 1 below 2, else class 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([1 - image, 1 - (image - 1.5).abs() * 2, image - 2], dim=1)
+
+
+def known_model(**changes: object) -> Model:
+    return Model(Thresholds().eval(), card(**changes))
+
+
+def volume_of(shape: tuple[int, ...], code: str = "LPI", spacing: tuple[float, ...] = (1.0, 2.0, 1.5)) -> Volume:
+    ornt = nib.orientations.axcodes2ornt(tuple(code))
+    affine = nib.orientations.inv_ornt_aff(ornt, shape) @ np.diag([*spacing, 1])
+    values = np.random.default_rng(0).choice([0.0, 1.5, 4.0], size=(1, *shape)).astype(np.float32)
+    return Volume(values, affine)
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "PIR"])
+@pytest.mark.parametrize("method", ["exact", "blend"])
+@pytest.mark.parametrize("tta", [False, True])
+def test_known_answers_come_back_voxel_for_voxel_on_the_scans_grid(code: str, method: str, tta: bool) -> None:
+    volume = volume_of((13, 9, 7), code)
+    settings = PredictSettings(method=method, tta=tta, precision="fp32")
+    result = segment_volume(volume, known_model(mirror_axes=(0, 2)), settings)
+    expected = np.select([volume.array < 1, volume.array < 2], [0, 32], 255)
+    np.testing.assert_array_equal(result.array, expected)
+    np.testing.assert_array_equal(result.affine, volume.affine)
+    assert result.array.dtype == np.uint8
+
+
+def test_a_model_at_another_spacing_still_answers_on_the_scans_grid() -> None:
+    blocks = np.repeat(np.repeat(np.repeat(np.array([[[[0.0, 4.0]]]]), 12, 1), 12, 2), 6, 3).astype(np.float32)
+    volume = Volume(blocks, np.diag([1.0, 1.0, 2.0, 1.0]))
+    model = known_model(preprocess=PreprocessSettings(spacing=(1.0, 1.0, 1.0), normalise=(Normalisation("none"),)))
+    result = segment_volume(volume, model)
+    assert result.shape == volume.shape
+    np.testing.assert_array_equal(result.array[..., :5], 0)
+    np.testing.assert_array_equal(result.array[..., 7:], 255)
+
+
+def test_a_two_dimensional_model_goes_through_a_volume_slice_by_slice() -> None:
+    flat = {"network": UNetSettings(dimensions=2, channels=(4, 8), classes=3), "patch": (16, 16), "slice_axis": 1}
+    volume = volume_of((8, 5, 10), "RAS")
+    result = segment_volume(volume, known_model(**flat))
+    np.testing.assert_array_equal(result.array, np.select([volume.array < 1, volume.array < 2], [0, 32], 255))
+    real = make_model(**flat)
+    whole = segment_volume(volume, real, PredictSettings(precision="fp32")).array
+    one = Volume(np.ascontiguousarray(volume.array[:, :, 2]), volume.affine)
+    np.testing.assert_array_equal(segment_volume(one, real, PredictSettings(precision="fp32")).array, whole[:, :, 2])
+
+
+def test_unpadded_networks_answer_for_every_voxel() -> None:
+    model = make_model(
+        network=UNetSettings(channels=(4, 8), classes=3, padded=False), patch=(20, 20, 20),
+    )  # fmt: skip
+    assert segment_volume(volume_of((11, 7, 9)), model).shape == (11, 7, 9)
+
+
+def test_what_does_not_fit_the_model_is_refused() -> None:
+    two = Volume(np.zeros((2, 8, 8, 8), np.float32))
+    with pytest.raises(DataError, match=r"has 2 channel\(s\), the model was trained on 1 \(MRI\)"):
+        segment_volume(two, make_model())
+    with pytest.raises(DataError, match="is a picture, the model was trained on volumes"):
+        segment_volume(Volume(np.zeros((1, 8, 8), np.float32)), make_model())
+    with pytest.raises(ConfigError, match="instance norm"):
+        segment_volume(
+            volume_of((8, 8, 8)),
+            make_model(network=UNetSettings(channels=(4, 8), classes=3, norm="instance")),
+            PredictSettings(method="exact"),
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    save_model(tmp_path / "run" / "model.safetensors", UNet(card().network).state_dict(), card())
+    return tmp_path / "run"
+
+
+def save_scan(path: Path, shape: tuple[int, ...] = (9, 8, 7)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    medunet.write_volume(volume_of(shape), path)
+    return path
+
+
+def test_a_folder_of_scans_with_one_bad_one(run: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        save_scan(tmp_path / "in" / f"{name}.nii.gz")
+    bad = tmp_path / "in" / "b.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:300])
+    request = PredictRequest([tmp_path / "in"], tmp_path / "out", record=tmp_path / "record.json", probabilities=True)
+    summary = segment_files(str(run), request, PredictSettings())
+    assert summary.failed == ["b"] and any("b: FAILED" in line for line in summary.lines)
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["a.nii.gz", "a_probabilities.nii.gz", "c.nii.gz", "c_probabilities.nii.gz"]
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [("error" in c) for c in record["cases"]] == [False, True, False]
+    assert record["model"]["sha256"] == load_model(run).checksum
+    probabilities = medunet.read_volume(tmp_path / "out" / "a_probabilities.nii.gz").array
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+    labels = medunet.read_volume(tmp_path / "out" / "a.nii.gz").array
+    np.testing.assert_array_equal(np.array([0, 32, 255])[probabilities.argmax(axis=0)], labels[0])
+
+
+def test_one_scan_to_a_named_file(run: Path, tmp_path: Path) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    segment_files(str(run), PredictRequest([scan], tmp_path / "result.mha"), PredictSettings())
+    result = medunet.read_volume(tmp_path / "result.mha")
+    np.testing.assert_allclose(result.affine, medunet.read_volume(scan).affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "what", ["exists", "collision", "one file for two", "suffix", "no scan", "no model", "missing"]
+)
+def test_refusals_before_any_work(run: Path, tmp_path: Path, what: str) -> None:
+    first, second = save_scan(tmp_path / "x" / "a.nii.gz"), save_scan(tmp_path / "y" / "a.nii.gz")
+    model, inputs, output = str(run), [first], tmp_path / "out"
+    if what == "exists":
+        save_scan(output / "a.nii.gz")
+    elif what == "collision":
+        inputs = [first, second]
+    elif what == "one file for two":
+        inputs, output = [first, save_scan(tmp_path / "b.nii.gz")], tmp_path / "o.nii.gz"
+    elif what == "suffix":
+        output = tmp_path / "o.jpg"
+    elif what == "no scan":
+        (tmp_path / "empty").mkdir()
+        inputs = [tmp_path / "empty"]
+    elif what == "no model":
+        model = str(first)
+    elif what == "missing":
+        inputs = [tmp_path / "nowhere.nii"]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MedunetError) as error:
+        segment_files(model, PredictRequest(inputs, output), PredictSettings())
+    assert isinstance(error.value, (OutputError, ConfigError, DataError, ValueError))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwrite_replaces(run: Path, tmp_path: Path) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    for overwrite in (False, True):
+        segment_files(str(run), PredictRequest([scan], tmp_path / "out", overwrite=overwrite), PredictSettings())
+    with pytest.raises(OutputError, match="exists already"):
+        segment_files(str(run), PredictRequest([scan], tmp_path / "out"), PredictSettings())
+
+
+def test_nothing_but_background_is_said(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = UNet(card().network).state_dict()
+    head = next(name for name in weights if "head" in name and name.endswith("bias"))
+    weights[head] = torch.tensor([100.0, 0.0, 0.0])
+    save_model(run / "model.safetensors", weights, card())
+    summary = segment_files(
+        str(run), PredictRequest([save_scan(tmp_path / "a.nii.gz")], tmp_path / "o"), PredictSettings()
+    )
+    assert any("NOTE: nothing but background" in line for line in summary.lines)
+
+
+def test_channels_of_one_case_are_grouped(tmp_path: Path) -> None:
+    for channel in range(2):
+        save_scan(tmp_path / f"p_{channel:04d}.nii.gz")
+    (case,) = find_inputs([tmp_path])
+    assert case.name == "p" and len(case.images) == 2
