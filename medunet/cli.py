@@ -207,7 +207,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (MedunetError, MemoryError) as error:
+    except (MedunetError, MemoryError, OSError) as error:
         if debug:
             traceback.print_exc()
         click.echo(f"medunet: error: {_message(error)}", err=True)
@@ -221,6 +221,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, MedunetError):
+        return f"{error.filename or 'file'}: {error.strerror or error}; check that it exists and may be read or written"
     if isinstance(error, MemoryError):
         return f"out of memory ({error or 'no size known'}); use a smaller --memory, or a machine with more"
     return str(error)

@@ -37,7 +37,9 @@ def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
             "check the folder's permissions and the free disk space, or choose another place"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        # Where the "folder" is a file, there is nothing to remove, and unlink would hide the error.
+        if path.parent.is_dir():
+            aside.unlink(missing_ok=True)
 
 
 def check_free(path: Path, overwrite: bool) -> None:

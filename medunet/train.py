@@ -145,8 +145,8 @@ def _check_output(request: TrainRequest) -> None:
     if request.resume and not (folder / CONFIG_FILE).exists():
         raise ModelError(f"-o {folder}: holds no run to resume; start without --resume")
     probe = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(probe, os.W_OK):
-        raise OutputError(f"-o {folder}: cannot be written (no permission in {probe}); choose another place")
+    if not probe.is_dir() or not os.access(probe, os.W_OK):
+        raise OutputError(f"-o {folder}: cannot be written ({probe} is no folder that may be written to)")
 
 
 def set_up(request: TrainRequest, line: ProgressLine) -> Setup:

@@ -19,7 +19,7 @@ from medunet.data.patches import PreparedCase
 from medunet.data.prepare import held_out_mask
 from medunet.data.preprocess import restore_labels
 from medunet.data.volume import Volume
-from medunet.evaluate import EvaluateSettings, Evaluation, Pair, evaluate_pairs, report_page, write_evaluation
+from medunet.evaluate import EvaluateSettings, Pair, evaluate_pairs, report_page, write_evaluation
 from medunet.files import write_text
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
@@ -28,6 +28,7 @@ from medunet.predict import PredictSettings, class_scores, prepare_scan
 from medunet.report.pictures import overlay_array
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord
+from medunet.scorecard import summary_lines
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     epochs = epoch_records(folder / "metrics.csv")
     write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epochs)
     write_text(folder / "report.html", report_page(evaluation, epochs), overwrite=True)
-    return _lines(evaluation, folder)
+    return [*summary_lines(evaluation.card), f"report: {folder / 'report.html'}"]
 
 
 def _predict_case(case: Case, model: Model, folder: Path, held: HeldOut) -> Pair:
@@ -166,15 +167,3 @@ def epoch_records(path: Path) -> list[EpochRecord]:
         )
         for row in rows
     ]
-
-
-def _lines(evaluation: Evaluation, folder: Path) -> list[str]:
-    means = evaluation.summary.mean
-    lines = [f"held-out cases: {len(evaluation.cases)}, mean Dice {means['dice']:.4f}, mean IoU {means['iou']:.4f}"]
-    lines += [
-        f"  {label.label}: Dice {label.statistics['dice'].mean:.4f}, IoU {label.statistics['iou'].mean:.4f}"
-        for label in evaluation.summary.labels
-        if label.statistics["dice"].count
-    ]
-    lines += [f"  {case}: NOT SCORED: {reason}" for case, reason in evaluation.failed.items()]
-    return [*lines, f"report: {folder / 'report.html'}"]

@@ -40,6 +40,12 @@ def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
         write_text(tmp_path, "x", overwrite=True)
 
 
+def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_text(tmp_path / "file" / "y.txt", "y")
+
+
 def test_an_unwritable_place_is_an_error_that_names_it() -> None:
     place = Path("/proc/nothing/x.txt")
     if not place.parent.parent.is_dir():

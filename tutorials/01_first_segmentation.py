@@ -31,8 +31,8 @@ def medunet_command(line: str) -> None:
 # %% [markdown]
 # ## The data
 #
-# To be quick we make voxels of 2 mm from the template's 1 mm, by averaging blocks of 2 x 2 x 2. A voxel is grey (1) or
-# white (2) matter where the map says so with more than one half.
+# To be quick we make voxels of 2 mm from the template's 1 mm, by averaging blocks of 2 x 2 x 2. A voxel is grey (1)
+# or white (2) matter where the map says so with more than one half.
 
 # %%
 spec = find_spec("nilearn")
@@ -60,8 +60,8 @@ print(f"{t1.shape} voxels of 2 mm, {np.mean(labels == 1):.1%} grey and {np.mean(
 # A data set is a folder with `images/`, `labels/` and a `dataset.json` that names things. The left half goes into it.
 # The right half we keep elsewhere, so that the training cannot see it.
 #
-# A `Volume` is an array `(channel, x, y, z)` with its affine. When we cut, the affine has to move along, otherwise the
-# right half would claim to lie where the left one is.
+# A `Volume` is an array `(channel, x, y, z)` with its affine. When we cut, the affine has to move along, otherwise
+# the right half would claim to lie where the left one is.
 
 # %%
 middle = t1.shape[0] // 2
@@ -81,9 +81,10 @@ medunet_command(f"inspect {OUTPUT / 'dataset'}")
 # %% [markdown]
 # ## Training
 #
-# A config says what is done. What it leaves open has defaults; the number of channels and classes comes from the data.
-# This one is as small as it can be: three levels, cubes of 32 voxels, 300 steps, about half a minute on two cores. For
-# work that matters, let `medunet plan` write one for your data and machine, and give it hours with `--minutes`.
+# A config says what is done. What it leaves open has defaults; the number of channels and classes comes from the
+# data. This one is as small as it can be: three levels, cubes of 32 voxels, 300 steps, about half a minute on two
+# cores. For work that matters, let `medunet plan` write one for your data and machine, and give it hours with
+# `--minutes`.
 #
 # `folds: 0` holds no case out for validation: there is only one, and our test is the other half.
 
@@ -138,13 +139,12 @@ for name, scores in zip(("grey matter", "white matter"), evaluation.cases[0].lab
 # %%
 z = scan.shape[2] // 2
 figure = Figure(figsize=(9, 5), layout="constrained")
-for panel, title, overlay in zip(
-    figure.subplots(1, 3), ("scan", "reference", "prediction"), (None, truth, predicted), strict=True
-):
+shown = {"scan": None, "reference": truth, "prediction": predicted}
+for panel, (title, overlay) in zip(figure.subplots(1, 3), shown.items(), strict=True):
     panel.imshow(scan.array[0, :, :, z].T, cmap="gray", origin="lower")
     if overlay is not None:
-        shown = np.ma.masked_equal(overlay.array[0, :, :, z].T, 0)
-        panel.imshow(shown, cmap="autumn", vmin=1, vmax=2, alpha=0.5, origin="lower", interpolation="nearest")
+        tissue = np.ma.masked_equal(overlay.array[0, :, :, z].T, 0)
+        panel.imshow(tissue, cmap="autumn", vmin=1, vmax=2, alpha=0.5, origin="lower", interpolation="nearest")
     panel.set_title(title)
     panel.axis("off")
 figure.savefig(OUTPUT / "picture.png", dpi=120)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Your own data
 #
-# All that medunet wants is a folder: pictures or scans in `images/`, label maps of the same names in `labels/`, and, if
-# you like, a `dataset.json` that says what channels and labels are called. Here we make one from arrays, as you would
-# from whatever your microscope or your database gives you, and go once through all commands.
+# All that medunet wants is a folder: pictures or scans in `images/`, label maps of the same names in `labels/`, and,
+# if you like, a `dataset.json` that says what channels and labels are called. Here we make one from arrays, as you
+# would from whatever your microscope or your database gives you, and go once through all commands.
 
 # %%
 import json
@@ -63,9 +63,9 @@ for place in (DATA, UNSEEN):
     )
 
 # %% [markdown]
-# For scans it is the same with `.nii.gz`, `.nrrd`, `.mha`, `.tif` or a folder per DICOM series. Several channels of one
-# case are `case_00_0000.nii.gz`, `case_00_0001.nii.gz`, … Voxels that nobody has labelled get a value of their own, and
-# `"ignore": 255` in `dataset.json` says so.
+# For scans it is the same with `.nii.gz`, `.nrrd`, `.mha`, `.tif` or a folder per DICOM series. Several channels of
+# one case are `case_00_0000.nii.gz`, `case_00_0001.nii.gz`, … Voxels that nobody has labelled get a value of their
+# own, and `"ignore": 255` in `dataset.json` says so.
 #
 # ## Look before you train
 #
@@ -89,19 +89,19 @@ assert medunet_command(f"inspect {broken}") == 1
 # %% [markdown]
 # ## Plan
 #
-# `plan` measures the data and this machine and writes a complete config, each choice with its reason. It is yours from
-# then on: read it, change it, keep it with your results.
+# `plan` measures the data and this machine and writes a complete config, each choice with its reason. It is yours
+# from then on: read it, change it, keep it with your results.
 
 # %%
 CONFIG, RUN = OUTPUT / "shapes.yaml", OUTPUT / "run"
 assert medunet_command(f"plan {DATA} -o {CONFIG} --minutes 1 --overwrite") == 0
-print("".join(line for line in CONFIG.read_text().splitlines(keepends=True)[:24]), "…")
+print("\n".join(CONFIG.read_text().splitlines()[:24]) + "\n…")
 
 # %% [markdown]
 # ## Train
 #
-# A fifth of the cases is held out and scored while the network learns from the others. `--set` changes single values of
-# a config. We make the network smaller and the training shorter than planned, because nobody wants to wait in a
+# A fifth of the cases is held out and scored while the network learns from the others. `--set` changes single values
+# of a config. We make the network smaller and the training shorter than planned, because nobody wants to wait in a
 # tutorial. A misspelt key is refused, not ignored:
 
 # %%
@@ -117,13 +117,13 @@ assert medunet_command(f"train {CONFIG} -o {RUN} --overwrite {shorter}") == 0
 print("the run's folder:", ", ".join(sorted(path.name for path in RUN.iterdir())))
 
 # %% [markdown]
-# `model.safetensors` is the model: this one file is all that `predict` needs. `report.html` shows curves, scores and the
-# worst, median and best of the held-out cases. `medunet train … --resume` would go on from `last.ckpt`.
+# `model.safetensors` is the model: this one file is all that `predict` needs. `report.html` shows curves, scores and
+# the worst, median and best of the held-out cases. `medunet train … --resume` would go on from `last.ckpt`.
 #
 # ## Predict and evaluate
 #
-# Four pictures have been kept apart. They are segmented in one go; each result has its picture's name and size, and the
-# data set's own label values.
+# Four pictures have been kept apart. They are segmented in one go; each result has its picture's name and size, and
+# the data set's own label values.
 
 # %%
 PREDICTED = OUTPUT / "predicted"

@@ -41,9 +41,10 @@ def compare(
 # %% [markdown]
 # ## Overlap
 #
-# *Dice* is twice the common volume over the sum of both volumes, *IoU* the common volume over the joint one. They say the
-# same on two scales, Dice = 2 IoU / (1 + IoU), so never compare one with the other. *Precision* asks how much of the
-# prediction is right, *recall* how much of the reference was found. Too large costs precision, too small costs recall.
+# *Dice* is twice the common volume over the sum of both volumes, *IoU* the common volume over the joint one. They say
+# the same on two scales, Dice = 2 IoU / (1 + IoU), so never compare one with the other. *Precision* asks how much of
+# the prediction is right, *recall* how much of the reference was found. Too large costs precision, too small costs
+# recall.
 
 # %%
 middle = (32.0, 32.0, 32.0)
@@ -58,8 +59,8 @@ compare("shifted by 3 voxels", ball((35, 32, 32), 12), reference)
 # ## Small structures are punished
 #
 # The same error of one voxel, at every size. Dice falls with the radius, because a small ball is mostly surface. So a
-# Dice of 0.75 may be excellent for a lesion and poor for a liver. The surface scores measure the error itself and hardly
-# move.
+# Dice of 0.75 may be excellent for a lesion and poor for a liver. HD95, explained below, measures the error itself
+# and stays where it is.
 
 # %%
 for radius in (24, 12, 6, 3):
@@ -69,9 +70,9 @@ for radius in (24, 12, 6, 3):
 # ## Distances
 #
 # The *Hausdorff distance* is the largest distance from any point of one surface to the other surface. A single stray
-# voxel decides it. *HD95* leaves out the farthest five per cent on each side, and forgives the speck, but also forgets
-# it. The *mean surface distance* averages over both surfaces. *Surface Dice* is the share of both surfaces that lies
-# within a tolerance of the other, 1 mm unless stated. Overlap hardly notices the speck at all.
+# voxel decides it. *HD95* leaves out the farthest five per cent on each side, and forgives the speck, but also
+# forgets it. The *mean surface distance* averages over both surfaces. *Surface Dice* is the share of both surfaces
+# that lies within a tolerance of the other, 1 mm unless stated. Overlap hardly notices the speck at all.
 
 # %%
 speck = reference.copy()
@@ -82,8 +83,9 @@ print(f"mean surface distance {scores.mean_surface_distance:.2f} mm")
 assert scores.hausdorff > 30 and scores.hausdorff95 < 1
 
 # %% [markdown]
-# HD95 and surface Dice answer different questions. Below, two predictions with the same surface Dice of about 0.9: one is
-# off by a little more than the tolerance in many places, the other is perfect but for a horn. HD95 tells them apart.
+# HD95 and surface Dice answer different questions. The next two predictions are perfect but for one place: a horn of
+# 14 mm has grown out of the first, the top of the second is cut off by 3 mm. Surface Dice tells how much of the
+# surface is wrong, and that is about the same. HD95 tells how wrong it is.
 
 # %%
 horn = reference.copy()
@@ -118,9 +120,9 @@ assert scores.volume_difference == 0 and scores.dice == 0
 # nothing in the fourth.
 #
 # Overlap of nothing with nothing is 0/0, no number. Some tools call it 1, which lifts the average of whoever has many
-# healthy cases; some leave misses out, because a distance to nothing does not exist, which lifts the average of whoever
-# misses most. Here a structure that is absent on both sides is left out, and a miss scores Dice 0 and the diagonal of
-# the image as every distance. A miss never improves an average.
+# healthy cases; some leave misses out, because a distance to nothing does not exist, which lifts the average of
+# whoever misses most. Here a structure that is absent on both sides is left out, and a miss scores Dice 0 and the
+# diagonal of the image as every distance. A miss never improves an average.
 
 # %%
 nothing = np.zeros(SHAPE, np.uint8)
@@ -155,8 +157,8 @@ print(f"{np.mean([s.hausdorff95 for s in compared]):.2f} mm   better for missing
 print(f"both empty counted as 1: Dice {(dice.mean * dice.count + 1) / (dice.count + 1):.3f}   better for healthy cases")
 
 # %% [markdown]
-# So read the number of misses before the mean, the spread before the ranking, and the worst case before any of them. The
-# page shows all three; the rules stand at its end, and in `scores.json` under `definitions`.
+# So read the number of misses before the mean, the spread before the ranking, and the worst case before any of them.
+# The page shows all three; the rules stand at its end, and in `scores.json` under `definitions`.
 
 # %%
 write_evaluation(evaluation, OUTPUT, overwrite=True)

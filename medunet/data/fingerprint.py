@@ -107,7 +107,8 @@ def _require_uniform(found: list[tuple[str, int, int]]) -> None:
         if (channels, dimensions) != first[1:]:
             raise DataError(
                 f"{name}: has {channels} channel(s) and {dimensions} dimensions, "
-                f"{first[0]} has {first[1]} and {first[2]}\nall cases of a data set need the same channels; take the odd ones out"
+                f"{first[0]} has {first[1]} and {first[2]}\n"
+                "all cases of a data set need the same channels; take the odd ones out"
             )
 
 

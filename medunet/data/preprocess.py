@@ -235,7 +235,7 @@ def _target_shape(
 
 
 def _resample_image(array: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Linear, after a Gaussian along axes that shrink (sigma (factor - 1) / 2, as in scikit-image), against aliasing."""
+    """Linear, after a Gaussian against aliasing along axes that shrink (sigma (factor - 1) / 2, as scikit-image)."""
     sigmas = [max(0.0, (old / new - 1) / 2) for old, new in zip(array.shape[1:], shape, strict=True)]
     if max(sigmas) > 0.25:
         array = gaussian_filter(array, [0.0, *sigmas], mode="nearest")

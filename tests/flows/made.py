@@ -1,0 +1,40 @@
+"""A data set whose answer is known: bright and dark balls in noise, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from medunet.data.formats import write_volume
+from medunet.data.volume import Volume
+
+LABELS = {"background": 0, "bright": 7, "dark": 32}
+
+
+def make_case(seed: int, shape: tuple[int, ...], affine: np.ndarray | None = None) -> tuple[Volume, Volume]:
+    random = np.random.default_rng(seed)
+    grid = np.indices(shape)
+    labels = np.zeros(shape, np.uint8)
+    for value in (7, 32):
+        centre = [random.integers(n // 4, n - n // 4 + 1) for n in shape]
+        ball = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < (min(shape) / 4) ** 2
+        labels[ball] = value
+    image = random.normal(100, 5, shape) + 40 * (labels == 7) - 40 * (labels == 32)
+    affine = np.eye(4) if affine is None else affine
+    return Volume(image[None].astype(np.float32), affine), Volume(labels[None], affine)
+
+
+def make_set(folder: Path, cases: int = 5, shape: tuple[int, ...] = (20, 18, 16), suffix: str = ".nii.gz") -> Path:
+    """A plain data set; the scans lie in LPS orientation, so that axes must be turned and turned back."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    for seed in range(cases):
+        image, label = make_case(seed, shape, affine)
+        if suffix == ".png":
+            image = Volume(np.clip(image.array, 0, 255).astype(np.uint8), unit="pixel")
+            label = Volume(label.array, unit="pixel")
+        write_volume(image, folder / "images" / f"case_{seed}{suffix}")
+        write_volume(label, folder / "labels" / f"case_{seed}{suffix}")
+    (folder / "dataset.json").write_text(json.dumps({"name": "balls", "channels": ["X"], "labels": LABELS}))
+    return folder
