@@ -480,7 +480,15 @@ def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation 
     session.line.say(text)
 
 
+def _ensure_model(session: Session) -> None:
+    """A run without any validation so far (stopped early, or nothing held out) still leaves a usable model."""
+    if not (session.setup.folder / MODEL_FILE).exists():
+        with _evaluation_weights(session.state):
+            _save(session, math.nan)
+
+
 def _interrupted(session: Session) -> Outcome:
+    _ensure_model(session)
     session.board.close()
     folder = session.setup.folder
     return Outcome(
@@ -496,8 +504,8 @@ def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
     """The last predictions and scores on the scans' own grids, and the report."""
     setup = session.setup
     if not held:
-        with _evaluation_weights(session.state):
-            _save(session, math.nan)
+        (setup.folder / MODEL_FILE).unlink(missing_ok=True)
+    _ensure_model(session)
     session.board.close()
     shutil.rmtree(setup.folder / "preprocessed", ignore_errors=True)
     held_out = HeldOut(setup.held, setup.labels, setup.config.data.axes, inside=len(setup.data.labelled) == 1)

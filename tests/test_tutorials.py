@@ -51,7 +51,7 @@ def test_first_segmentation(tmp_path: Path) -> None:
     assert (output / "picture.png").stat().st_size > 10_000
     truth, predicted = output / "unseen" / "labels" / "right.nii.gz", output / "right_predicted.nii.gz"
     scores = medunet.evaluate_pairs([(predicted, truth)]).cases[0].labels
-    # 0.91 and 0.93 were measured; a shift by one voxel of the result costs more than 0.1.
+    # 0.91 and 0.93 were measured; the same result shifted by one voxel scores 0.82 to 0.84.
     assert [score.dice > 0.85 for score in scores] == [True, True]
 
 

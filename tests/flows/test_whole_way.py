@@ -74,7 +74,7 @@ def _tags(path: Path) -> set[str]:
 
 
 def test_training_straight_from_a_data_set_and_evaluating_with_one_scan(tmp_path: Path) -> None:
-    """One labelled scan: its last fifth (in RAS, so the first four stored rows of an LPS scan) is held out and scored."""
+    """Its last fifth is held out and scored: in RAS, so the first four stored rows of an LPS scan."""
     data, out = make_set(tmp_path / "one", cases=1), tmp_path / "run"
     label = medunet.read_volume(data / "labels" / "case_0.nii.gz")
     label.array[0, 1:3, 2:6, 3:5] = 7
