@@ -128,7 +128,8 @@ def train(
     overwrite: bool,
 ) -> int:
     """Train a network. With a DATASET, the config is planned first."""
-    from medunet.train import TrainRequest, train_run
+    from medunet.experiment import TrainRequest
+    from medunet.train import train_run
 
     given = list(overrides)
     given += [f"data.fold={fold}"] if fold is not None else []

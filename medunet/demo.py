@@ -19,10 +19,11 @@ from medunet.data.formats import write_volume
 from medunet.data.volume import Volume
 from medunet.errors import MissingExtra, OutputError
 from medunet.evaluate import EvaluateSettings, Evaluation, case_picture, evaluate_folders, write_evaluation
+from medunet.experiment import TrainRequest
 from medunet.files import write_text, written_aside
 from medunet.plan import Budget, write_plan
 from medunet.predict import PredictRequest, PredictSettings, segment_files
-from medunet.train import TrainRequest, train_run
+from medunet.train import train_run
 
 MINUTES = 3.0
 LABELS = {"background": 0, "grey_matter": 1, "white_matter": 2}

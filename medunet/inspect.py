@@ -45,7 +45,8 @@ def _inspect_scan(path: Path, axes: str | None) -> Finding:
         "spacing": [round(s, 6) for s in volume.spacing],
         "unit": grid.unit,
         "orientation": _orientation_code(volume.affine) if volume.dimensions == 3 and grid.unit == "mm" else None,
-        "range": [float(finite.min()), float(finite.max())] if finite.size else None,
+        "minimum": float(finite.min()) if finite.size else None,
+        "maximum": float(finite.max()) if finite.size else None,
         **grid.details,
         "problems": problems,
     }
@@ -138,4 +139,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         joiner = " × " if all(isinstance(v, (int, float)) for v in value) else ", "
         return joiner.join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -16,17 +16,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medunet import __version__
-from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config
+from medunet.config import Config
 from medunet.data.augment import Augmentation
-from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, split_cases, with_labels
-from medunet.data.fingerprint import take_fingerprint
-from medunet.data.labels import LabelTable
 from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside
-from medunet.data.preprocess import Normalisation
-from medunet.devices import autocast_type, find_device, free_memory
-from medunet.errors import ConfigError, DataError, ModelError, OutputError
+from medunet.devices import autocast_type, free_memory
+from medunet.experiment import CONFIG_FILE, Setup, TrainRequest, check_output, set_up
 from medunet.files import write_text
 from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
 from medunet.learning.loop import Recipe, StepFacts, TrainState, run_epoch
@@ -34,24 +29,11 @@ from medunet.learning.losses import Loss, make_loss
 from medunet.learning.monitor import Board, MetricsFile, ProgressLine
 from medunet.learning.schedule import Ema, Progress, make_optimiser
 from medunet.learning.signals import StopSignal, caught_signals
-from medunet.model import MODEL_FILE, Model, ModelCard, save_model
+from medunet.model import MODEL_FILE, Model, save_model
 from medunet.networks.unet import UNet
-from medunet.plan import Budget, plan_data_set
 from medunet.validate import HeldOut, Validation, finish_run, validate
 
-CONFIG_FILE, CHECKPOINT, METRICS, BOARD = "config.yaml", "last.ckpt", "metrics.csv", "tensorboard"
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What `medunet train` is asked to do; `overrides` are `key.path=value`."""
-
-    source: Path
-    output: Path
-    overrides: tuple[str, ...] = ()
-    device: str = "auto"
-    resume: bool = False
-    overwrite: bool = False
+CHECKPOINT, METRICS, BOARD = "last.ckpt", "metrics.csv", "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -60,38 +42,6 @@ class Outcome:
 
     lines: list[str]
     signal: int = 0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that is known before the first step and does not change after it."""
-
-    file: ConfigFile
-    data: DataSet
-    labels: LabelTable
-    learned: list[Case]
-    held: list[Case]
-    device: torch.device
-    folder: Path
-
-    @property
-    def config(self) -> Config:
-        return self.file.config
-
-    def card(self, record: dict[str, str | int | float | None]) -> ModelCard:
-        config, network = self.config, self.config.network
-        axes = config.augment.flip_axes
-        return ModelCard(
-            name=self.data.name,
-            network=network,
-            preprocess=config.preprocess,
-            labels=self.labels,
-            channels=self.data.channels,
-            patch=config.patches.size,
-            slice_axis=config.patches.slice_axis,
-            mirror_axes=tuple(range(network.dimensions)) if axes is None else axes,
-            record={"cases": len(self.learned), "held_out": len(self.held), "version": __version__, **record},
-        )
 
 
 @dataclass
@@ -117,11 +67,11 @@ def train_run(request: TrainRequest) -> Outcome:
         MedunetError: anything wrong with config, data or output, before the first step where it can be known.
     """
     started = time.monotonic()
-    _check_output(request)
+    check_output(request)
     line = ProgressLine("train")
     try:
         with caught_signals() as stop:
-            setup = set_up(request, line)
+            setup = set_up(request, line.say)
             cases, held = _prepare(setup, line)
             session = _start(setup, cases, request.resume, started, line, stop)
             _learn(session, cases, held)
@@ -130,114 +80,6 @@ def train_run(request: TrainRequest) -> Outcome:
             return Outcome(_finish(session, held))
     finally:
         line.close()
-
-
-def _check_output(request: TrainRequest) -> None:
-    folder = request.output
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"-o {folder}: is a file; give a folder for the run")
-    taken = (folder / CONFIG_FILE).exists() or (folder / MODEL_FILE).exists()
-    if taken and not (request.resume or request.overwrite):
-        raise OutputError(
-            f"-o {folder}: holds a run already\n"
-            "say --resume to go on with it, --overwrite to replace it, or choose another folder"
-        )
-    if request.resume and not (folder / CONFIG_FILE).exists():
-        raise ModelError(f"-o {folder}: holds no run to resume; start without --resume")
-    probe = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not probe.is_dir() or not os.access(probe, os.W_OK):
-        raise OutputError(f"-o {folder}: cannot be written ({probe} is no folder that may be written to)")
-
-
-def set_up(request: TrainRequest, line: ProgressLine) -> Setup:
-    """Config, data set, labels and split, checked before anything is written or trained."""
-    device = find_device(request.device)
-    file, data = _config_and_data(request, line)
-    labels = with_labels(data, data.labelled)
-    settings = file.config.data
-    if settings.folds:
-        learned, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed)
-    else:
-        learned, held = list(data.labelled), []
-    resolved = _resolve(file, data, labels, learned)
-    setup = Setup(resolved, data, labels, learned, held, device, request.output)
-    _check_sizes(setup.config)
-    line.say(
-        f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
-        + (" (the last fifth of the only scan)" if len(data.labelled) == 1 and held else "")
-        + f"; labels {labels.describe()}; device {device}"
-    )
-    return setup
-
-
-def _config_and_data(request: TrainRequest, line: ProgressLine) -> tuple[ConfigFile, DataSet]:
-    if request.resume:
-        file = load_config(request.output / CONFIG_FILE, request.overrides)
-        return file, _data_set(file)
-    if request.source.is_dir():
-        data = read_data_set(request.source)
-        line.say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
-        minutes = parse_config("", "--set", request.overrides).config.training.minutes
-        config, notes, _ = plan_data_set(data, Budget.of(None, minutes, request.device), None)
-        text = annotated_yaml(config, notes, f"planned by medunet {__version__} for {data.name}")
-        return parse_config(text, "the plan", request.overrides), data
-    file = load_config(request.source, request.overrides)
-    data = _data_set(file)
-    check_pairs(data.labelled)
-    return file, data
-
-
-def _data_set(file: ConfigFile) -> DataSet:
-    if not file.config.data.path:
-        raise ConfigError(
-            f"{file.source}: says nothing about where the data are\nadd data.path, or --set data.path=FOLDER"
-        )
-    data = read_data_set(Path(file.config.data.path))
-    if not data.labelled:
-        raise DataError(f"{data.folder}: no image has a label file of the same name; there is nothing to learn from")
-    return data
-
-
-def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Sequence[Case]) -> ConfigFile:
-    """Fill in what the data set decides: channels, classes, CT intensities, and whether there is a background."""
-    config, stated = file.config, file.stated
-    needs_numbers = not all(n.complete for n in config.preprocess.normalise)
-    found = take_fingerprint(learned if needs_numbers else learned[:1], labels, config.data.axes)
-    wanted = {"in_channels": found.channels, "classes": labels.classes}
-    for key, value in wanted.items():
-        if f"network.{key}" in stated and getattr(config.network, key) != value:
-            raise ConfigError(
-                f"{file.source}: network.{key} is {getattr(config.network, key)}, but {data.name} has {value}\n"
-                "remove the line; it is filled in from the data set"
-            )
-    normalise = tuple(
-        n if n.complete else Normalisation(n.kind, n.nonzero, v.low, v.high, v.mean, v.std)
-        for n, v in zip(_per_channel(config, found.channels), found.intensities, strict=True)
-    )
-    loss = config.loss if labels.has_background else replace(config.loss, include_background=True)
-    resolved = replace(
-        config,
-        network=replace(config.network, in_channels=found.channels, classes=labels.classes),
-        preprocess=replace(config.preprocess, normalise=normalise[:1] if len(set(normalise)) == 1 else normalise),
-        loss=loss,
-    )
-    return file.resolved(resolved)
-
-
-def _per_channel(config: Config, channels: int) -> tuple[Normalisation, ...]:
-    normalise = config.preprocess.normalise
-    if len(normalise) not in (1, channels):
-        raise ConfigError(f"preprocess.normalise has {len(normalise)} entries, the data set {channels} channel(s)")
-    return normalise * channels if len(normalise) == 1 else normalise
-
-
-def _check_sizes(config: Config) -> None:
-    size, network = config.patches.size, config.network
-    if len(size) != network.dimensions:
-        raise ConfigError(f"patches.size {size} has {len(size)} numbers for a {network.dimensions}-D network")
-    network.shape.check(size)
-    if network.deep_supervision and not network.padded:
-        raise ConfigError("network.deep_supervision needs a padded network; set one of the two otherwise")
 
 
 def _prepare(setup: Setup, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:

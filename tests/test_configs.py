@@ -13,8 +13,9 @@ from PIL import Image
 
 import medunet
 from medunet.config import load_config
+from medunet.experiment import TrainRequest
 from medunet.networks.presets import unet3d2016_settings, unet2015_settings
-from medunet.train import TrainRequest, train_run
+from medunet.train import train_run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.yaml"))
