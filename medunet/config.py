@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -94,8 +95,10 @@ class TrainingSettings:
         for name, low in (("epochs", 1), ("iterations", 1), ("validation_cases", 1), ("clip", 0), ("ema", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"training.{name} must be at least {low}, found {getattr(self, name)}")
-        if self.minutes is not None and self.minutes <= 0:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ConfigError(f"training.minutes must be positive, found {self.minutes:g}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"training.seed must lie between 0 and 2^31 - 1, found {self.seed}")
         if self.ema >= 1 or not 0 < self.validation_share < 1:
             raise ConfigError("training.ema must lie below 1 and training.validation_share between 0 and 1")
 
@@ -149,6 +152,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> ConfigFile:
         ConfigError: unreadable file, YAML syntax, unknown key (naming the nearest known one), wrong type or value;
             each with file and line.
     """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder; give a config or a data set")
     try:
         if path.stat().st_size > _LIMIT:
             raise ConfigError(f"{path}: is larger than {_LIMIT} bytes, which no config is")
@@ -161,14 +166,21 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> ConfigFile:
 def parse_config(text: str, source: str, overrides: Iterable[str] = ()) -> ConfigFile:
     """Parse YAML text; `source` names it in messages."""
     document = _parse(text, source)
+    config = _validated(document, document, source)
     for override in overrides:
         _override(document, override)
-    _refuse_unknown(document, Config, (), document, source)
-    try:
-        config = TypeAdapter(Config).validate_python(_plain(document))
-    except ValidationError as error:
-        raise ConfigError(_explain(error, document, source)) from error
+        # What is wrong now stands on the command line; lines of the file would mislead.
+        config = _validated(document, CommentedMap(), f"--set {override}")
     return ConfigFile(config, document, source)
+
+
+def _validated(document: CommentedMap, lines: CommentedMap, source: str) -> Config:
+    """The typed config; `lines` is the document that knows the lines for messages."""
+    _refuse_unknown(document, Config, (), lines, source)
+    try:
+        return TypeAdapter(Config).validate_python(_plain(document))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, document, lines, source)) from error
 
 
 def config_file(config: Config, source: str = "defaults") -> ConfigFile:
@@ -221,7 +233,10 @@ def _override(document: CommentedMap, override: str) -> None:
     names = key.strip().split(".")
     if not separator or not all(names):
         raise ConfigError(f"--set {override}: expected key.path=value, for example --set training.epochs=50")
-    value = _yaml().load(text)
+    try:
+        value = _yaml().load(text)
+    except YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML; quote it, or close its brackets") from error
     section = document
     for name in names[:-1]:
         if not isinstance(section.get(name), CommentedMap):
@@ -298,7 +313,7 @@ def _all_keys(kind: type, prefix: str) -> list[str]:
     return names
 
 
-def _explain(error: ValidationError, document: CommentedMap, source: str) -> str:
+def _explain(error: ValidationError, document: CommentedMap, lines: CommentedMap, source: str) -> str:
     """The first problem in full, the others counted."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
@@ -306,7 +321,7 @@ def _explain(error: ValidationError, document: CommentedMap, source: str) -> str
     loc = tuple(part for part in first["loc"] if _holds(document, part) or isinstance(part, int))
     found = "" if cause is not None else f", found {first['input']!r}"
     more = f"\n… and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return f"{_where(loc, document, source)}: {_dots(loc) or 'config'}: {message}{found}{more}"
+    return f"{_where(loc, lines, source)}: {_dots(loc) or 'config'}: {message}{found}{more}"
 
 
 def _holds(node: Any, key: Any) -> bool:

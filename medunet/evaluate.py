@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.catalogue import GRID_TOLERANCE, declared_labels, group_cases, scan_files
+from medunet.data.catalogue import GRID_TOLERANCE
 from medunet.data.formats import case_stem, read_volume
 from medunet.data.labels import IGNORE, LabelTable, table_from_values
+from medunet.data.pairs import Pair, Source, label_folder, labels_beside, pair_by_stem
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_free, write_text
@@ -29,23 +30,11 @@ from medunet.report.plots import EpochRecord
 from medunet.report.table import csv_text
 from medunet.scorecard import Scorecard, score_record, score_report, score_table, summary_lines
 
-Source = Path | str | Volume
 Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 """Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""
 
 _IN_MILLIMETRES = {"mm": 1.0, "um": 1e-3, "nm": 1e-6}
 _REPORT = "report.html"
-_LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prediction and its reference, as files or volumes; the image is only for pictures."""
-
-    case: str
-    prediction: Source
-    reference: Source
-    image: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +100,9 @@ def evaluate_folders(
         DataError: nothing to pair, or not one pair could be scored.
     """
     settings = settings or EvaluateSettings()
-    folder = _label_folder(references)
-    labels = settings.labels or _declared(folder if folder.is_dir() else folder.parent)
-    pairs, missing, notes = _paired(predictions, folder)
+    folder = label_folder(references)
+    labels = settings.labels or labels_beside(folder if folder.is_dir() else folder.parent)
+    pairs, missing, notes = pair_by_stem(predictions, folder)
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
     failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
@@ -349,19 +338,10 @@ def _require_unit(pair: Pair, unit: str, found: str) -> None:
         )
 
 
-def _label_folder(references: Path) -> Path:
-    """The folder (or file) that holds the label maps themselves."""
-    if not references.exists():
-        raise DataError(f"{references}: no such file or folder; give the reference labels or a data set")
-    return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
-
-
-def _declared(folder: Path) -> LabelTable | None:
-    """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
-    for place in (folder, folder.resolve().parent):
-        if (place / "dataset.json").is_file():
-            return declared_labels(place / "dataset.json")
-    return None
+def _notes(labels: LabelTable) -> tuple[str, ...]:
+    if labels.kind != "instances":
+        return ()
+    return (f"The references hold object ids: every id above 0 was scored as one label, “{labels.names[1]}”.",)
 
 
 def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
@@ -381,62 +361,3 @@ def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
     if len(values) < 2:
         raise DataError("the references hold no label but 0, so nothing can be scored; name the labels in dataset.json")
     return table_from_values(sorted(values))
-
-
-def _notes(labels: LabelTable) -> tuple[str, ...]:
-    if labels.kind != "instances":
-        return ()
-    return (f"The references hold object ids: every id above 0 was scored as one label, “{labels.names[1]}”.",)
-
-
-def _paired(predictions: Path, references: Path) -> tuple[list[Pair], list[str], tuple[str, ...]]:
-    """Pairs by stem, references without a prediction, and notes."""
-    if not predictions.exists():
-        raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
-    predicted, true = _by_stem(predictions), _by_stem(references)
-    images = _images(references, true)
-    if predictions.is_file() and references.is_file():
-        case = case_stem(references)
-        return [Pair(case, predictions, references, images.get(case))], [], ()
-    both = sorted(set(predicted) & set(true))
-    if not both:
-        raise DataError(
-            f"{predictions} and {references} have no file name in common\n"
-            f"predictions: {_few(predicted)}; references: {_few(true)}\ngive both the same names up to the ending"
-        )
-    pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
-    missing = [] if predictions.is_file() else sorted(set(true) - set(predicted))
-    extra = [] if references.is_file() else sorted(set(predicted) - set(true))
-    notes = (f"Not scored, for want of a reference: {', '.join(extra)}.",) if extra else ()
-    return pairs, missing, notes
-
-
-def _by_stem(place: Path) -> dict[str, Path]:
-    files = [place] if place.is_file() else scan_files(place)
-    stems: dict[str, Path] = {}
-    for path in files:
-        stem = case_stem(path)
-        if stem in stems:
-            raise DataError(
-                f"{path}: has the same name as {stems[stem].name}; a case needs one file, remove one of them"
-            )
-        stems[stem] = path
-    return stems
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
-
-
-def _images(references: Path, labels: Mapping[str, Path]) -> dict[str, Path]:
-    """The first channel's file of each case, where the label maps belong to a data set with images."""
-    folder = references if references.is_dir() else references.parent
-    images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
-    if images == folder.resolve() or not images.is_dir():
-        return {}
-    try:
-        return {case.name: case.images[0] for case in group_cases(scan_files(images), labels)}
-    except DataError:
-        # Scores need no image: a data set with odd images is not this command's business.
-        return {}

@@ -141,6 +141,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     config, stated = file.config, file.stated
     needs_numbers = not all(n.complete for n in config.preprocess.normalise)
     found = take_fingerprint(learned if needs_numbers else learned[:1], labels, config.data.axes)
+    _check_dimensions(config, found.dimensions, data.name)
     wanted = {"in_channels": found.channels, "classes": labels.classes}
     for key, value in wanted.items():
         if f"network.{key}" in stated and getattr(config.network, key) != value:
@@ -167,6 +168,18 @@ def _per_channel(config: Config, channels: int) -> tuple[Normalisation, ...]:
     if len(normalise) not in (1, channels):
         raise ConfigError(f"preprocess.normalise has {len(normalise)} entries, the data set {channels} channel(s)")
     return normalise * channels if len(normalise) == 1 else normalise
+
+
+def _check_dimensions(config: Config, dimensions: int, name: str) -> None:
+    """A 2-D network takes volumes slice by slice; a 3-D network takes volumes only."""
+    wanted, spacing = config.network.dimensions, config.preprocess.spacing
+    if wanted > dimensions:
+        raise ConfigError(
+            f"network.dimensions is {wanted}, but {name} holds pictures of {dimensions} dimensions\n"
+            "set network.dimensions to 2 and give patches.size two numbers, or start from configs/unet2d.yaml"
+        )
+    if spacing is not None and len(spacing) != dimensions:
+        raise ConfigError(f"preprocess.spacing has {len(spacing)} numbers, but {name} has {dimensions} dimensions")
 
 
 def _check_sizes(config: Config) -> None:

@@ -129,7 +129,8 @@ def as_text(finding: Mapping[str, Any]) -> str:
         if key in ("path", "problems") or value in (None, [], {}):
             continue
         lines.append(f"  {key:<18} {_shown(value)}")
-    lines += [f"  PROBLEM  {problem}" for problem in finding["problems"]] or ["  no problem found"]
+    problems = [problem.replace("\n", "\n           ") for problem in finding["problems"]]
+    lines += [f"  PROBLEM  {problem}" for problem in problems] or ["  no problem found"]
     return "\n".join(lines)
 
 

@@ -316,8 +316,12 @@ def _warnings(card: Scorecard) -> tuple[str, ...]:
         reasons: dict[str, list[str]] = {}
         for case, reason in card.failed.items():
             reasons.setdefault(reason, []).append(case)
-        lines += [f"{', '.join(alike)}: {reason}" for reason, alike in reasons.items()]
+        lines += [f"{_few(alike)}: {reason}" for reason, alike in reasons.items()]
     return tuple(lines)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 6 else [*names[:5], f"… ({len(names)} in all)"])
 
 
 def _footer() -> str:

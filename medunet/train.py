@@ -21,6 +21,7 @@ from medunet.data.augment import Augmentation
 from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside
 from medunet.devices import autocast_type, free_memory
+from medunet.errors import ConfigError
 from medunet.experiment import CONFIG_FILE, Setup, TrainRequest, check_output, set_up
 from medunet.files import write_text
 from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
@@ -73,8 +74,9 @@ def train_run(request: TrainRequest) -> Outcome:
         with caught_signals() as stop:
             setup = set_up(request, line.say)
             cases, held = _prepare(setup, line)
+            patches = _patches(setup.config, cases)
             session = _start(setup, cases, request.resume, started, line, stop)
-            _learn(session, cases, held)
+            _learn(session, patches, held)
             if stop.received:
                 return _interrupted(session)
             return Outcome(_finish(session, held))
@@ -107,6 +109,12 @@ def _start(
 ) -> Session:
     """Make the run's folder and the state, fresh or as the checkpoint has it."""
     config, training = setup.config, setup.config.training
+    spent = time.monotonic() - started
+    if training.minutes is not None and spent >= 0.8 * 60 * training.minutes and not resume:
+        raise ConfigError(
+            f"training.minutes is {training.minutes:g}, but reading and preparing the data alone took "
+            f"{spent:.0f} s; allow more minutes"
+        )
     network = UNet(config.network, training.seed).to(setup.device)
     ema = Ema(network, training.ema) if training.ema else None
     state = TrainState(network, make_optimiser(config.optimiser, network), ema)
@@ -172,10 +180,8 @@ def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
     return make_loss(setup.config.loss, setup.labels.classes, voxels)
 
 
-def _learn(session: Session, cases: Sequence[PreparedCase], held: Sequence[PreparedCase]) -> None:
-    """Epoch after epoch, until the clock says it is over or a signal arrives."""
-    config, state = session.setup.config, session.state
-    dataset = PatchDataset(
+def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:
+    return PatchDataset(
         cases=cases,
         settings=config.patches,
         per_epoch=config.training.iterations * config.patches.batch,
@@ -183,7 +189,12 @@ def _learn(session: Session, cases: Sequence[PreparedCase], held: Sequence[Prepa
         seed=config.training.seed,
         margin=() if config.network.padded else config.network.shape.margin,
     )
-    loader = make_loader(dataset, _workers(config, session.setup.device), session.setup.device.type == "cuda")
+
+
+def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]) -> None:
+    """Epoch after epoch, until the clock says it is over or a signal arrives."""
+    config, state = session.setup.config, session.state
+    loader = make_loader(patches, _workers(config, session.setup.device), session.setup.device.type == "cuda")
     sampler = loader.sampler
     assert isinstance(sampler, EpochSampler)
     while session.clock.fraction(state.step) < 1 and not session.stop.received:
@@ -268,7 +279,8 @@ def _keep_time_for_the_end(session: Session, factor: float) -> None:
     """Shorten the clock by what the last validation of all held-out scans will take, so that `minutes` is kept."""
     minutes = session.setup.config.training.minutes
     if minutes is not None:
-        reserve = min(1.5 * factor * session.validation_seconds / 60 + 0.1, 0.2 * minutes)
+        # Reading, going back to the scan's grid, distances and pictures cost about as much again, and some seconds.
+        reserve = min((2.5 * factor * session.validation_seconds + 8) / 60, 0.25 * minutes)
         session.clock = replace(session.clock, minutes=minutes - reserve)
 
 

@@ -69,7 +69,8 @@ def validate(model: Model, cases: Sequence[PreparedCase]) -> Validation:
         scores, _ = class_scores(np.ascontiguousarray(case.image), model, PredictSettings())
         predictions.append(scores.argmax(axis=0).astype(np.uint8))
         counted.append(count_labels(predictions[-1], case.label[0], scored, IGNORE))
-    worst = int(np.argmin([_mean([c.dice for c in counts.values()]) for counts in counted]))
+    means = [_mean([c.dice for c in counts.values()]) for counts in counted]
+    worst = int(np.argmin(np.nan_to_num(means, nan=np.inf)))
     return Validation(
         dice=_by_label(counted, "dice"),
         iou=_by_label(counted, "iou"),

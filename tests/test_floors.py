@@ -51,8 +51,8 @@ SIDEWAYS = {
     ("train", "validate"),
     ("validate", "predict"),
     ("validate", "evaluate"),
-    ("demo", "plan"),
     ("demo", "experiment"),
+    ("demo", "plan"),
     ("demo", "train"),
     ("demo", "predict"),
     ("demo", "evaluate"),
@@ -212,8 +212,10 @@ def test_every_part_has_a_floor() -> None:
     assert {unit(module) for module in MODULES} - {""} == set(FLOORS)
 
 
-def test_sideways_imports_that_are_allowed_lie_on_one_floor() -> None:
+def test_sideways_imports_that_are_allowed_lie_on_one_floor_and_are_used() -> None:
     assert [pair for pair in SIDEWAYS if FLOORS[pair[0]] != FLOORS[pair[1]]] == []
+    used = {(unit(name), unit(to)) for name, source in SOURCES.items() for _, to in own_imports(source, MODULES)}
+    assert SIDEWAYS - used == set()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES - {"medunet"}))

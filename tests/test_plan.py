@@ -14,7 +14,7 @@ from medunet.networks.cost import step_cost
 from medunet.plan import Budget, plan, plan_topology
 
 VALUES = Intensities(-900.0, 1200.0, 80.0, 200.0, -1024.0, 3000.0)
-SPEED = 3e11
+SPEED = 3.6e11
 
 
 def facts(shape: tuple[int, ...], spacing: tuple[float, ...], **other: object) -> CaseFacts:
@@ -87,7 +87,13 @@ def test_masked_heads_are_normalised_inside_the_mask_and_cropped() -> None:
 def test_left_and_right_switch_mirroring_off_across_them() -> None:
     sided = {"background": 0, "kidney_left": 1, "kidney_right": 2}
     assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=sided)).augment.flip_axes == (1, 2)
-    plain = {"background": 0, "cleft": 1, "upright": 2}
+    both = {"background": 0, "upper_left": 1, "upper_right": 2, "lower_left": 3, "lower_right": 4}
+    assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=both)).augment.flip_axes == (1,)
+    ends = {"background": 0, "anterior": 1, "posterior": 2}
+    assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=ends)).augment.flip_axes == (0, 2)
+    picture = fingerprint(facts((64, 64), (1, 1), unit="pixel"), labels=sided)
+    assert planned(picture).augment.flip_axes == ()
+    plain = {"background": 0, "cleft": 1, "upright": 2, "inferior_vena_cava": 3}
     assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=plain)).augment.flip_axes is None
 
 

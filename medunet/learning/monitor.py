@@ -36,8 +36,8 @@ class ProgressLine:
         now = time.monotonic()
         if now - self._last >= self._pause:
             self._last = now
-            left = (now - self._started) * (1 - share) / max(share, 1e-6)
-            print(f"{self._title} {100 * share:3.0f} %  {text}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            left = f"  {(now - self._started) * (1 - share) / share / 60:.1f} min left" if 0 < share < 1 else ""
+            print(f"{self._title} {100 * share:3.0f} %  {text}{left}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""

@@ -1,0 +1,95 @@
+"""Which prediction belongs to which reference, and what the labels of the references are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunet.data.catalogue import declared_labels, group_cases, scan_files
+from medunet.data.formats import case_stem
+from medunet.data.labels import LabelTable
+from medunet.data.volume import Volume
+from medunet.errors import DataError
+
+Source = Path | str | Volume
+
+_LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference, as files or volumes; the image is only for pictures."""
+
+    case: str
+    prediction: Source
+    reference: Source
+    image: Source | None = None
+
+
+def label_folder(references: Path) -> Path:
+    """The folder (or file) that holds the label maps themselves."""
+    if not references.exists():
+        raise DataError(f"{references}: no such file or folder; give the reference labels or a data set")
+    return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
+
+
+def labels_beside(folder: Path) -> LabelTable | None:
+    """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
+    for place in (folder, folder.resolve().parent):
+        if (place / "dataset.json").is_file():
+            return declared_labels(place / "dataset.json")
+    return None
+
+
+def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[str], tuple[str, ...]]:
+    """Pairs by stem, references without a prediction, and notes."""
+    if not predictions.exists():
+        raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
+    predicted, true = _by_stem(predictions), _by_stem(references)
+    images = _images(references, true)
+    if predictions.is_file() and references.is_file():
+        case = case_stem(references)
+        return [Pair(case, predictions, references, images.get(case))], [], ()
+    both = sorted(set(predicted) & set(true))
+    if not both:
+        raise DataError(
+            f"{predictions} and {references} have no file name in common\n"
+            f"predictions: {_few(predicted)}; references: {_few(true)}\ngive both the same names up to the ending"
+        )
+    pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
+    missing = [] if predictions.is_file() else sorted(set(true) - set(predicted))
+    extra = [] if references.is_file() else sorted(set(predicted) - set(true))
+    notes = (f"Not scored, for want of a reference: {', '.join(extra)}.",) if extra else ()
+    return pairs, missing, notes
+
+
+def _by_stem(place: Path) -> dict[str, Path]:
+    files = [place] if place.is_file() else scan_files(place)
+    stems: dict[str, Path] = {}
+    for path in files:
+        stem = case_stem(path)
+        if stem in stems:
+            raise DataError(
+                f"{path}: has the same name as {stems[stem].name}; a case needs one file, remove one of them"
+            )
+        stems[stem] = path
+    return stems
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
+
+
+def _images(references: Path, labels: Mapping[str, Path]) -> dict[str, Path]:
+    """The first channel's file of each case, where the label maps belong to a data set with images."""
+    folder = references if references.is_dir() else references.parent
+    images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
+    if images == folder.resolve() or not images.is_dir():
+        return {}
+    try:
+        return {case.name: case.images[0] for case in group_cases(scan_files(images), labels)}
+    except DataError:
+        # Scores need no image: a data set with odd images is not this command's business.
+        return {}

@@ -1,0 +1,102 @@
+"""Plans, and the estimate of memory against the kernel's own count."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medunet.errors import ConfigError
+from medunet.inference.streamplan import SLABS, estimate_stream_bytes, plan_stream
+from medunet.networks.unet import UNetSettings
+
+MEASURE = """
+import torch
+from pathlib import Path
+from medunet.inference.execution import Execution
+from medunet.inference.stream import Streamer
+from medunet.networks.unet import UNet, UNetSettings
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith(key))
+
+torch.set_num_threads(1)
+network = UNet(UNetSettings({options})).eval()
+image = torch.randn(1, *{scan})
+with torch.inference_mode():
+    network(torch.randn(1, 1, *network.settings.shape.smallest))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+for start, stop, logits in Streamer(network, Execution(dtype=torch.{dtype})).run(image, {slab}):
+    labels = logits.argmax(0)
+print(status("VmHWM") - before)
+"""
+
+CASES = [
+    ((80, 96, 96), 8, "float32", {"channels": (16, 32, 64)}),
+    ((240, 96, 96), 8, "float32", {"channels": (16, 32, 64)}),
+    ((80, 96, 96), 4, "bfloat16", {"channels": (16, 32, 64), "classes": 8}),
+    ((80, 80, 80), 8, "float32", {"channels": (16, 32, 64), "norm": "voxel", "residual": True, "activation": "gelu"}),
+    ((80, 80, 80), 8, "float32", {"channels": (16, 32, 64), "padded": False, "attention": True}),
+]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
+@pytest.mark.parametrize(("scan", "slab", "dtype", "options"), CASES)
+def test_estimate_against_measured_peak(
+    scan: tuple[int, ...], slab: int, dtype: str, options: dict[str, object]
+) -> None:
+    text = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    code = MEASURE.format(options=text, scan=scan, slab=slab, dtype=dtype)
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    settings = UNetSettings(**options)  # type: ignore[arg-type]
+    estimate = estimate_stream_bytes(settings, scan, slab, itemsize=4 if dtype == "float32" else 2)
+    assert 0.75 < estimate / int(answer.stdout) < 1.35
+
+
+def test_the_estimate_does_not_grow_with_the_scan_along_the_streamed_axis() -> None:
+    settings = UNetSettings(channels=(16, 32, 64, 128), classes=20)
+    for axis in range(3):
+        long, longer = ([128, 128, 128] for _ in range(2))
+        longer[axis] = 1024
+        assert estimate_stream_bytes(settings, longer, 8, axis) == estimate_stream_bytes(settings, long, 8, axis)
+
+
+def test_the_estimate_grows_with_plane_slab_and_width() -> None:
+    settings = UNetSettings(channels=(16, 32, 64, 128))
+    base = estimate_stream_bytes(settings, (128, 128, 128), 4)
+    assert estimate_stream_bytes(settings, (128, 128, 256), 4) > 1.7 * base
+    assert estimate_stream_bytes(settings, (128, 128, 128), 16) > base
+    assert estimate_stream_bytes(settings, (128, 128, 128), 4, itemsize=2) < 0.6 * base
+    assert estimate_stream_bytes(UNetSettings(channels=(32, 64, 128, 256)), (128, 128, 128), 4) > 1.7 * base
+
+
+def test_a_plan_takes_the_thickest_slab_that_fits() -> None:
+    settings, shape = UNetSettings(channels=(16, 32, 64)), (200, 120, 80)
+    needs = {slab: estimate_stream_bytes(settings, shape, slab) for slab in SLABS}
+    assert plan_stream(settings, shape, 2**40).slab == max(SLABS)
+    for slab in SLABS:
+        plan = plan_stream(settings, shape, needs[slab])
+        assert (plan.slab, plan.bytes) == (slab, needs[slab])
+    least = plan_stream(settings, shape, 1)
+    assert (least.slab, least.bytes) == (1, needs[1])
+    assert least.bytes > 1
+
+
+def test_of_several_axes_the_one_with_the_smallest_plane_is_taken() -> None:
+    settings = UNetSettings(channels=(16, 32, 64))
+    assert plan_stream(settings, (80, 200, 120), 2**40, axes=(0, 1, 2)).axis == 1
+    assert plan_stream(settings, (80, 200, 120), 1, axes=(0, 2)).axis == 2
+    tight = estimate_stream_bytes(settings, (80, 200, 120), 8, 1)
+    assert plan_stream(settings, (80, 200, 120), tight, axes=(0, 1, 2)).slab == 8
+
+
+def test_impossible_plans_are_refused() -> None:
+    settings = UNetSettings(dimensions=2)
+    with pytest.raises(ConfigError, match="instance norm takes its statistics"):
+        plan_stream(UNetSettings(norm="instance"), (50, 50, 50), 2**30)
+    for shape, axes in (((50, 50, 50), (0,)), ((50, 0), (0,)), ((50, 50), (2,)), ((50, 50), ())):
+        with pytest.raises(ConfigError, match="cannot stream a scan of shape"):
+            plan_stream(settings, shape, 2**30, axes)
