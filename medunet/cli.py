@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from medunet import __version__
-from medunet.errors import MedunetError
+from medunet.errors import MedunetError, is_out_of_memory
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -155,7 +155,8 @@ def train(
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
-    from medunet.predict import PredictRequest, PredictSettings, segment_files
+    from medunet.outputs import PredictRequest
+    from medunet.predict import PredictSettings, segment_files
 
     settings = PredictSettings(
         method=options["method"], memory=options["memory"], precision=options["precision"], tta=options["tta"]
@@ -166,6 +167,8 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     summary = segment_files(model, request, settings)
     for line in summary.lines:
         click.echo(line)
+    for error in summary.errors:
+        click.echo(f"medunet: error: {error}", err=True)
     return 1 if summary.failed else 0
 
 
@@ -177,6 +180,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
 @click.option(
     "--tolerance", type=float, help="Tolerance of the surface Dice, in the scans' unit (default 1 mm, or two pixels)."
 )
+@_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(
     predictions: Path,
@@ -184,12 +188,14 @@ def evaluate(
     output: Path | None,
     json_path: Path | None,
     tolerance: float | None,
+    axes: str | None,
     overwrite: bool,
 ) -> int:
     """Score segmentations of any tool against references."""
-    from medunet.evaluate import evaluate_command
+    from medunet.evaluate import EvaluateSettings, evaluate_command
 
-    lines, failed = evaluate_command(predictions, references, output, json_path, tolerance, overwrite)
+    settings = EvaluateSettings(tolerance=tolerance, axes=axes)
+    lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)
     for line in lines:
         click.echo(line)
     return 1 if failed else 0
@@ -203,19 +209,19 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("medunet: interrupted; finished outputs are kept, nothing half-written is left", err=True)
         return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return 2
-    except (MedunetError, MemoryError, OSError) as error:
+    except (MedunetError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         if debug:
             traceback.print_exc()
         click.echo(f"medunet: error: {_message(error)}", err=True)
         return 1
-    except KeyboardInterrupt:
-        click.echo("medunet: interrupted; finished outputs are kept, nothing half-written is left", err=True)
-        return INTERRUPTED
     except _Terminated:
         click.echo("medunet: terminated; finished outputs are kept, nothing half-written is left", err=True)
         return TERMINATED
@@ -224,8 +230,11 @@ def run(arguments: Sequence[str]) -> int:
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, MedunetError):
         return f"{error.filename or 'file'}: {error.strerror or error}; check that it exists and may be read or written"
-    if isinstance(error, MemoryError):
-        return f"out of memory ({error or 'no size known'}); use a smaller --memory, or a machine with more"
+    if is_out_of_memory(error):
+        reason = (str(error).splitlines() or ["no size known"])[0]
+        return (
+            f"out of memory ({reason})\nuse a smaller --memory, patch or batch, another --device, or a larger machine"
+        )
     return str(error)
 
 

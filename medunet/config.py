@@ -99,6 +99,8 @@ class TrainingSettings:
             raise ConfigError(f"training.minutes must be positive, found {self.minutes:g}")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"training.seed must lie between 0 and 2^31 - 1, found {self.seed}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"training.workers must not be negative, found {self.workers}")
         if self.ema >= 1 or not 0 < self.validation_share < 1:
             raise ConfigError("training.ema must lie below 1 and training.validation_share between 0 and 1")
 
@@ -167,10 +169,13 @@ def parse_config(text: str, source: str, overrides: Iterable[str] = ()) -> Confi
     """Parse YAML text; `source` names it in messages."""
     document = _parse(text, source)
     config = _validated(document, document, source)
-    for override in overrides:
+    given = list(overrides)
+    for override in given:
         _override(document, override)
+        _refuse_unknown(document, Config, (), CommentedMap(), f"--set {override}")
+    if given:
         # What is wrong now stands on the command line; lines of the file would mislead.
-        config = _validated(document, CommentedMap(), f"--set {override}")
+        config = _validated(document, CommentedMap(), f"--set {given[0]}" if len(given) == 1 else "--set")
     return ConfigFile(config, document, source)
 
 
@@ -235,7 +240,7 @@ def _override(document: CommentedMap, override: str) -> None:
         raise ConfigError(f"--set {override}: expected key.path=value, for example --set training.epochs=50")
     try:
         value = _yaml().load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML; quote it, or close its brackets") from error
     section = document
     for name in names[:-1]:

@@ -21,8 +21,9 @@ from medunet.errors import MissingExtra, OutputError
 from medunet.evaluate import EvaluateSettings, Evaluation, case_picture, evaluate_folders, write_evaluation
 from medunet.experiment import TrainRequest
 from medunet.files import write_text, written_aside
+from medunet.outputs import PredictRequest
 from medunet.plan import Budget, write_plan
-from medunet.predict import PredictRequest, PredictSettings, segment_files
+from medunet.predict import PredictSettings, segment_files
 from medunet.train import train_run
 
 MINUTES = 3.0
@@ -48,7 +49,8 @@ def run_demo(folder: Path, overwrite: bool = False, minutes: float = MINUTES) ->
     _say(f"medunet plan {data} -o {config} --minutes {minutes:g}")
     write_plan(data, config, Budget.of(None, minutes, "auto"), None, overwrite=True)
     _say(f"medunet train {config} -o {run} --set data.folds=0")
-    train_run(TrainRequest(config, run, ("data.folds=0",), overwrite=True))
+    if train_run(TrainRequest(config, run, ("data.folds=0",), overwrite=True)).signal:
+        raise KeyboardInterrupt
     _say(f"medunet predict {run} {test / 'images'} -o {out}")
     segment_files(str(run), PredictRequest([test / "images"], out, overwrite=True), PredictSettings())
     _say(f"medunet evaluate {out} {test} -o {scores}")

@@ -32,5 +32,13 @@ class OutputError(MedunetError, OSError):
     """An output exists already, collides with another, or cannot be written."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, PyTorch's on a GPU, or its plain RuntimeError on the CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    )
+
+
 class MissingExtra(MedunetError, ImportError):
     """An optional dependency is missing; the message says what to install."""

@@ -28,7 +28,7 @@ from medunet.report.pictures import overlay_picture
 from medunet.report.planes import Overlay, reoriented
 from medunet.report.plots import EpochRecord
 from medunet.report.table import csv_text
-from medunet.scorecard import Scorecard, score_record, score_report, score_table, summary_lines
+from medunet.scorecard import Scorecard, score_record, score_report, score_table, summary_lines, summary_table
 
 Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 """Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""
@@ -47,11 +47,13 @@ class EvaluateSettings:
         tolerance: of the surface Dice, in the references' unit. None is 1 mm for scans in millimetres and twice the
             smallest voxel edge for all others.
         title: of the report.
+        axes: axis letters of TIFF files that do not state them, such as `ZYX`.
     """
 
     labels: LabelTable | None = None
     tolerance: float | None = None
     title: str = "Segmentation scores"
+    axes: str | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not self.tolerance >= 0:
@@ -103,6 +105,7 @@ def evaluate_folders(
     folder = label_folder(references)
     labels = settings.labels or labels_beside(folder if folder.is_dir() else folder.parent)
     pairs, missing, notes = pair_by_stem(predictions, folder)
+    pairs = [replace(pair, axes=settings.axes) for pair in pairs]
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
     failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
@@ -144,7 +147,7 @@ def evaluate_command(
     references: Path,
     output: Path | None,
     json_path: Path | None,
-    tolerance: float | None,
+    settings: EvaluateSettings,
     overwrite: bool,
 ) -> tuple[list[str], bool]:
     """What `medunet evaluate` does: score, write what is asked for, and say what came out.
@@ -160,7 +163,7 @@ def evaluate_command(
     def shown(pairs: Sequence[Pair]) -> Iterable[Pair]:
         return tqdm(pairs, unit="case", disable=None, leave=False)
 
-    evaluation = evaluate_folders(predictions, references, EvaluateSettings(tolerance=tolerance), shown)
+    evaluation = evaluate_folders(predictions, references, settings, shown)
     write_evaluation(evaluation, output, json_path, overwrite)
     written = [] if output is None else [f"report: {output / _REPORT}"]
     return [*summary_lines(evaluation.card), *written], bool(evaluation.failed)
@@ -173,7 +176,7 @@ def write_evaluation(
     overwrite: bool = False,
     epochs: Sequence[EpochRecord] = (),
 ) -> None:
-    """Write `scores.csv`, `scores.json` and `report.html` into the folder, and the JSON once more where asked for.
+    """Write `scores.csv`, `summary.csv`, `scores.json` and `report.html` into the folder, and JSON where asked for.
 
     Args:
         folder: None writes only `json_path`.
@@ -188,7 +191,8 @@ def write_evaluation(
     record = json.dumps(_record(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     texts = [record] if json_path is not None else []
     if folder is not None:
-        texts += [csv_text(score_table(evaluation.card)), record, report_page(evaluation, epochs)]
+        texts += [csv_text(score_table(evaluation.card)), csv_text(summary_table(evaluation.card))]
+        texts += [record, report_page(evaluation, epochs)]
     for path, text in zip(outputs, texts, strict=True):
         write_text(path, text, overwrite)
 
@@ -196,7 +200,7 @@ def write_evaluation(
 def _outputs(folder: Path | None, json_path: Path | None) -> list[Path]:
     outputs = [] if json_path is None else [json_path]
     if folder is not None:
-        outputs += [folder / "scores.csv", folder / "scores.json", folder / _REPORT]
+        outputs += [folder / name for name in ("scores.csv", "summary.csv", "scores.json", _REPORT)]
     return outputs
 
 
@@ -218,14 +222,14 @@ def report_page(evaluation: Evaluation, epochs: Sequence[EpochRecord] = ()) -> s
 def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> bytes:
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
-    grid = _physical(_volume(pair.reference), _volume(pair.prediction))
-    reference = _indices(pair.reference, table)
+    grid = _physical(_volume(pair.reference, pair.axes), _volume(pair.prediction, pair.axes))
+    reference = _indices(pair.reference, table, _volume(pair.reference, pair.axes))
     overlay = Overlay(
         names={table.names[index]: index for index in table.foreground},
         spacing=grid.spacing,
-        image=_shown_image(pair.image, reference.shape),
+        image=_shown_image(pair, reference.shape),
         reference=reference,
-        prediction=_indices(pair.prediction, table),
+        prediction=_indices(pair.prediction, table, _volume(pair.prediction, pair.axes)),
         unit=grid.unit,
     )
     if grid.unit == "mm":
@@ -233,12 +237,12 @@ def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> byt
     return overlay_picture(overlay, legend=legend)
 
 
-def _shown_image(source: Source | None, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """The first channel of the image, or None where there is no usable one: scores need no image."""
-    if source is None:
+    if pair.image is None:
         return None
     try:
-        image = _volume(source)
+        image = _volume(pair.image, pair.axes)
     except DataError:
         return None
     return image.array[0] if image.shape == shape else None
@@ -272,7 +276,7 @@ def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
 
 def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tuple[CaseScores, str]:
     """The scores of one pair, and the unit of their distances."""
-    prediction, reference = _volume(pair.prediction), _volume(pair.reference)
+    prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
     _require_same_grid(pair.case, prediction, reference)
     grid = _physical(reference, prediction)
     if tolerance is None:
@@ -284,13 +288,12 @@ def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tupl
     return CaseScores(pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance), grid.unit
 
 
-def _volume(source: Source) -> Volume:
-    return source if isinstance(source, Volume) else read_volume(source)
+def _volume(source: Source, axes: str | None = None) -> Volume:
+    return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
-def _indices(source: Source, labels: LabelTable, volume: Volume | None = None) -> NDArray[np.uint8]:
-    """The class indices `(x, y[, z])` of a label map that may have been read already."""
-    volume = volume or _volume(source)
+def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
+    """The class indices `(x, y[, z])` of a label map that was read from `source`."""
     where = volume.name if isinstance(source, Volume) else str(source)
     if volume.channels != 1:
         raise DataError(
@@ -349,7 +352,13 @@ def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
     values: set[int] = {0}
     for pair in pairs:
         try:
-            found = np.unique(_volume(pair.reference).array)
+            # A value that only a prediction has is a label as well: an invented structure must cost something.
+            found = np.unique(
+                [
+                    *np.unique(_volume(pair.reference, pair.axes).array),
+                    *np.unique(_volume(pair.prediction, pair.axes).array),
+                ]
+            )
         except DataError:
             continue
         values.update(int(value) for value in found if float(value).is_integer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,16 @@ from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.model import MODEL_FILE, ModelCard
 from medunet.plan import Budget, plan_data_set
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
+    "config.yaml",
+    "last.ckpt",
+    "metrics.csv",
+    "tensorboard",
+    "report.html",
+)
+RUN_FILES = (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, REPORT)
+RUN_FOLDERS = (BOARD, "validation", "preprocessed")
+"""All that a run writes into its folder, and all that replacing a run removes."""
 
 Say = Callable[[str], None]
 """Shows a line to the user."""
@@ -56,7 +66,7 @@ class Setup:
 
     def card(self, record: dict[str, str | int | float | None]) -> ModelCard:
         config, network = self.config, self.config.network
-        axes = config.augment.flip_axes
+        axes = config.augment.flip_axes if config.augment.flip_probability > 0 else ()
         return ModelCard(
             name=self.data.name,
             network=network,
@@ -71,17 +81,27 @@ class Setup:
 
 
 def check_output(request: TrainRequest) -> None:
+    """Refuse a folder that cannot be written, holds a run that nobody asked to replace, or holds foreign files.
+
+    Raises:
+        OutputError, ModelError: naming what is in the way.
+    """
     folder = request.output
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"-o {folder}: is a file; give a folder for the run")
-    taken = (folder / CONFIG_FILE).exists() or (folder / MODEL_FILE).exists()
-    if taken and not (request.resume or request.overwrite):
+    is_run = (folder / CONFIG_FILE).exists()
+    taken = [name for name in (*RUN_FILES, *RUN_FOLDERS) if (folder / name).exists()]
+    if taken and not is_run:
+        raise OutputError(f"-o {folder}: holds {taken[0]}, but no run that could be replaced; choose another folder")
+    if is_run and not (request.resume or request.overwrite):
         raise OutputError(
             f"-o {folder}: holds a run already\n"
             "say --resume to go on with it, --overwrite to replace it, or choose another folder"
         )
-    if request.resume and not (folder / CONFIG_FILE).exists():
+    if request.resume and not is_run:
         raise ModelError(f"-o {folder}: holds no run to resume; start without --resume")
+    if not request.source.exists():
+        raise ConfigError(f"{request.source}: no such file or folder; give a config or a data set")
     probe = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not probe.is_dir() or not os.access(probe, os.W_OK):
         raise OutputError(f"-o {folder}: cannot be written ({probe} is no folder that may be written to)")
@@ -91,7 +111,7 @@ def set_up(request: TrainRequest, say: Say) -> Setup:
     """Config, data set, labels and split, checked before anything is written or trained."""
     device = find_device(request.device)
     file, data = _config_and_data(request, say)
-    labels = with_labels(data, data.labelled)
+    labels = with_labels(data, data.labelled, file.config.data.axes)
     settings = file.config.data
     if settings.folds:
         learned, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed)
@@ -111,17 +131,19 @@ def set_up(request: TrainRequest, say: Say) -> Setup:
 def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataSet]:
     if request.resume:
         file = load_config(request.output / CONFIG_FILE, request.overrides)
+        say(f"resuming with {request.output / CONFIG_FILE}")
         return file, _data_set(file)
     if request.source.is_dir():
         data = read_data_set(request.source)
         say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
-        minutes = parse_config("", "--set", request.overrides).config.training.minutes
-        config, notes, _ = plan_data_set(data, Budget.of(None, minutes, request.device), None)
+        given = parse_config("", "--set", request.overrides).config
+        budget = Budget.of(None, given.training.minutes, request.device)
+        config, notes, _ = plan_data_set(data, budget, given.data.axes)
         text = annotated_yaml(config, notes, f"planned by medunet {__version__} for {data.name}")
         return parse_config(text, "the plan", request.overrides), data
     file = load_config(request.source, request.overrides)
     data = _data_set(file)
-    check_pairs(data.labelled)
+    check_pairs(data.labelled, file.config.data.axes)
     return file, data
 
 
@@ -157,7 +179,11 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     resolved = replace(
         config,
         network=replace(config.network, in_channels=found.channels, classes=labels.classes),
-        preprocess=replace(config.preprocess, normalise=normalise[:1] if len(set(normalise)) == 1 else normalise),
+        preprocess=replace(
+            config.preprocess,
+            normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,
+            unit=found.cases[0].unit,
+        ),
         loss=loss,
     )
     return file.resolved(resolved)
@@ -189,3 +215,10 @@ def _check_sizes(config: Config) -> None:
     network.shape.check(size)
     if network.deep_supervision and not network.padded:
         raise ConfigError("network.deep_supervision needs a padded network; set one of the two otherwise")
+    deepest = math.prod(network.shape.encoder_sizes(size)[-1])
+    values = deepest * (config.patches.batch if network.norm == "batch" else 1)
+    if network.norm in ("batch", "instance") and values == 1:
+        raise ConfigError(
+            f"patches.size {size} leaves one voxel in the deepest level, which {network.norm} norm cannot normalise\n"
+            "take a larger patch or batch, or fewer levels"
+        )

@@ -62,7 +62,7 @@ def _inspect_data_set(data: DataSet, axes: str | None) -> Finding:
     problems: list[str] = []
     labels = None
     try:
-        labels = with_labels(data, data.labelled) if data.labelled else data.labels
+        labels = with_labels(data, data.labelled, axes) if data.labelled else data.labels
     except DataError as error:
         problems.append(str(error))
     cases = [_inspect_case(case, labels, axes, problems) for case in data.cases]
@@ -94,7 +94,7 @@ def _inspect_case(case: Case, labels: LabelTable | None, axes: str | None, probl
         if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
             problems.append(f"{case.name}: the image has NaN or infinite voxels")
         if labels is not None and case.label is not None:
-            label = load_label(case, labels, image)
+            label = load_label(case, labels, image, axes)
             finding["voxels"] = np.bincount(label.ravel(), minlength=IGNORE + 1)
             if not np.isin(label, labels.foreground).any():
                 problems.append(f"{case.name}: the label map is empty")

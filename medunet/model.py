@@ -1,7 +1,7 @@
 """One file is the model: weights, and in its metadata all that prediction needs.
 
-The file is safetensors, which cannot hold code; its metadata is JSON that must fit `ModelCard`. A SHA-256 over the
-weights is stored and checked, because a flipped bit would otherwise load without a word.
+The file is safetensors, which cannot hold code; its metadata is JSON that must fit `ModelCard`. A SHA-256 over weights
+and card is stored and checked, because a flipped bit would otherwise load without a word.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> No
         OutputError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    metadata = {"format": _FORMAT, "card": json.dumps(to_plain(card)), "sha256": _digest(tensors)}
+    described = json.dumps(to_plain(card))
+    metadata = {"format": _FORMAT, "card": described, "sha256": _digest(tensors, described)}
     with written_aside(path, overwrite=True) as aside:
         save_file(tensors, aside, metadata={"medunet": json.dumps(metadata)})
 
@@ -91,8 +92,8 @@ def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
     """
     path = _model_path(Path(source))
     metadata, tensors = _read(path)
-    if metadata.get("sha256") != _digest(tensors):
-        raise ModelError(f"{path}: is damaged: the weights do not match their checksum; copy or train it again")
+    if metadata.get("sha256") != _digest(tensors, str(metadata.get("card"))):
+        raise ModelError(f"{path}: is damaged: its content does not match its checksum; copy or train it again")
     try:
         card = TypeAdapter(ModelCard).validate_json(metadata["card"])
         network = UNet(card.network)
@@ -120,6 +121,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["medunet"])
+            if not isinstance(metadata, dict):
+                raise KeyError("medunet")
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -129,9 +132,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], card: str) -> str:
+    """SHA-256 over the card and over names, types, shapes and bytes of the weights, in the order of the names."""
+    digest = hashlib.sha256(card.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

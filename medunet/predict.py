@@ -9,7 +9,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,22 +19,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunet import __version__
-from medunet.data.catalogue import Case, group_cases, load_image, scan_files
-from medunet.data.formats import WRITABLE, case_stem, default_suffix, is_dicom_series, suffix_of, write_volume
+from medunet.data.catalogue import Case, load_image
+from medunet.data.formats import default_suffix, write_volume
 from medunet.data.preprocess import preprocess, restore_labels, restore_scores
 from medunet.data.volume import Volume
 from medunet.devices import autocast_type, find_device
-from medunet.errors import ConfigError, DataError, MedunetError, OutputError
+from medunet.errors import DataError, MedunetError, is_out_of_memory
 from medunet.files import check_free, write_text
 from medunet.geometry.tiles import fitting_tile, plan_tiles
-from medunet.inference.exact import overlap_tile, whole_pass
+from medunet.inference.exact import overlap_tile
 from medunet.inference.execution import Execution
 from medunet.inference.method import Candidate, Method, choose_method
 from medunet.inference.mirroring import mirrored
 from medunet.inference.sliding import Windows, blended_windows
+from medunet.inference.stream import Streamer
+from medunet.inference.streamplan import StreamPlan, plan_stream
 from medunet.learning.monitor import ProgressLine
 from medunet.model import Model, load_model
 from medunet.networks.memory import estimate_bytes
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
+from medunet.outputs import PredictRequest, as_cases, find_inputs, plan_outputs, probabilities_path
 
 Report = Callable[[int, int], None]
 """Called with the number of windows or tiles done, and of all."""
@@ -58,26 +63,23 @@ class PredictSettings:
     tta: bool = False
 
 
-@dataclass(frozen=True)
-class PredictRequest:
-    """What `segment_files` is asked to do: scans in, files out."""
-
-    inputs: Sequence[Path]
-    output: Path
-    device: str = "auto"
-    axes: str | None = None
-    probabilities: bool = False
-    overwrite: bool = False
-    record: Path | None = None
-
-
 @dataclass
 class Summary:
-    """What became of each scan: lines for people, records for programs, names of the cases that failed."""
+    """What became of each scan: lines for people, records for programs, cases that failed and why."""
 
     lines: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def fail(self, case: str, error: BaseException) -> None:
+        """Note a scan that could not be segmented; the others go on."""
+        text = f"{case}: {error}" if case not in str(error) else str(error)
+        if is_out_of_memory(error):
+            text = f"{case}: out of memory; use a smaller --memory, or another --device"
+        self.failed.append(case)
+        self.errors.append(text)
+        self.records.append({"case": case, "error": text})
 
 
 def segment_volume(volume: Volume, model: Model, settings: PredictSettings | None = None) -> Volume:
@@ -95,8 +97,7 @@ def segment_volume(volume: Volume, model: Model, settings: PredictSettings | Non
     """
     array, undo = prepare_scan(volume, model)
     scores, _ = class_scores(array, model, settings or PredictSettings())
-    indices = restore_labels(scores, undo)
-    return volume.with_array(model.card.labels.to_values(indices))
+    return volume.with_array(model.card.labels.to_values(restore_labels(scores, undo)))
 
 
 def prepare_scan(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Any]:
@@ -142,7 +143,6 @@ def _scores(
     device = next(model.network.parameters()).device
     dtype = autocast_type(settings.precision, device) or torch.float32
     way = _Way.choose(image.shape[1:], model, settings, Execution(str(device), dtype))
-    # An idle GPU hides nothing; on a CPU the progress of several mirrored passes is counted as one each.
     compute = functools.partial(way.run, report=report)
     scores = mirrored(compute, image, model.card.mirror_axes) if settings.tta else compute(image)
     return scores.numpy(), way.method
@@ -156,31 +156,48 @@ class _Way:
     model: Model
     execution: Execution
     memory: int
+    plan: StreamPlan | None
 
     @staticmethod
     def choose(shape: Sequence[int], model: Model, settings: PredictSettings, execution: Execution) -> _Way:
         network = model.card.network
-        padded = [-(-n // s) * s for n, s in zip(shape, network.shape.stride, strict=True)]
-        needed = estimate_bytes(network, padded) if network.padded else 0
-        candidate = Candidate(network.shape, network.inexact_reason, needed, settings.memory)
-        return _Way(choose_method(candidate, settings.method), model, execution, settings.memory)
+        own = isinstance(model.network, UNet)
+        plan = None
+        if own and network.exact:
+            itemsize = execution.dtype.itemsize
+            plan = plan_stream(network, shape, settings.memory, tuple(range(len(shape))), itemsize)
+        candidate = Candidate(
+            shape=network.shape if own else None,
+            inexact_reason=network.inexact_reason,
+            stream_bytes=plan.bytes if plan else 0,
+            memory_limit=settings.memory,
+        )
+        return _Way(choose_method(candidate, settings.method), model, execution, settings.memory, plan)
 
     def run(self, image: Tensor, report: Report | None = None) -> Tensor:
+        """Class scores `(class, *spatial)` of an image `(channel, *spatial)`."""
         network, card = self.model.network, self.model.card
-        if self.method.way == "whole":
-            scores = whole_pass(network, image, card.network.shape.stride, self.execution)
-            if report:
-                report(1, 1)
-            return scores
+        if self.method.way == "stream":
+            return self._streamed(image, report)
         if self.method.way == "tiles":
             fits = functools.partial(_fits, card.network, self.memory)
             tile = fitting_tile(image.shape[1:], card.network.shape, fits)
-            plan = plan_tiles(image.shape[1:], tile, card.network.shape)
-            return overlap_tile(network, image, plan, self.execution, report)
+            return overlap_tile(
+                network, image, plan_tiles(image.shape[1:], tile, card.network.shape), self.execution, report
+            )
         return blended_windows(network, image, Windows(card.patch), self.execution, report)
 
+    def _streamed(self, image: Tensor, report: Report | None) -> Tensor:
+        assert self.plan is not None
+        axis = self.plan.axis
+        scores = torch.empty((self.model.card.network.classes, *image.shape[1:]))
+        slabs = Streamer(self.model.network, self.execution, axis).run(image, self.plan.slab, report)
+        for start, stop, logits in slabs:
+            scores.narrow(axis + 1, start, stop - start).copy_(logits)
+        return scores
 
-def _fits(network: Any, memory: int, size: Sequence[int]) -> bool:
+
+def _fits(network: UNetSettings, memory: int, size: Sequence[int]) -> bool:
     return estimate_bytes(network, size) <= memory
 
 
@@ -188,22 +205,23 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     """Segment scans from files into files. One bad scan does not stop the others.
 
     Raises:
-        MedunetError: before any work: no usable model, no scan, or outputs that collide or exist.
+        MedunetError: before any work: no usable model, no scan, or outputs that collide, exist or cannot be written.
     """
     started = time.perf_counter()
-    cases = find_inputs(request.inputs)
-    targets = plan_outputs(cases, request)
+    files = find_inputs(request.inputs)
     model = load_model(model_source, find_device(request.device))
+    cases = as_cases(files, model.card.network.in_channels)
+    targets = plan_outputs(cases, request)
     bar, summary = ProgressLine("predict"), Summary()
     try:
         for number, (case, target) in enumerate(zip(cases, targets, strict=True)):
             report = functools.partial(_report, bar, case.name, number, len(cases))
             try:
                 _segment_case(case, target, model, request, settings, report, summary)
-            except MedunetError as error:
-                summary.failed.append(case.name)
-                summary.records.append({"case": case.name, "error": str(error)})
-                summary.lines.append(f"{case.name}: FAILED: {error}")
+            except (MedunetError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
+                summary.fail(case.name, error)
     finally:
         bar.close()
     seconds = time.perf_counter() - started
@@ -286,78 +304,12 @@ class _Stopwatch:
         return sum(self.stages.values())
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Case]:
-    """Cases from files, folders of scans and DICOM folders; `NAME_0000`, `NAME_0001` are channels of NAME.
-
-    Raises:
-        DataError: a path that does not exist, or a folder without scans.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder")
-        if path.is_dir() and not is_dicom_series(path):
-            found = scan_files(path)
-            if not found:
-                raise DataError(f"{path}: holds no scan that medunet reads, and is no DICOM series")
-            files += found
-        else:
-            files.append(path)
-    stems: dict[str, Path] = {}
-    for file in files:
-        other = stems.setdefault(case_stem(file), file)
-        if other is not file:
-            raise OutputError(
-                f"{other} and {file} would write the same output {case_stem(file)}; predict them into different folders"
-            )
-    return group_cases(files, {})
-
-
-def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | None]:
-    """Where each result goes; None means a name in the output folder whose suffix the scan decides.
-
-    Raises:
-        OutputError: one file for several scans, a folder's name that is a file, or outputs that exist.
-        ConfigError: a file name whose suffix cannot be written.
-    """
-    output = request.output
-    named = suffix_of(output) in WRITABLE or (len(cases) == 1 and output.suffix != "")
-    as_file = named and not output.is_dir()
-    if as_file and suffix_of(output) not in WRITABLE:
-        raise ConfigError(
-            f"-o {output}: cannot be written; expected a folder or a name ending in {', '.join(WRITABLE)}"
-        )
-    if as_file and len(cases) > 1:
-        raise OutputError(f"-o {output}: is one file, but {len(cases)} scans are to be written; give a folder")
-    if as_file:
-        check_free(output, request.overwrite)
-        return [output]
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"-o {output}: is a file; give a folder, or a name with a suffix for one scan")
-    if not request.overwrite and output.is_dir():
-        for case in cases:
-            existing = [p for p in output.glob(f"{_escaped(case.name)}.*") if suffix_of(p) in WRITABLE]
-            if existing:
-                raise OutputError(f"{existing[0]}: exists already; choose another folder, or say --overwrite")
-    return [None] * len(cases)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def probabilities_path(target: Path) -> Path:
-    """`CASE_probabilities` beside the label map; PNG cannot hold them, so they become TIFF."""
-    suffix = suffix_of(target)
-    return target.with_name(f"{case_stem(target)}_probabilities{'.tif' if suffix == '.png' else suffix}")
-
-
 def _record(model: Model, settings: PredictSettings, summary: Summary, seconds: float) -> dict[str, Any]:
     device = next(model.network.parameters()).device
     return {
         "medunet": __version__,
         "model": {"path": str(model.path), "sha256": model.checksum, "name": model.card.name},
-        "settings": asdict(replace(settings)),
+        "settings": asdict(settings),
         "device": str(device),
         "autocast": str(autocast_type(settings.precision, device)),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

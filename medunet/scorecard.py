@@ -107,6 +107,19 @@ def label_table(card: Scorecard) -> Table:
     return Table(tuple(columns), tuple(_label_row(label, others) for label in card.summary.labels))
 
 
+def summary_table(card: Scorecard) -> Table:
+    """One row per structure and measure: mean, standard deviation, median and worst over cases, for the CSV file."""
+    columns = [
+        Column(key, key) for key in ("label", "measure", "cases", "mean", "deviation", "median", "worst", "worst_case")
+    ]
+    rows = [
+        (label.label, key, s.count, s.mean, s.deviation, s.median, s.worst, s.worst_case or "")
+        for label in card.summary.labels
+        for key, s in label.statistics.items()
+    ]
+    return Table(tuple(columns), tuple(rows))
+
+
 def _label_row(label: LabelSummary, others: Sequence[Measure]) -> tuple[Cell, ...]:
     dice = label.statistics[_DICE.key]
     spreads = [label.statistics[m.key] for m in others]

@@ -5,26 +5,39 @@ config -> cases and split -> preprocessed cases -> patches -> loop; validation i
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from medunet.config import Config
+from medunet.config import Config, to_plain
 from medunet.data.augment import Augmentation
 from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside
 from medunet.devices import autocast_type, free_memory
 from medunet.errors import ConfigError
-from medunet.experiment import CONFIG_FILE, Setup, TrainRequest, check_output, set_up
+from medunet.experiment import (
+    BOARD,
+    CHECKPOINT,
+    CONFIG_FILE,
+    METRICS,
+    RUN_FILES,
+    RUN_FOLDERS,
+    Setup,
+    TrainRequest,
+    check_output,
+    set_up,
+)
 from medunet.files import write_text
-from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
+from medunet.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medunet.learning.loop import Recipe, StepFacts, TrainState, run_epoch
 from medunet.learning.losses import Loss, make_loss
 from medunet.learning.monitor import Board, MetricsFile, ProgressLine
@@ -33,8 +46,6 @@ from medunet.learning.signals import StopSignal, caught_signals
 from medunet.model import MODEL_FILE, Model, save_model
 from medunet.networks.unet import UNet
 from medunet.validate import HeldOut, Validation, finish_run, validate
-
-CHECKPOINT, METRICS, BOARD = "last.ckpt", "metrics.csv", "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Session:
     line: ProgressLine
     board: Board
     metrics: MetricsFile
-    stop: StopSignal
+    stop: StopSignal = field(default_factory=StopSignal)
     validation_seconds: float = 0.0
     last_validation: float = field(default_factory=time.monotonic)
 
@@ -70,25 +81,34 @@ def train_run(request: TrainRequest) -> Outcome:
     started = time.monotonic()
     check_output(request)
     line = ProgressLine("train")
+    scratch = request.output / "preprocessed"
     try:
-        with caught_signals() as stop:
-            setup = set_up(request, line.say)
-            cases, held = _prepare(setup, line)
-            patches = _patches(setup.config, cases)
-            session = _start(setup, cases, request.resume, started, line, stop)
+        setup = set_up(request, line.say)
+        cases, held = _prepare(setup, scratch, line)
+        patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)
+        # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
+        session = _start(setup, recipe, request.resume, started, line)
+        with caught_signals() as session.stop:
             _learn(session, patches, held)
-            if stop.received:
-                return _interrupted(session)
-            return Outcome(_finish(session, held))
+        if session.stop.received:
+            return _interrupted(session)
+        return Outcome(_finish(session, held))
     finally:
         line.close()
+        _remove_scratch(scratch)
 
 
-def _prepare(setup: Setup, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
+def _remove_scratch(scratch: Path) -> None:
+    """Remove prepared arrays, and the run's folder where nothing else came to be in it."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    with suppress(OSError):
+        scratch.parent.rmdir()
+
+
+def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Training and validation cases on the network's grid; one single scan is split inside."""
     how = Preparation(
-        setup.config.preprocess, setup.labels, setup.config.data.axes, setup.folder / "preprocessed",
-        free_memory(torch.device("cpu")) // 3,
+        setup.config.preprocess, setup.labels, setup.config.data.axes, scratch, free_memory(torch.device("cpu")) // 3,
     )  # fmt: skip
     everything = list(dict.fromkeys([*setup.learned, *setup.held]))
     done: list[str] = []
@@ -104,9 +124,7 @@ def _prepare(setup: Setup, line: ProgressLine) -> tuple[list[PreparedCase], list
     return [prepared[c.name] for c in setup.learned], [prepared[c.name] for c in setup.held]
 
 
-def _start(
-    setup: Setup, cases: Sequence[PreparedCase], resume: bool, started: float, line: ProgressLine, stop: StopSignal
-) -> Session:
+def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: ProgressLine) -> Session:
     """Make the run's folder and the state, fresh or as the checkpoint has it."""
     config, training = setup.config, setup.config.training
     spent = time.monotonic() - started
@@ -119,10 +137,12 @@ def _start(
     ema = Ema(network, training.ema) if training.ema else None
     state = TrainState(network, make_optimiser(config.optimiser, network), ema)
     if resume:
-        load_checkpoint(setup.folder / CHECKPOINT).restore(state)
+        checkpoint = load_checkpoint(setup.folder / CHECKPOINT)
+        require_same_run(checkpoint, setup)
+        checkpoint.restore(state)
     else:
         _clear(setup.folder)
-        write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
+    write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
     columns = ["epoch", "step", "minutes", "loss", "rate", "gradient_norm", "seconds_per_iteration"]
     columns += [
         "validation_dice",
@@ -134,21 +154,49 @@ def _start(
     return Session(
         setup=setup,
         state=state,
-        recipe=_recipe(setup, cases),
+        recipe=recipe,
         clock=_clock(config, state, started),
         line=line,
         board=board,
         metrics=MetricsFile(setup.folder / METRICS, columns, state.epoch if resume else 0),
-        stop=stop,
     )
 
 
+def run_identity(setup: Setup) -> str:
+    """What a resumed run must share with the one it goes on with, as JSON: network, data, split, patches, optimiser."""
+    config = setup.config
+    identity = {
+        "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
+        "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
+        "iterations": config.training.iterations, "labels": setup.labels,
+        "learned": [case.name for case in setup.learned], "held_out": [case.name for case in setup.held],
+    }  # fmt: skip
+    return json.dumps(to_plain(identity))
+
+
+def require_same_run(checkpoint: Checkpoint, setup: Setup) -> None:
+    """Refuse to resume with another network, data, split or optimiser: held-out cases would be learned from.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    before, now = json.loads(checkpoint.identity), json.loads(run_identity(setup))
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        raise ConfigError(
+            f"{setup.folder}: cannot be resumed, because {', '.join(differing)} changed since it was stopped\n"
+            "resume with the run's own settings and data, or start a new run in another folder"
+        )
+
+
 def _clear(folder: Path) -> None:
-    """Remove an earlier run's files, and only those."""
-    for name in (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, "report.html"):
+    """Remove an earlier run's files; `check_output` has made sure that the folder holds a run or nothing of one."""
+    for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-    for name in (BOARD, "validation", "preprocessed"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in RUN_FOLDERS:
+        # The arrays that were just prepared for this very run.
+        if name != "preprocessed":
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _clock(config: Config, state: TrainState, started: float) -> Progress:
@@ -202,12 +250,13 @@ def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]
         watch = _Watch(session)
         loss = run_epoch(state, loader, session.recipe, lambda: session.clock.fraction(state.step), watch)
         state.elapsed = session.clock.elapsed()
-        scores = None
-        if held and not session.stop.received and _validation_due(session):
-            scores = _validate(session, held)
-        if not session.stop.received:
-            _log_epoch(session, loss, watch, scores)
-        save_checkpoint(session.setup.folder / CHECKPOINT, state, session.setup.file.to_yaml())
+        if state.skip >= config.training.iterations:
+            # Stopped exactly at the epoch's last step.
+            state.epoch, state.skip = state.epoch + 1, 0
+        if state.skip == 0:
+            due = held and not session.stop.received and _validation_due(session)
+            _log_epoch(session, loss, watch, _validate(session, held) if due else None)
+        save_checkpoint(session.setup.folder / CHECKPOINT, state, run_identity(session.setup))
 
 
 def _workers(config: Config, device: torch.device) -> int:
@@ -260,7 +309,7 @@ def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
     looked_at = held[: setup.config.training.validation_cases]
     with _evaluation_weights(state):
         model = Model(state.network, setup.card({}))
-        result = validate(model, looked_at)
+        result = validate(model, looked_at, setup.config.training.precision)
         score = result.mean_dice if setup.config.training.score == "dice" else result.mean_iou
         # Ties and NaN (no label in the held-out part) keep the later model.
         if not score < state.best:
@@ -342,7 +391,8 @@ def _ensure_model(session: Session) -> None:
 
 
 def _interrupted(session: Session) -> Outcome:
-    _ensure_model(session)
+    if session.state.step:
+        _ensure_model(session)
     session.board.close()
     folder = session.setup.folder
     return Outcome(
@@ -361,7 +411,6 @@ def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
         (setup.folder / MODEL_FILE).unlink(missing_ok=True)
     _ensure_model(session)
     session.board.close()
-    shutil.rmtree(setup.folder / "preprocessed", ignore_errors=True)
     held_out = HeldOut(setup.held, setup.labels, setup.config.data.axes, inside=len(setup.data.labelled) == 1)
     lines = finish_run(setup.folder, held_out, session.line, setup.device)
     minutes = session.clock.elapsed() / 60

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -59,14 +60,16 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def validate(model: Model, cases: Sequence[PreparedCase]) -> Validation:
+def validate(
+    model: Model, cases: Sequence[PreparedCase], precision: Literal["auto", "fp32", "bf16"] = "auto"
+) -> Validation:
     """Predict preprocessed cases whole and count; no distances, no files."""
     table = model.card.labels
     scored = {table.names[index]: index for index in table.foreground}
     counted: list[dict[str, Counts]] = []
     predictions: list[NDArray[np.uint8]] = []
     for case in cases:
-        scores, _ = class_scores(np.ascontiguousarray(case.image), model, PredictSettings())
+        scores, _ = class_scores(np.array(case.image), model, PredictSettings(precision=precision))
         predictions.append(scores.argmax(axis=0).astype(np.uint8))
         counted.append(count_labels(predictions[-1], case.label[0], scored, IGNORE))
     means = [_mean([c.dice for c in counts.values()]) for counts in counted]
@@ -112,11 +115,11 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     if not held.cases:
         return ["no case was held out (data.folds is 0), so there are no validation scores"]
     model = load_model(folder, device)
-    labels = _with_ignore(held.labels) if held.inside else held.labels
+    labels = widened(held.labels) if held.inside else held.labels
     pairs = []
     for number, case in enumerate(held.cases, start=1):
         line.update(1.0, f"last validation {number}/{len(held.cases)} {case.name}")
-        pairs.append(_predict_case(case, model, folder / "validation", replace(held, labels=labels)))
+        pairs.append(_predict_case(case, model, folder / "validation", held))
     settings = EvaluateSettings(labels=labels, title=f"Held-out cases of {model.card.name}")
     evaluation = evaluate_pairs(pairs, settings)
     epochs = epoch_records(folder / "metrics.csv")
@@ -137,16 +140,18 @@ def _predict_case(case: Case, model: Model, folder: Path, held: HeldOut) -> Pair
     if held.inside:
         outside = ~held_out_mask(array.shape[1:])
         mask = restore_labels(np.stack([~outside, outside]).astype(np.float32), undo, outside=1)
-        indices = load_label(case, held.labels, volume)
+        indices = load_label(case, held.labels, volume, held.axes)
         indices[mask == 1] = IGNORE
-        reference = volume.with_array(_values(indices, held.labels))
-    return Pair(case.name, target, reference, case.images[0])
+        reference = volume.with_array(_values(indices, widened(held.labels)))
+    return Pair(case.name, target, reference, case.images[0], held.axes)
 
 
-def _with_ignore(labels: LabelTable) -> LabelTable:
+def widened(labels: LabelTable) -> LabelTable:
     """A table with a value for voxels outside the held-out part; instance tables become plain ones of two classes."""
-    ignore = labels.ignore if labels.ignore is not None else max(labels.values) + 1
-    return replace(labels, ignore=ignore)
+    ignore = labels.ignore
+    if ignore is None:
+        ignore = next(value for value in range(len(labels.values) + 1) if value not in labels.values)
+    return replace(labels, ignore=ignore, kind="classes")
 
 
 def _values(indices: NDArray[np.uint8], labels: LabelTable) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medunet.data.formats import read_volume, write_volume
-from medunet.data.labels import table_from_names
+from medunet.data.labels import table_from_names, table_from_values
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.evaluate import (
@@ -127,7 +127,14 @@ def test_nothing_in_common_is_an_error_that_shows_both_names(tmp_path: Path, dat
 )
 def test_what_cannot_be_compared_is_refused(prediction: Volume, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        evaluate_pairs([Pair("c17", prediction, volume(cube()))])
+        evaluate_pairs([Pair("c17", prediction, volume(cube()))], EvaluateSettings(labels=table_from_values([0, 1])))
+
+
+def test_a_label_that_only_a_prediction_has_costs_its_case_instead_of_hiding_it() -> None:
+    stray = cube()
+    stray[0, 0, 0, 0] = 2
+    evaluation = evaluate_pairs([(volume(cube()), volume(cube())), (volume(stray), volume(cube()))])
+    assert not evaluation.failed and evaluation.summary.mean["dice"] < 0.51
 
 
 def test_a_grid_within_the_tolerance_and_floats_that_are_whole_are_fine() -> None:
@@ -242,20 +249,22 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_written(tmp_path: Path)
         write_evaluation(evaluation, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
     write_evaluation(evaluation, tmp_path / "out", overwrite=True)
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_command_says_what_came_out_and_fails_with_a_case(tmp_path: Path, data_set: Path) -> None:
     predictions = save(tmp_path / "pred", a=cube(), b=cube())
-    lines, failed = evaluate_command(predictions, data_set, tmp_path / "out", tmp_path / "s.json", None, False)
+    lines, failed = evaluate_command(
+        predictions, data_set, tmp_path / "out", tmp_path / "s.json", EvaluateSettings(), False
+    )
     assert failed and f"report: {tmp_path / 'out' / 'report.html'}" == lines[-1]
     assert (
         "mean Dice 0.500" in lines[1] and "1 missed" in lines[3] and any("c: no prediction" in line for line in lines)
     )
     with pytest.raises(OutputError, match="exists already"):
-        evaluate_command(predictions, data_set, None, tmp_path / "s.json", None, False)
+        evaluate_command(predictions, data_set, None, tmp_path / "s.json", EvaluateSettings(), False)
     save(predictions, c=cube(5))
-    lines, failed = evaluate_command(predictions, data_set, None, None, 2.0, False)
+    lines, failed = evaluate_command(predictions, data_set, None, None, EvaluateSettings(tolerance=2.0), False)
     assert not failed and "within 2 mm" in lines[1]
 
 

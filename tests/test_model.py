@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from medunet.data.labels import table_from_names
 from medunet.data.preprocess import Normalisation, PreprocessSettings
 from medunet.errors import ModelError
-from medunet.model import ModelCard, load_model, save_model
+from medunet.model import ModelCard, _digest, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 
@@ -81,6 +81,10 @@ def test_a_card_from_another_version_is_an_error(saved: Path) -> None:
     card = json.loads(metadata["card"])
     card["network"]["channels"] = [4, 8, 16]
     metadata["card"] = json.dumps(card)
+    save_file(tensors, saved, metadata={"medunet": json.dumps(metadata)})
+    with pytest.raises(ModelError, match="does not match its checksum"):
+        load_model(saved)
+    metadata["sha256"] = _digest(tensors, metadata["card"])
     save_file(tensors, saved, metadata={"medunet": json.dumps(metadata)})
     with pytest.raises(ModelError, match="cannot be used"):
         load_model(saved)

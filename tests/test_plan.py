@@ -39,7 +39,7 @@ def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
     config = planned(fingerprint(facts((35, 51, 36), (1, 1, 1))))
     assert config.network.dimensions == 3
     assert all(p >= n for p, n in zip(config.patches.size, (35, 51, 36), strict=True))
-    assert config.network.channels[0] == 32 and config.preprocess.spacing is None
+    assert config.network.channels[0] == 16 and config.preprocess.spacing is None
     assert config.network.exact
 
 

@@ -11,14 +11,18 @@ import pytest
 import torch
 
 import medunet
+import medunet.predict
 from medunet.data.labels import table_from_names
-from medunet.data.preprocess import Normalisation, PreprocessSettings
+from medunet.data.preprocess import Normalisation, PreprocessSettings, preprocess, restore_labels
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError, MedunetError, OutputError
+from medunet.geometry.tiles import plan_tiles
+from medunet.inference.exact import overlap_tile, whole_pass
 from medunet.model import Model, ModelCard, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
-from medunet.predict import PredictRequest, PredictSettings, find_inputs, segment_files, segment_volume
+from medunet.outputs import PredictRequest, as_cases
+from medunet.predict import PredictSettings, segment_files, segment_volume
 
 LABELS = table_from_names({"background": 0, "dark": 32, "bright": 255}, None)
 
@@ -64,16 +68,41 @@ def volume_of(shape: tuple[int, ...], code: str = "LPI", spacing: tuple[float, .
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "PIR"])
-@pytest.mark.parametrize("method", ["exact", "blend"])
 @pytest.mark.parametrize("tta", [False, True])
-def test_known_answers_come_back_voxel_for_voxel_on_the_scans_grid(code: str, method: str, tta: bool) -> None:
+def test_known_answers_come_back_voxel_for_voxel_on_the_scans_grid(code: str, tta: bool) -> None:
     volume = volume_of((13, 9, 7), code)
-    settings = PredictSettings(method=method, tta=tta, precision="fp32")
+    settings = PredictSettings(tta=tta, precision="fp32")
     result = segment_volume(volume, known_model(mirror_axes=(0, 2)), settings)
     expected = np.select([volume.array < 1, volume.array < 2], [0, 32], 255)
     np.testing.assert_array_equal(result.array, expected)
     np.testing.assert_array_equal(result.affine, volume.affine)
     assert result.array.dtype == np.uint8
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "PIR"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_exact_results_are_those_of_one_pass_over_the_whole_scan(code: str, padded: bool) -> None:
+    model = make_model(network=UNetSettings(channels=(4, 8), classes=3, padded=padded), patch=(20, 20, 20))
+    volume = volume_of((13, 9, 7), code)
+    array, undo = preprocess(volume, model.card.preprocess)
+    image = torch.from_numpy(array)
+    if padded:
+        logits = whole_pass(model.network, image, (2, 2, 2))
+    else:
+        shape = model.card.network.shape
+        tile = shape.smallest_for(array.shape[1:])
+        logits = overlap_tile(model.network, image, plan_tiles(array.shape[1:], tile, shape))
+    expected = model.card.labels.to_values(restore_labels(logits.numpy(), undo))
+    exact = segment_volume(volume, model, PredictSettings(method="exact", precision="fp32"))
+    np.testing.assert_array_equal(exact.array, expected)
+    assert len(np.unique(expected)) > 1
+
+
+def test_too_little_memory_is_a_reason_to_blend_and_an_error_where_exactness_was_asked_for() -> None:
+    volume = volume_of((30, 30, 30))
+    assert segment_volume(volume, make_model(), PredictSettings(memory=2**20)).shape == volume.shape
+    with pytest.raises(ConfigError, match="streaming this scan needs about"):
+        segment_volume(volume, make_model(), PredictSettings(memory=2**20, method="exact"))
 
 
 def test_a_model_at_another_spacing_still_answers_on_the_scans_grid() -> None:
@@ -138,7 +167,7 @@ def test_a_folder_of_scans_with_one_bad_one(run: Path, tmp_path: Path) -> None:
     bad.write_bytes(bad.read_bytes()[:300])
     request = PredictRequest([tmp_path / "in"], tmp_path / "out", record=tmp_path / "record.json", probabilities=True)
     summary = segment_files(str(run), request, PredictSettings())
-    assert summary.failed == ["b"] and any("b: FAILED" in line for line in summary.lines)
+    assert summary.failed == ["b"] and str(bad) in summary.errors[0]
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["a.nii.gz", "a_probabilities.nii.gz", "c.nii.gz", "c_probabilities.nii.gz"]
     record = json.loads((tmp_path / "record.json").read_text())
@@ -157,14 +186,39 @@ def test_one_scan_to_a_named_file(run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(result.affine, medunet.read_volume(scan).affine, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "what", ["exists", "collision", "one file for two", "suffix", "no scan", "no model", "missing"]
-)
+REFUSALS = {
+    "exists": "exists already",
+    "record exists": "exists already",
+    "probabilities exist": "exists already",
+    "an input": "is one of the scans",
+    "below a file": "cannot be written",
+    "collision": "would write the same output",
+    "one file for two": "is one file, but 2 scans",
+    "suffix": "cannot be written; expected a folder or a name ending in",
+    "no scan": "holds no scan",
+    "no model": "is not a medunet model",
+    "missing": "no such file or folder",
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
 def test_refusals_before_any_work(run: Path, tmp_path: Path, what: str) -> None:
     first, second = save_scan(tmp_path / "x" / "a.nii.gz"), save_scan(tmp_path / "y" / "a.nii.gz")
     model, inputs, output = str(run), [first], tmp_path / "out"
+    extra: dict = {}
     if what == "exists":
         save_scan(output / "a.nii.gz")
+    elif what == "record exists":
+        (tmp_path / "r.json").write_text("{}")
+        extra = {"record": tmp_path / "r.json"}
+    elif what == "probabilities exist":
+        save_scan(output / "a_probabilities.nii.gz")
+        extra = {"probabilities": True}
+    elif what == "an input":
+        output = first.parent
+        extra = {"overwrite": True}
+    elif what == "below a file":
+        output = first / "out"
     elif what == "collision":
         inputs = [first, second]
     elif what == "one file for two":
@@ -179,9 +233,8 @@ def test_refusals_before_any_work(run: Path, tmp_path: Path, what: str) -> None:
     elif what == "missing":
         inputs = [tmp_path / "nowhere.nii"]
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(MedunetError) as error:
-        segment_files(model, PredictRequest(inputs, output), PredictSettings())
-    assert isinstance(error.value, (OutputError, ConfigError, DataError, ValueError))
+    with pytest.raises(MedunetError, match=REFUSALS[what]):
+        segment_files(model, PredictRequest(inputs, output, **extra), PredictSettings())
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -205,8 +258,32 @@ def test_nothing_but_background_is_said(run: Path, tmp_path: Path) -> None:
     assert any("NOTE: nothing but background" in line for line in summary.lines)
 
 
-def test_channels_of_one_case_are_grouped(tmp_path: Path) -> None:
-    for channel in range(2):
-        save_scan(tmp_path / f"p_{channel:04d}.nii.gz")
-    (case,) = find_inputs([tmp_path])
-    assert case.name == "p" and len(case.images) == 2
+def test_another_version_of_a_name_is_no_obstacle(run: Path, tmp_path: Path) -> None:
+    save_scan(tmp_path / "out" / "a.v2.nii.gz")
+    request = PredictRequest([save_scan(tmp_path / "a.nii.gz")], tmp_path / "out")
+    assert not segment_files(str(run), request, PredictSettings()).failed
+
+
+def test_running_out_of_memory_stops_one_scan_only(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = [save_scan(tmp_path / f"{name}.nii.gz") for name in "ab"]
+    real, calls = medunet.predict.class_scores, []
+
+    def once(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
+        return real(*arguments)
+
+    monkeypatch.setattr(medunet.predict, "class_scores", once)
+    summary = segment_files(str(run), PredictRequest(scans, tmp_path / "out"), PredictSettings())
+    assert summary.failed == ["a"] and "--memory" in summary.errors[0]
+    assert (tmp_path / "out" / "b.nii.gz").exists()
+
+
+def test_channels_are_grouped_only_for_models_that_want_several(tmp_path: Path) -> None:
+    files = [tmp_path / f"p_{number:04d}.nii.gz" for number in (0, 1)]
+    (case,) = as_cases(files, 2)
+    assert case.name == "p" and case.images == tuple(files)
+    assert [c.name for c in as_cases(files, 1)] == ["p_0000", "p_0001"]
+    assert [c.name for c in as_cases([tmp_path / "a_0000.nii", tmp_path / "b_0000.nii"], 1)] == ["a", "b"]
+    assert [c.name for c in as_cases([tmp_path / "time_0003.nii"], 1)] == ["time_0003"]

@@ -68,7 +68,7 @@ def read_data_set(folder: Path) -> DataSet:
         raise DataError(f"{folder}: no such folder; give a data set with images/ and labels/ (or imagesTr/, labelsTr/)")
     images, labels = _layout(folder)
     declared = _read_declaration(folder / "dataset.json")
-    label_files = _by_stem(scan_files(labels)) if labels.is_dir() else {}
+    label_files = by_stem(scan_files(labels)) if labels.is_dir() else {}
     cases = group_cases(scan_files(images), label_files)
     if not cases:
         raise DataError(
@@ -105,7 +105,7 @@ def scan_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_readable(path)]
 
 
-def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     stems: dict[str, Path] = {}
     for path in paths:
         stem = case_stem(path)
@@ -123,7 +123,7 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
     `NAME_0000`, `NAME_0001`, … are channels of NAME, unless a label carries the full name. Files named like this
     without any label are channels only if all files are.
     """
-    stems = _by_stem(images)
+    stems = by_stem(images)
     matches = {stem: _CHANNEL_SUFFIX.match(stem) for stem in stems}
     numbered = bool(stems) and all(matches.values())
     grouped: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -208,7 +208,7 @@ def _named_values(labels: Any, path: Path) -> dict[str, int]:
     return named
 
 
-def with_labels(data: DataSet, cases: Iterable[Case]) -> LabelTable:
+def with_labels(data: DataSet, cases: Iterable[Case], axes: str | None = None) -> LabelTable:
     """The declared label table or, where nothing was declared, one made of all values in the label files.
 
     Raises:
@@ -219,7 +219,9 @@ def with_labels(data: DataSet, cases: Iterable[Case]) -> LabelTable:
     values: set[int] = set()
     for case in cases:
         assert case.label is not None
-        found = np.unique(read_volume(case.label).array)
+        found = np.unique(read_volume(case.label, axes=axes).array)
+        if not np.isfinite(found).all():
+            raise DataError(f"{case.label}: a label map must not hold NaN or infinite values")
         if not np.array_equal(found, np.rint(found)):
             raise DataError(
                 f"{case.label}: label values must be whole numbers, found {found[found != np.rint(found)][0]:g}"
@@ -252,10 +254,10 @@ def load_image(case: Case, axes: str | None = None) -> Volume:
     return first.with_array(np.concatenate([v.array for v in volumes]))
 
 
-def load_label(case: Case, table: LabelTable, image: Volume) -> np.ndarray:
+def load_label(case: Case, table: LabelTable, image: Volume, axes: str | None = None) -> np.ndarray:
     """The label map of a case as class indices `(1, *spatial)` uint8, checked against the image's grid."""
     assert case.label is not None
-    label = read_volume(case.label)
+    label = read_volume(case.label, axes=axes)
     if label.channels != 1:
         raise DataError(
             f"{case.label}: a label map needs one channel, found {label.channels}; "
@@ -298,20 +300,24 @@ def _spacing(grid: _GridKey) -> str:
     return str(tuple(round(float(s), 4) for s in np.linalg.norm(grid[1][:3, :3], axis=0)[: len(grid[0])]))
 
 
-def check_pairs(cases: Iterable[Case]) -> None:
-    """Compare the grids of images and labels by their headers alone, before any work starts.
+def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
+    """Compare the grids of images and labels, and all cases' channels, by headers alone, before any work starts.
 
     Raises:
         DataError: naming every case that is wrong (the first three in full).
     """
     problems = []
+    first: tuple[str, int, int] | None = None
     for case in cases:
         try:
-            image = read_grid(case.images[0])
+            image = read_grid(case.images[0], axes=axes)
+            found = (case.name, max(image.channels, len(case.images)), len(image.shape))
+            first = first or found
+            _require_alike(first, found)
             others = [("channel", path) for path in case.images[1:]]
             others += [("label", case.label)] if case.label else []
             for what, path in others:
-                grid = read_grid(path)
+                grid = read_grid(path, axes=axes)
                 _compare_grids(
                     case.name, (image.shape, image.affine, image.unit), (grid.shape, grid.affine, grid.unit), what
                 )
@@ -320,6 +326,14 @@ def check_pairs(cases: Iterable[Case]) -> None:
     if problems:
         more = f"\n… and {len(problems) - 1} more cases like this" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
+
+
+def _require_alike(first: tuple[str, int, int], other: tuple[str, int, int]) -> None:
+    if other[1:] != first[1:]:
+        raise DataError(
+            f"{other[0]}: has {other[1]} channel(s) and {other[2]} dimensions, {first[0]} has {first[1]} and {first[2]}"
+            "\nall cases of a data set need the same; take the odd ones out"
+        )
 
 
 def split_cases(cases: tuple[Case, ...], fold: int, folds: int, seed: int) -> tuple[list[Case], list[Case]]:

@@ -92,7 +92,7 @@ def take_fingerprint(
     samples: list[NDArray[np.float32]] = []
     for case in cases:
         image = load_image(case, axes)
-        label = load_label(case, labels, image)
+        label = load_label(case, labels, image, axes)
         facts.append(_facts(case, image, label, labels.classes))
         samples.append(_foreground_samples(image, label, labels))
         step(case.name)

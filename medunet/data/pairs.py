@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunet.data.catalogue import declared_labels, group_cases, scan_files
+from medunet.data.catalogue import by_stem, declared_labels, group_cases, scan_files
 from medunet.data.formats import case_stem
 from medunet.data.labels import LabelTable
 from medunet.data.volume import Volume
@@ -25,6 +25,7 @@ class Pair:
     prediction: Source
     reference: Source
     image: Source | None = None
+    axes: str | None = None
 
 
 def label_folder(references: Path) -> Path:
@@ -46,7 +47,7 @@ def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[
     """Pairs by stem, references without a prediction, and notes."""
     if not predictions.exists():
         raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
-    predicted, true = _by_stem(predictions), _by_stem(references)
+    predicted, true = _files(predictions), _files(references)
     images = _images(references, true)
     if predictions.is_file() and references.is_file():
         case = case_stem(references)
@@ -64,17 +65,8 @@ def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[
     return pairs, missing, notes
 
 
-def _by_stem(place: Path) -> dict[str, Path]:
-    files = [place] if place.is_file() else scan_files(place)
-    stems: dict[str, Path] = {}
-    for path in files:
-        stem = case_stem(path)
-        if stem in stems:
-            raise DataError(
-                f"{path}: has the same name as {stems[stem].name}; a case needs one file, remove one of them"
-            )
-        stems[stem] = path
-    return stems
+def _files(place: Path) -> dict[str, Path]:
+    return by_stem([place] if place.is_file() else scan_files(place))
 
 
 def _few(names: Iterable[str]) -> str:

@@ -42,11 +42,11 @@ def prepare_cases(
     Raises:
         DataError: naming the case that is wrong.
     """
-    mapped = sum(_bytes(case, how.axes) for case in cases) > how.memory
+    mapped = sum(_bytes(case, how) for case in cases) > how.memory
     prepared = []
     for case in cases:
         image = load_image(case, how.axes)
-        label = load_label(case, how.labels, image)
+        label = load_label(case, how.labels, image, how.axes)
         array, undo = preprocess(image, how.settings)
         indices = preprocess_label(label, undo)
         if mapped:
@@ -57,11 +57,13 @@ def prepare_cases(
     return prepared
 
 
-def _bytes(case: Case, axes: str | None) -> int:
-    """Of a case in memory, before resampling: float32 channels and one byte of label per voxel."""
-    grid = read_grid(case.images[0], axes=axes)
-    channels = max(grid.channels, len(case.images))
-    return int(np.prod(grid.shape)) * (4 * channels + 1)
+def _bytes(case: Case, how: Preparation) -> float:
+    """Of a case in memory: float32 channels and one byte of label per voxel, after resampling."""
+    grid = read_grid(case.images[0], axes=how.axes)
+    voxels = float(np.prod(grid.shape))
+    if how.settings.spacing is not None and grid.unit != "pixel":
+        voxels *= float(np.prod(grid.spacing) / np.prod(how.settings.spacing))
+    return voxels * (4 * max(grid.channels, len(case.images)) + 1)
 
 
 def _mapped(path: Path, array: NDArray) -> NDArray:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from medunet.data.volume import Volume
+from medunet.data.volume import MILLIMETRES, UNITS, Volume
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.grids import (
     Orientation,
@@ -59,19 +59,23 @@ class PreprocessSettings:
     Attributes:
         orientation: `RAS` turns and flips medical scans to the nearest right-anterior-superior order;
             `stored` leaves the axes as they are in the file.
-        spacing: target voxel size per axis after orientation, in the scan's unit; None keeps each scan's own.
+        spacing: target voxel size per axis after orientation; None keeps each scan's own.
+        unit: of `spacing`; scans in another unit are converted, scans without a physical size refused.
         crop: `nonzero` cuts away the border of zeros around the scan's content.
         normalise: one entry per channel; a single entry serves all channels.
     """
 
     orientation: Literal["RAS", "stored"] = "RAS"
     spacing: tuple[float, ...] | None = None
+    unit: str = "mm"
     crop: Literal["none", "nonzero"] = "none"
     normalise: tuple[Normalisation, ...] = (Normalisation(),)
 
     def __post_init__(self) -> None:
         if self.spacing is not None and (len(self.spacing) not in (2, 3) or min(self.spacing) <= 0):
             raise ConfigError(f"preprocess.spacing needs 2 or 3 positive numbers, found {self.spacing}")
+        if self.unit not in UNITS:
+            raise ConfigError(f"preprocess.unit must be one of {', '.join(UNITS)}, found {self.unit}")
         if not self.normalise:
             raise ConfigError("preprocess.normalise needs at least one entry")
 
@@ -179,6 +183,11 @@ def _require_usable(volume: Volume, settings: PreprocessSettings) -> None:
         raise DataError(
             f"{volume.name}: has {volume.channels} channel(s), the settings describe {len(settings.normalise)}"
         )
+    if settings.spacing is not None and volume.unit != settings.unit and "pixel" in (volume.unit, settings.unit):
+        raise DataError(
+            f"{volume.name}: its voxel size is in {volume.unit}, the target spacing in {settings.unit}; "
+            "without a common unit it cannot be resampled\nstore the voxel size in the file"
+        )
     if settings.spacing is not None and len(settings.spacing) != volume.dimensions:
         raise DataError(
             f"{volume.name}: has {volume.dimensions} dimensions, the target spacing {settings.spacing} "
@@ -228,9 +237,10 @@ def _normalise(channel: NDArray, how: Normalisation) -> NDArray[np.float32]:
 def _target_shape(
     volume: Volume, settings: PreprocessSettings, orientation: Orientation, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    if settings.spacing is None or volume.unit == "pixel":
+    if settings.spacing is None or settings.unit == volume.unit == "pixel":
         return shape
-    spacing = [volume.spacing[a] for a in orientation.axes]
+    scale = MILLIMETRES[volume.unit] / MILLIMETRES[settings.unit] if volume.unit != settings.unit else 1.0
+    spacing = [volume.spacing[a] * scale for a in orientation.axes]
     return tuple(resampled_length(n, old, new) for n, old, new in zip(shape, spacing, settings.spacing, strict=True))
 
 

@@ -43,7 +43,10 @@ def run_network(network: Network, batch: torch.Tensor, execution: Execution) -> 
         raise ConfigError("the network is in training mode, with dropout and batch statistics; call network.eval()")
     lower = execution.dtype not in (torch.float32, torch.float64)
     device = torch.device(execution.device)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=execution.dtype if lower else None, enabled=lower):
+    # What is called float32 must be: on recent GPUs cuDNN would round to 10 bits (TF32) on its own.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=lower)
+    autocast = torch.autocast(device.type, dtype=execution.dtype if lower else None, enabled=lower)
+    with torch.inference_mode(), autocast, exact:
         logits = network(batch.to(device))
     if not isinstance(logits, torch.Tensor):
         raise ConfigError(f"the network answered with a {type(logits).__name__}, expected one tensor of logits")

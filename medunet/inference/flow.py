@@ -119,7 +119,7 @@ class AxisFlow:
         return Rows(tuple(encoder), tuple(decoder))
 
     def _block_needed(self, level: int, maps: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[int, ...]:
-        """For all maps of a level but the last."""
+        """For all maps of a level but the last; every block counts as residual, at the cost of a few rows."""
         first, *others = [after - self.border(level) for after in maps[1:]]
         shortcut = maps[-1] + (lengths[0] - lengths[-1]) // 2
         return (min(first, shortcut), *others)

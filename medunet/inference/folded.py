@@ -65,15 +65,19 @@ def centre(rows: Tensor, plane: Sequence[int]) -> Tensor:
 
 
 class Pointwise:
-    """What follows a convolution voxel by voxel: a norm that could not be folded, and an activation."""
+    """What follows a convolution voxel by voxel: a norm over channels, which cannot be folded, and an activation."""
 
-    def __init__(self, norm: nn.Module, activation: nn.Module, target: Target) -> None:
-        foldable = isinstance(norm, nn.Identity | nn.BatchNorm2d | nn.BatchNorm3d)
-        self._norm = None if foldable else target.module(norm)
+    def __init__(self, norm: Any, activation: nn.Module, target: Target) -> None:
+        self._weight: Tensor | None = None
+        if not isinstance(norm, nn.Identity | nn.BatchNorm2d | nn.BatchNorm3d):
+            self._weight, self._bias, self._eps = target.vector(norm.weight), target.vector(norm.bias), norm.eps
         self._activation = None if isinstance(activation, nn.Identity) else target.module(activation)
 
     def normalise(self, rows: Tensor) -> Tensor:
-        return rows if self._norm is None else self._norm(rows)
+        if self._weight is None:
+            return rows
+        voxels = rows.movedim(1, -1)  # a view, as channels are innermost
+        return functional.layer_norm(voxels, self._weight.shape, self._weight, self._bias, self._eps).movedim(-1, 1)
 
     def activate(self, rows: Tensor) -> Tensor:
         """May work in place."""
@@ -107,8 +111,7 @@ class Convolution:
         self._padding = (0, *target.size(layer.padding)[1:])
         self.crop = self.weight.shape[2] // 2 - target.size(layer.padding)[0]
         self._convolve = CONVOLVE[weight.ndim - 2]
-        # torch takes its own, eight times slower convolution for thin slabs in float32 where it runs on one thread.
-        self._direct = _onednn(self.weight)
+        self._direct = _needs_onednn(self.weight)
 
     @property
     def rows(self) -> int:
@@ -132,14 +135,13 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d | nn.Batch
     return weight.double() * scale.view(-1, *(1,) * (weight.ndim - 1)), shift
 
 
-def _onednn(weight: Tensor) -> bool:
-    """Whether oneDNN computes convolutions with these weights."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch, "mkldnn_convolution")
-    )
+def _needs_onednn(weight: Tensor) -> bool:
+    """Whether oneDNN must be asked by name.
+
+    On one thread, torch gives thin float32 slabs to a convolution of its own that took seven times as long.
+    """
+    named = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
+    return named and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 class Block:
@@ -202,17 +204,17 @@ class Up:
         layer = up.convolution if self._interpolated else up
         self._stride = target.size(up.stride)
         weight = target.weights(layer.weight)
-        # An up-convolution's weights are (in, out, *kernel), a convolution's (out, in, 1, …).
-        self._matrix = weight.flatten(1).t() if self._interpolated else weight.movedim(1, -1).flatten(1)
-        self._matrix = self._matrix.contiguous()
+        # A convolution's weights are (out, in, 1, …), an up-convolution's (in, out, *kernel); the matrix (product, in).
+        matrix = weight.flatten(1) if self._interpolated else weight.movedim(1, -1).flatten(1).t()
+        self._matrix = matrix.contiguous()
         bias = target.vector(layer.bias)
-        self._bias = bias if bias is None else bias.repeat(self._matrix.shape[1] // len(bias))
+        self._bias = None if bias is None else bias.repeat(len(matrix) // len(bias))
 
     def __call__(self, out: Tensor, rows: Tensor) -> None:
         """Fill `out` with the enlarged rows."""
         size = rows.shape[2:]
         voxels = rows.movedim(1, -1).reshape(-1, rows.shape[1])
-        product = functional.linear(voxels, self._matrix.t(), self._bias)
+        product = functional.linear(voxels, self._matrix, self._bias)
         source = product.view(*size, *self._kernel, -1)
         to = out.movedim(1, -1)[0]
         for axis, (n, s) in enumerate(zip(size, self._stride, strict=True)):

@@ -9,7 +9,7 @@ from medunet.errors import ConfigError
 from medunet.geometry.shapes import UNetShape
 
 Request = Literal["auto", "exact", "blend"]
-Way = Literal["whole", "tiles", "blend"]
+Way = Literal["stream", "tiles", "blend"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Method:
     """The way chosen.
 
     Attributes:
-        way: ``whole`` (`whole_pass`), ``tiles`` (`overlap_tile`) or ``blend`` (`blended_windows`).
+        way: ``stream`` (`stream`), ``tiles`` (`overlap_tile`) or ``blend`` (`blended_windows`).
         exact: whether the result is that of one pass over the whole scan.
         reason: for the record and the progress line.
     """
@@ -34,18 +34,18 @@ class Candidate:
     Attributes:
         shape: the network's size arithmetic; None for a network of others.
         inexact_reason: why its tiles cannot be exact; None where they can.
-        whole_bytes: memory that one whole pass over the scan needs.
+        stream_bytes: memory that streaming the scan needs; 0 where it cannot be streamed.
         memory_limit: what there is.
     """
 
     shape: UNetShape | None
     inexact_reason: str | None
-    whole_bytes: int
+    stream_bytes: int
     memory_limit: int
 
 
 def choose_method(candidate: Candidate, request: Request = "auto") -> Method:
-    """Choose whole pass, overlapping tiles or blended windows.
+    """Choose streaming, overlapping tiles or blended windows.
 
     Raises:
         ConfigError: exactness was asked for and cannot be had, or blending of an unpadded network.
@@ -56,16 +56,18 @@ def choose_method(candidate: Candidate, request: Request = "auto") -> Method:
         return Method("blend", False, "blending was asked for")
     obstacle = _obstacle(candidate)
     if obstacle is None:
-        return Method("whole", True, "one pass over the whole scan fits the memory")
+        return Method("stream", True, "streamed: what one pass over the whole scan gives, in bounded memory")
     if request == "exact":
         raise ConfigError(f"an exact result was asked for, but {obstacle}; use --method auto or blend")
     return Method("blend", False, obstacle)
 
 
 def _unpadded(candidate: Candidate, request: Request) -> Method:
-    """Unpadded networks always go by tiles: their answer is smaller than any window."""
+    """Unpadded networks are streamed or go by tiles: their answer is smaller than any window."""
     if request == "blend":
         raise ConfigError("blending was asked for, but an unpadded network answers for less than a window; use auto")
+    if candidate.inexact_reason is None and candidate.stream_bytes <= candidate.memory_limit:
+        return Method("stream", True, "streamed: what one pass over the whole mirrored scan gives, in bounded memory")
     if candidate.inexact_reason is None:
         return Method("tiles", True, "an unpadded network's tiles on its own grid repeat one pass over the whole scan")
     if request == "exact":
@@ -74,12 +76,12 @@ def _unpadded(candidate: Candidate, request: Request) -> Method:
 
 
 def _obstacle(candidate: Candidate) -> str | None:
-    """Why one whole pass of a padded network is out of the question."""
+    """Why a padded network cannot be streamed."""
     if candidate.shape is None:
         return "the network is not medunet's own, so its grid is unknown"
     if candidate.inexact_reason is not None:
         return candidate.inexact_reason
-    if candidate.whole_bytes > candidate.memory_limit:
-        need, have = candidate.whole_bytes / 2**30, candidate.memory_limit / 2**30
-        return f"one pass over the whole scan needs about {need:.1f} GiB and {have:.1f} GiB are allowed"
+    if candidate.stream_bytes > candidate.memory_limit:
+        need, have = candidate.stream_bytes / 2**30, candidate.memory_limit / 2**30
+        return f"streaming this scan needs about {need:.1f} GiB and {have:.1f} GiB are allowed"
     return None

@@ -22,10 +22,6 @@ class RowWindow:
         self._stop = 0
         self._rows[:, :, :border].zero_()
 
-    @property
-    def bytes(self) -> int:
-        return self._rows.numel() * self._rows.element_size()
-
     def release(self, first: int) -> None:
         """Forget all rows before `first`."""
         self._first = max(self._first, first)
@@ -65,10 +61,6 @@ class RowQueue:
 
     def __init__(self, storage: torch.Tensor) -> None:
         self._rows = storage
-
-    @property
-    def bytes(self) -> int:
-        return self._rows.numel() * self._rows.element_size()
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
         """One or two views ``(1, channel, count, *plane)`` of rows in order, each with its offset from `start`."""

@@ -200,7 +200,7 @@ class _Source:
     """The scan, read a few rows at a time with what lies around it: zeros, or the scan mirrored."""
 
     def __init__(self, image: Tensor, shape: UNetShape, axis: int) -> None:
-        self._array = image.as_subclass(Tensor).movedim(axis + 1, 1).numpy()
+        self._array = image.detach().as_subclass(Tensor).movedim(axis + 1, 1).numpy()
         margin = (shape.margin[axis], *shape.margin[:axis], *shape.margin[axis + 1 :])
         self._origin = tuple(-m for m in margin)
         self._mode: Fill = "constant" if shape.padded else "reflect"
@@ -218,12 +218,6 @@ class _Buffers:
         self.encoder = [_windows(maps, target) for maps in layout.encoder]
         self.decoder = [_windows(maps, target) for maps in layout.decoder]
         self.skips = [RowQueue(target.rows(maps[-1])) for maps in layout.encoder[:-1]]
-
-    @property
-    def bytes(self) -> int:
-        """Of all buffers."""
-        windows = sum(window.bytes for level in (*self.encoder, *self.decoder) for window in level)
-        return windows + sum(queue.bytes for queue in self.skips)
 
     def release(self, needed: Rows) -> None:
         """Forget rows that nobody will read."""

@@ -22,13 +22,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's content; `config` is the resolved config's text, to be compared before anything is resumed."""
+    """A checkpoint's content; `identity` is what a resumed run must share, to be compared before it goes on."""
 
     content: dict[str, Any]
 
     @property
-    def config(self) -> str:
-        return str(self.content["config"])
+    def identity(self) -> str:
+        return str(self.content["identity"])
 
     def restore(self, state: TrainState) -> None:
         """Put everything back into a freshly made state.
@@ -50,7 +50,7 @@ class Checkpoint:
             setattr(state, name, self.content[name])
 
 
-def save_checkpoint(path: Path, state: TrainState, config: str) -> None:
+def save_checkpoint(path: Path, state: TrainState, identity: str) -> None:
     """Write `path`; what was there before becomes the previous generation.
 
     Raises:
@@ -58,7 +58,7 @@ def save_checkpoint(path: Path, state: TrainState, config: str) -> None:
     """
     content = {
         "format": _FORMAT,
-        "config": config,
+        "identity": identity,
         "network": state.network.state_dict(),
         "optimiser": state.optimiser.state_dict(),
         "ema": None if state.ema is None else state.ema.state_dict(),

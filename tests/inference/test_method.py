@@ -13,7 +13,7 @@ from medunet.networks.unet import UNetSettings
 GIB = 2**30
 PADDED, UNPADDED = UNetSettings().shape, UNetSettings(padded=False).shape
 FITS = Candidate(PADDED, None, 1 * GIB, 4 * GIB)
-LARGE = replace(FITS, whole_bytes=9 * GIB)
+LARGE = replace(FITS, stream_bytes=9 * GIB)
 INSTANCE = replace(FITS, inexact_reason=UNetSettings(norm="instance").inexact_reason)
 FOREIGN = replace(FITS, shape=None)
 TILES = replace(LARGE, shape=UNPADDED)
@@ -23,12 +23,13 @@ UNPADDED_INSTANCE = replace(INSTANCE, shape=UNPADDED)
 @pytest.mark.parametrize(
     ("candidate", "request_", "way", "exact", "reason"),
     [
-        (FITS, "auto", "whole", True, "fits the memory"),
-        (FITS, "exact", "whole", True, "fits the memory"),
+        (FITS, "auto", "stream", True, "streamed"),
+        (FITS, "exact", "stream", True, "streamed"),
         (FITS, "blend", "blend", False, "asked for"),
         (LARGE, "auto", "blend", False, "needs about 9.0 GiB and 4.0 GiB are allowed"),
         (INSTANCE, "auto", "blend", False, "instance norm takes its statistics over the tile"),
         (FOREIGN, "auto", "blend", False, "not medunet's own"),
+        (replace(FITS, shape=UNPADDED), "auto", "stream", True, "mirrored"),
         (TILES, "auto", "tiles", True, "own grid"),
         (TILES, "exact", "tiles", True, "own grid"),
         (UNPADDED_INSTANCE, "auto", "tiles", False, "instance norm"),

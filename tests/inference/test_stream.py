@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 
 import numpy as np
@@ -52,7 +53,9 @@ def test_streamed_equals_one_pass(data: st.DataObject) -> None:
     expected = oracle(network, image)
     answer = assembled(Streamer(network, axis=axis), image, slab, axis)
     assert answer.dtype == torch.float64
-    torch.testing.assert_close(answer, expected, rtol=0, atol=1e-11 * float(expected.abs().max()))
+    # A norm over two nearly equal channels enlarges rounding several hundred times, once per convolution.
+    tolerance = 1e-9 if config.norm == "voxel" else 1e-11
+    torch.testing.assert_close(answer, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("slab", [1, 5, 8, 64])
@@ -65,6 +68,22 @@ def test_streamed_equals_one_pass_in_float32(padded: bool, dimensions: int, slab
     answer = assembled(Streamer(network.float()), image, slab)
     assert answer.dtype == torch.float32
     assert (answer - expected).abs().max() < 5e-6 * expected.abs().max()
+
+
+def test_dropout_is_inactive_and_early_doubling_works() -> None:
+    config = UNetSettings(
+        dimensions=2, channels=(4, 6, 8, 10, 12), dropout=0.5, dropout_decoder_levels=(0, 1), early_doubling=True
+    )
+    network, image = seasoned(config), noise(1, 70, 30)
+    torch.testing.assert_close(assembled(Streamer(network), image, 8), oracle(network, image), rtol=1e-11, atol=1e-11)
+
+
+def test_without_onednn_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = seasoned(PADDED).float(), noise(1, 50, 20).float()
+    fast = assembled(Streamer(network), image, 8)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = assembled(Streamer(network), image, 8)
+    torch.testing.assert_close(plain, fast, rtol=0, atol=5e-6 * float(fast.abs().max()))
 
 
 @pytest.mark.parametrize("scan", [(1, 1), (1, 30), (30, 1), (2, 3), (3, 2)])
@@ -130,6 +149,23 @@ def test_network_and_scan_stay_as_they_are(config: UNetSettings) -> None:
     assert torch.equal(image, kept)
 
 
+def held_bytes() -> int:
+    """Of all tensors that are alive, each memory counted once."""
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("config", [PADDED, UNPADDED])
+def test_what_is_held_between_slabs_does_not_grow_with_the_scan(config: UNetSettings) -> None:
+    network, most = seasoned(config), []
+    for length in (150, 600):
+        image = noise(1, length, 20)
+        gc.collect()
+        before = held_bytes()
+        most.append(max(held_bytes() - before for start, _, _ in stream(network, image, 8) if 60 < start % 150 < 70))
+    assert most[0] == most[1] > 10_000
+
+
 def test_slabs_already_given_out_do_not_change() -> None:
     network, image = seasoned(PADDED).float(), noise(1, 70, 21).float()
     slabs, copies = [], []
@@ -188,6 +224,10 @@ def test_what_cannot_be_streamed_is_refused() -> None:
     image = noise(1, 16, 16).float()
     with pytest.raises(ConfigError, match=r"network.eval\(\)"):
         stream(UNet(PADDED), image, 8)
+    partly = UNet(PADDED).eval()
+    partly.encoder[0].train()
+    with pytest.raises(ConfigError, match="in training mode"):
+        stream(partly, image, 8)
     for norm in ("instance", "group"):
         network = UNet(UNetSettings(dimensions=2, channels=(4, 8), norm=norm)).eval()  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=f"{norm} norm takes its statistics over the tile"):

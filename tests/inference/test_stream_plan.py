@@ -74,10 +74,10 @@ def test_the_estimate_grows_with_plane_slab_and_width() -> None:
 
 
 def test_a_plan_takes_the_thickest_slab_that_fits() -> None:
-    settings, shape = UNetSettings(channels=(16, 32, 64)), (200, 120, 80)
+    settings, shape = UNetSettings(channels=(16, 32, 64)), (200, 120, 100)
     needs = {slab: estimate_stream_bytes(settings, shape, slab) for slab in SLABS}
-    assert plan_stream(settings, shape, 2**40).slab == max(SLABS)
-    for slab in SLABS:
+    assert plan_stream(settings, shape, 2**40).slab == 8
+    for slab in (8, 4, 2, 1):
         plan = plan_stream(settings, shape, needs[slab])
         assert (plan.slab, plan.bytes) == (slab, needs[slab])
     least = plan_stream(settings, shape, 1)
@@ -85,12 +85,19 @@ def test_a_plan_takes_the_thickest_slab_that_fits() -> None:
     assert least.bytes > 1
 
 
+@pytest.mark.parametrize(("plane", "slab"), [((128, 128), 8), ((32, 32), 64), ((256, 256), 2), ((1000, 1000), 2)])
+def test_narrow_scans_get_thicker_slabs(plane: tuple[int, int], slab: int) -> None:
+    assert plan_stream(UNetSettings(channels=(8, 16)), (100, *plane), 2**40).slab == slab
+
+
 def test_of_several_axes_the_one_with_the_smallest_plane_is_taken() -> None:
     settings = UNetSettings(channels=(16, 32, 64))
-    assert plan_stream(settings, (80, 200, 120), 2**40, axes=(0, 1, 2)).axis == 1
-    assert plan_stream(settings, (80, 200, 120), 1, axes=(0, 2)).axis == 2
-    tight = estimate_stream_bytes(settings, (80, 200, 120), 8, 1)
-    assert plan_stream(settings, (80, 200, 120), tight, axes=(0, 1, 2)).slab == 8
+    shape = (130, 200, 160)
+    assert plan_stream(settings, shape, 2**40, axes=(0, 2)).axis == 2
+    assert plan_stream(settings, shape, 1, axes=(0, 2)).axis == 2
+    tight = estimate_stream_bytes(settings, shape, 4, 1)
+    plan = plan_stream(settings, shape, tight, axes=(0, 1, 2))
+    assert (plan.axis, plan.slab) == (1, 4)
 
 
 def test_impossible_plans_are_refused() -> None:

@@ -70,7 +70,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path) -> No
     torch.manual_seed(12345)
     resumed = fresh_state(seed=99)
     checkpoint = load_checkpoint(tmp_path / "last.ckpt")
-    assert checkpoint.config == "config text"
+    assert checkpoint.identity == "config text"
     checkpoint.restore(resumed)
     train(resumed, batches(20)[resumed.skip :])
     for name, tensor in unbroken.network.state_dict().items():

@@ -1,0 +1,117 @@
+"""Which scans are to be predicted, and where each result goes: all that can be refused before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunet.data.catalogue import Case, group_cases, scan_files
+from medunet.data.formats import WRITABLE, case_stem, is_dicom_series, suffix_of
+from medunet.errors import ConfigError, DataError, OutputError
+from medunet.files import check_free
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What `segment_files` is asked to do: scans in, files out."""
+
+    inputs: Sequence[Path]
+    output: Path
+    device: str = "auto"
+    axes: str | None = None
+    probabilities: bool = False
+    overwrite: bool = False
+    record: Path | None = None
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Path]:
+    """Scans from files, folders of scans and DICOM folders.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without scans.
+        OutputError: two scans of one name, whose results would overwrite each other.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        if path.is_dir() and not is_dicom_series(path):
+            found = scan_files(path)
+            if not found:
+                raise DataError(f"{path}: holds no scan that medunet reads, and is no DICOM series")
+            files += found
+        else:
+            files.append(path)
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(case_stem(file), file)
+        if other is not file:
+            raise OutputError(
+                f"{other} and {file} would write the same output {case_stem(file)}; predict them into different folders"
+            )
+    return files
+
+
+def as_cases(files: Sequence[Path], channels: int) -> list[Case]:
+    """Group the channels `NAME_0000`, `NAME_0001`, … of one case where the model wants several.
+
+    For a model of one channel every file is a case of its own; only where all names end in `_0000`, as nnU-Net has
+    them, that ending is dropped, so that results are named like the labels.
+    """
+    if channels > 1:
+        return group_cases(files, {})
+    dropped = all(case_stem(file).endswith("_0000") for file in files)
+    names = [case_stem(file).removesuffix("_0000") if dropped else case_stem(file) for file in files]
+    return [Case(name, (file,)) for name, file in zip(names, files, strict=True)]
+
+
+def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | None]:
+    """Where each result goes; None means a name in the output folder whose suffix the scan decides.
+
+    Raises:
+        OutputError: one file for several scans, a folder's name that is a file, or outputs that exist, are inputs or
+            cannot be written.
+        ConfigError: a file name whose suffix cannot be written.
+    """
+    output = request.output
+    named = suffix_of(output) in WRITABLE or (len(cases) == 1 and output.suffix != "")
+    as_file = named and not output.is_dir()
+    if as_file and suffix_of(output) not in WRITABLE:
+        raise ConfigError(
+            f"-o {output}: cannot be written; expected a folder or a name ending in {', '.join(WRITABLE)}"
+        )
+    if as_file and len(cases) > 1:
+        raise OutputError(f"-o {output}: is one file, but {len(cases)} scans are to be written; give a folder")
+    if not as_file and output.exists() and not output.is_dir():
+        raise OutputError(f"-o {output}: is a file; give a folder, or a name with a suffix for one scan")
+    if request.record:
+        check_free(request.record, request.overwrite)
+    place = output.absolute().parent if as_file else output.absolute()
+    probe = next(p for p in (place, *place.parents) if p.exists())
+    if not probe.is_dir() or not os.access(probe, os.W_OK):
+        raise OutputError(f"-o {output}: cannot be written ({probe} is no folder that may be written to)")
+    wanted = {case_stem(output)} if as_file else {case.name for case in cases}
+    if request.probabilities:
+        wanted |= {f"{name}_probabilities" for name in wanted}
+    inputs = {path.resolve() for case in cases for path in case.images}
+    for path in sorted(place.iterdir()) if place.is_dir() else []:
+        if suffix_of(path) in WRITABLE and case_stem(path) in wanted:
+            _refuse_existing(path, inputs, request.overwrite, only=suffix_of(output) if as_file else None)
+    return [output] if as_file else [None] * len(cases)
+
+
+def _refuse_existing(path: Path, inputs: set[Path], overwrite: bool, only: str | None) -> None:
+    if only is not None and suffix_of(path) != only:
+        return
+    if path.resolve() in inputs:
+        raise OutputError(f"{path}: is one of the scans; a segmentation must not replace it, choose another folder")
+    if not overwrite:
+        raise OutputError(f"{path}: exists already; choose another folder, or say --overwrite")
+
+
+def probabilities_path(target: Path) -> Path:
+    """`CASE_probabilities` beside the label map; PNG cannot hold them, so they become TIFF."""
+    suffix = suffix_of(target)
+    return target.with_name(f"{case_stem(target)}_probabilities{'.tif' if suffix == '.png' else suffix}")

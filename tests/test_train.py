@@ -1,0 +1,199 @@
+"""What a training must never do: delete foreign files, leak held-out cases, leave half a run behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import medunet
+import medunet.train
+from medunet.cli import run
+from medunet.config import load_config
+from medunet.data.catalogue import read_data_set
+from medunet.data.labels import table_from_names
+from medunet.data.prepare import Preparation, prepare_cases
+from medunet.data.preprocess import PreprocessSettings
+from medunet.validate import widened
+from tests.flows.made import LABELS, make_set
+
+TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.kernels=3",
+        "--set", "network.strides=2", "--set", "training.epochs=1", "--set", "training.iterations=2",
+        "--set", "training.minutes=null", "--device", "cpu"]  # fmt: skip
+
+
+def train(data: Path, out: Path, *more: str) -> int:
+    config = out.parent / "c.yaml"
+    config.write_text("")
+    return run(["train", str(config), "-o", str(out), *TINY, "--set", f"data.path={data}", *more])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_set(tmp_path / "data", cases=4, shape=(10, 9, 8))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--overwrite"]])
+def test_a_folder_with_foreign_files_is_left_alone(data: Path, tmp_path: Path, arguments: list[str]) -> None:
+    precious = tmp_path / "project" / "validation" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    assert train(data, tmp_path / "project", *arguments) == 1
+    assert precious.read_text() == "mine" and len(list((tmp_path / "project").iterdir())) == 1
+
+
+def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(data, out) == 0
+    (out / "notes.txt").write_text("mine")
+    before = (out / "model.safetensors").read_bytes()
+    assert train(data, out) == 1
+    assert train(data, out, "--overwrite", "--set", "training.seed=5") == 0
+    assert (out / "notes.txt").exists() and (out / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--set", "loss.class_weights=[1, 2]"], "weights"),
+        (["--set", "patches.size=[2, 2, 2]", "--set", "patches.batch=1"], "one voxel in the deepest level"),
+        (["--set", "training.workers=-1"], "must not be negative"),
+        (["--set", "preprocess.spacing=[1, 1]"], "has 2 numbers"),
+    ],
+)
+def test_what_is_wrong_is_said_before_an_old_run_is_touched(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], message: str
+) -> None:
+    out = tmp_path / "run"
+    assert train(data, out, *wrong) == 1
+    assert message in capsys.readouterr().err and not out.exists()
+    assert train(data, out) == 0
+    files = sorted(p for p in out.rglob("*") if p.is_file())
+    before = [p.read_bytes() for p in files]
+    assert train(data, out, "--overwrite", *wrong) == 1
+    assert sorted(p for p in out.rglob("*") if p.is_file()) == files
+    assert [p.read_bytes() for p in files] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--fold", "1"], "held_out"),
+        (["--set", "network.channels=[4, 12]"], "network"),
+        (["--set", "optimiser.kind=sgd"], "optimiser"),
+        (["--set", "training.ema=0"], "averaged"),
+    ],
+)
+def test_a_resume_that_is_another_run_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], named: str
+) -> None:
+    assert train(data, tmp_path / "run") == 0
+    capsys.readouterr()
+    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "run"), "--resume", *change]) == 1
+    assert "cannot be resumed, because" in (error := capsys.readouterr().err) and named in error
+
+
+def test_more_epochs_can_be_asked_for_and_are_written_down(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(data, out) == 0
+    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), "--resume", "--set", "training.epochs=3"]) == 0
+    assert load_config(out / "config.yaml").config.training.epochs == 3
+    assert len((out / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_an_interrupt_while_data_is_read_touches_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert train(data, out) == 0
+    before = (out / "model.safetensors").read_bytes()
+    real = medunet.train.prepare_cases
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(medunet.train, "prepare_cases", interrupted)
+    assert train(data, out, "--overwrite") == 130
+    assert train(data, tmp_path / "new") == 130
+    assert (out / "model.safetensors").read_bytes() == before and not (tmp_path / "new").exists()
+
+
+def test_bare_tiff_stacks_train_once_their_axes_are_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    for name in "ab":
+        for place, array in (
+            ("images", random.integers(0, 200, (8, 9, 10))),
+            ("labels", random.integers(0, 2, (8, 9, 10))),
+        ):
+            path = tmp_path / "data" / place / f"{name}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, array.astype(np.uint8), metadata=None)
+    assert train(tmp_path / "data", tmp_path / "run") == 1
+    assert "--axes ZYX" in capsys.readouterr().err
+    assert run(["plan", str(tmp_path / "data"), "-o", str(tmp_path / "p.yaml"), "--axes", "ZYX", "--minutes", "1"]) == 0
+    assert run(["inspect", str(tmp_path / "data"), "--axes", "ZYX"]) == 0
+    assert train(tmp_path / "data", tmp_path / "run", "--set", "data.axes=ZYX") == 0
+    inputs = str(tmp_path / "data" / "images")
+    assert run(["predict", str(tmp_path / "run"), inputs, "-o", str(tmp_path / "p"), "--axes", "ZYX"]) == 0
+    assert medunet.read_volume(tmp_path / "p" / "a.tif").shape == (10, 9, 8)
+    assert run(["evaluate", str(tmp_path / "p"), str(tmp_path / "data"), "--axes", "ZYX"]) == 0
+
+
+def test_cases_with_other_channels_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    volume = medunet.read_volume(data / "images" / "case_2.nii.gz")
+    two = medunet.Volume(np.concatenate([volume.array, volume.array]), volume.affine)
+    medunet.write_volume(two, data / "images" / "case_2.nii.gz", overwrite=True)
+    assert train(data, tmp_path / "run") == 1
+    assert "case_2: has 2 channel(s) and 3 dimensions, case_0 has 1 and 3" in capsys.readouterr().err
+
+
+def test_object_ids_of_a_single_scan_are_all_scored(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "data", cases=1, shape=(20, 9, 8))
+    label = medunet.read_volume(data / "labels" / "case_0.nii.gz")
+    label.array[:] = 0
+    for number in range(3):
+        label.array[0, 0:3, 3 * number : 3 * number + 2, 1:4] = number + 1
+    medunet.write_volume(label, data / "labels" / "case_0.nii.gz", overwrite=True)
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "cell": 1}, "label_kind": "instances"}))
+    assert train(data, tmp_path / "run") == 0
+    scores = json.loads((tmp_path / "run" / "validation" / "scores.json").read_text())
+    (cell,) = scores["cases"]["case_0"]["labels"].values()
+    assert cell["true_positives"] + cell["false_negatives"] == 3 * 3 * 2 * 3
+
+
+def test_widened_tables_find_a_free_value() -> None:
+    assert widened(table_from_names({"background": 0, "a": 1, "b": 3}, None)).ignore == 2
+    assert widened(table_from_names({"background": 0, "a": 1}, 9)).ignore == 9
+    assert widened(table_from_names({"background": 0, "a": 1}, None, "instances")).kind == "classes"
+
+
+def test_cases_that_do_not_fit_into_memory_are_mapped_from_files(data: Path, tmp_path: Path) -> None:
+    cases = read_data_set(data).cases
+    table = table_from_names(LABELS, None)
+    prepared = [
+        prepare_cases(cases, Preparation(PreprocessSettings(), table, None, tmp_path / "scratch", memory))
+        for memory in (0, 10**9)
+    ]
+    for mapped, held in zip(*prepared, strict=True):
+        assert isinstance(mapped.image, np.memmap) and not isinstance(held.image, np.memmap)
+        np.testing.assert_array_equal(mapped.image, held.image)
+        np.testing.assert_array_equal(mapped.label, held.label)
+
+
+def test_a_training_from_mapped_files_equals_one_from_memory_and_leaves_no_scratch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(data, tmp_path / "a") == 0
+    monkeypatch.setattr(medunet.train, "free_memory", lambda device: 0)
+    assert train(data, tmp_path / "b") == 0
+    assert not (tmp_path / "b" / "preprocessed").exists()
+    from safetensors.torch import load_file
+
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all((first[key] == second[key]).all() for key in first)
