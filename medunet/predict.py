@@ -21,7 +21,7 @@ from torch import Tensor
 from medunet import __version__
 from medunet.data.catalogue import Case, load_image
 from medunet.data.formats import default_suffix, write_volume
-from medunet.data.preprocess import preprocess, restore_labels, restore_scores
+from medunet.data.preprocess import Undo, place_labels, preprocess, restore_labels, restore_scores
 from medunet.data.volume import Volume
 from medunet.devices import autocast_type, find_device
 from medunet.errors import DataError, MedunetError, is_out_of_memory
@@ -32,7 +32,7 @@ from medunet.inference.execution import Execution
 from medunet.inference.method import Candidate, Method, choose_method
 from medunet.inference.mirroring import mirrored
 from medunet.inference.sliding import Windows, blended_windows
-from medunet.inference.stream import Streamer
+from medunet.inference.stream import Slab, Streamer
 from medunet.inference.streamplan import StreamPlan, plan_stream
 from medunet.learning.monitor import ProgressLine
 from medunet.model import Model, load_model
@@ -96,11 +96,31 @@ def segment_volume(volume: Volume, model: Model, settings: PredictSettings | Non
         ConfigError: the method asked for is impossible for this network.
     """
     array, undo = prepare_scan(volume, model)
-    scores, _ = class_scores(array, model, settings or PredictSettings())
-    return volume.with_array(model.card.labels.to_values(restore_labels(scores, undo)))
+    indices, _ = segment_array(array, undo, model, settings or PredictSettings())
+    return volume.with_array(model.card.labels.to_values(indices))
 
 
-def prepare_scan(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Any]:
+def segment_array(
+    array: NDArray[np.float32], undo: Undo, model: Model, settings: PredictSettings, report: Report | None = None
+) -> tuple[NDArray[np.uint8], Method]:
+    """Class indices on the scan's own grid, and the method that was chosen.
+
+    A scan that is streamed and not resampled never has the scores of all classes in memory: the largest wins slab by
+    slab.
+
+    Args:
+        array: `(channel, *spatial)`, preprocessed.
+        undo: the way back, from the same `preprocess`.
+    """
+    if array.ndim - 1 == model.card.network.dimensions and not settings.tta and not undo.resampled:
+        way = _Way.choose(array.shape[1:], model, settings)
+        if way.method.way == "stream":
+            return place_labels(way.labels(torch.from_numpy(array), report).numpy()[None], undo), way.method
+    scores, method = class_scores(array, model, settings, report)
+    return restore_labels(scores, undo), method
+
+
+def prepare_scan(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Undo]:
     """Check that a scan fits the model, and preprocess it as in training."""
     card = model.card
     if volume.channels != card.network.in_channels:
@@ -140,9 +160,7 @@ def class_scores(
 def _scores(
     image: Tensor, model: Model, settings: PredictSettings, report: Report | None
 ) -> tuple[NDArray[np.float32], Method]:
-    device = next(model.network.parameters()).device
-    dtype = autocast_type(settings.precision, device) or torch.float32
-    way = _Way.choose(image.shape[1:], model, settings, Execution(str(device), dtype))
+    way = _Way.choose(image.shape[1:], model, settings)
     compute = functools.partial(way.run, report=report)
     scores = mirrored(compute, image, model.card.mirror_axes) if settings.tta else compute(image)
     return scores.numpy(), way.method
@@ -159,7 +177,9 @@ class _Way:
     plan: StreamPlan | None
 
     @staticmethod
-    def choose(shape: Sequence[int], model: Model, settings: PredictSettings, execution: Execution) -> _Way:
+    def choose(shape: Sequence[int], model: Model, settings: PredictSettings) -> _Way:
+        device = next(model.network.parameters()).device
+        execution = Execution(str(device), autocast_type(settings.precision, device) or torch.float32)
         network = model.card.network
         own = isinstance(model.network, UNet)
         plan = None
@@ -189,12 +209,22 @@ class _Way:
 
     def _streamed(self, image: Tensor, report: Report | None) -> Tensor:
         assert self.plan is not None
-        axis = self.plan.axis
         scores = torch.empty((self.model.card.network.classes, *image.shape[1:]))
-        slabs = Streamer(self.model.network, self.execution, axis).run(image, self.plan.slab, report)
-        for start, stop, logits in slabs:
-            scores.narrow(axis + 1, start, stop - start).copy_(logits)
+        for start, stop, logits in self._slabs(image, report):
+            scores.narrow(self.plan.axis + 1, start, stop - start).copy_(logits)
         return scores
+
+    def labels(self, image: Tensor, report: Report | None = None) -> Tensor:
+        """Class indices `(*spatial)` uint8 of an image that is streamed; scores are held for one slab only."""
+        assert self.plan is not None
+        indices = torch.empty(image.shape[1:], dtype=torch.uint8)
+        for start, stop, logits in self._slabs(image, report):
+            indices.narrow(self.plan.axis, start, stop - start).copy_(logits.argmax(dim=0))
+        return indices
+
+    def _slabs(self, image: Tensor, report: Report | None) -> Iterator[Slab]:
+        assert self.plan is not None
+        return Streamer(self.model.network, self.execution, self.plan.axis).run(image, self.plan.slab, report)
 
 
 def _fits(network: UNetSettings, memory: int, size: Sequence[int]) -> bool:
@@ -253,9 +283,12 @@ def _segment_case(
     with watch.stage("preprocess"):
         array, undo = prepare_scan(volume, model)
     with watch.stage("network"):
-        scores, method = class_scores(array, model, settings, report)
-    with watch.stage("restore"):
-        labels = volume.with_array(model.card.labels.to_values(restore_labels(scores, undo)))
+        if request.probabilities:
+            scores, method = class_scores(array, model, settings, report)
+            indices = restore_labels(scores, undo)
+        else:
+            indices, method = segment_array(array, undo, model, settings, report)
+    labels = volume.with_array(model.card.labels.to_values(indices))
     with watch.stage("write"):
         write_volume(labels, target, overwrite=request.overwrite)
         if request.probabilities:

@@ -25,7 +25,7 @@ from medunet.files import write_text
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
 from medunet.model import Model, load_model
-from medunet.predict import PredictSettings, class_scores, prepare_scan
+from medunet.predict import PredictSettings, class_scores, prepare_scan, segment_array
 from medunet.report.pictures import overlay_array
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord
@@ -132,17 +132,17 @@ def _predict_case(case: Case, model: Model, folder: Path, held: HeldOut) -> Pair
     assert case.label is not None
     volume = load_image(case, held.axes)
     array, undo = prepare_scan(volume, model)
-    scores, _ = class_scores(array, model, PredictSettings())
+    indices, _ = segment_array(array, undo, model, PredictSettings())
     target = folder / f"{case.name}{default_suffix(volume)}"
-    predicted = volume.with_array(model.card.labels.to_values(restore_labels(scores, undo)))
+    predicted = volume.with_array(model.card.labels.to_values(indices))
     write_volume(predicted, target, overwrite=True)
     reference: Path | Volume = case.label
     if held.inside:
         outside = ~held_out_mask(array.shape[1:])
         mask = restore_labels(np.stack([~outside, outside]).astype(np.float32), undo, outside=1)
-        indices = load_label(case, held.labels, volume, held.axes)
-        indices[mask == 1] = IGNORE
-        reference = volume.with_array(_values(indices, widened(held.labels)))
+        truth = load_label(case, held.labels, volume, held.axes)
+        truth[mask == 1] = IGNORE
+        reference = volume.with_array(_values(truth, widened(held.labels)))
     return Pair(case.name, target, reference, case.images[0], held.axes)
 
 

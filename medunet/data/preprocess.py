@@ -100,6 +100,10 @@ class Undo:
     shape: tuple[int, ...]
 
     @property
+    def resampled(self) -> bool:
+        return self.shape != self.kept
+
+    @property
     def kept(self) -> tuple[int, ...]:
         """The shape of the kept part before resampling."""
         return tuple(s.stop - s.start for s in self.crop)
@@ -148,6 +152,11 @@ def restore_labels(scores: NDArray[np.float32], undo: Undo, outside: int = 0) ->
     for start in range(0, undo.kept[0], _SLAB):
         rows = (start, min(start + _SLAB, undo.kept[0]))
         kept[0, rows[0] : rows[1]] = _winners(resample_linear(scores, undo.kept, rows))
+    return place_labels(kept, undo, outside)
+
+
+def place_labels(kept: NDArray[np.uint8], undo: Undo, outside: int = 0) -> NDArray[np.uint8]:
+    """Class indices `(1, *kept part)`, not resampled or resampled back already, on the scan's own grid."""
     whole = np.full((1, *undo.oriented), outside, dtype=np.uint8)
     whole[(slice(None), *undo.crop)] = kept
     return np.ascontiguousarray(undo.orientation.undo(whole))
