@@ -18,7 +18,7 @@ from medunet.data.catalogue import GRID_TOLERANCE
 from medunet.data.formats import case_stem, read_volume
 from medunet.data.labels import IGNORE, LabelTable, table_from_values
 from medunet.data.pairs import Pair, Source, label_folder, labels_beside, pair_by_stem
-from medunet.data.volume import Volume
+from medunet.data.volume import MILLIMETRES, Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_free, write_text
 from medunet.geometry.grids import grid_distance
@@ -33,7 +33,6 @@ from medunet.scorecard import Scorecard, score_record, score_report, score_table
 Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 """Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""
 
-_IN_MILLIMETRES = {"mm": 1.0, "um": 1e-3, "nm": 1e-6}
 _REPORT = "report.html"
 
 
@@ -318,7 +317,7 @@ def _require_same_grid(case: str, prediction: Volume, reference: Volume) -> None
     if "pixel" in (prediction.unit, reference.unit):
         return
     affine = prediction.affine.copy()
-    affine[:3] *= _IN_MILLIMETRES[prediction.unit] / _IN_MILLIMETRES[reference.unit]
+    affine[:3] *= MILLIMETRES[prediction.unit] / MILLIMETRES[reference.unit]
     distance = grid_distance(reference.shape, reference.affine, affine)
     if distance > GRID_TOLERANCE:
         raise DataError(

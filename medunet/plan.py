@@ -143,9 +143,9 @@ def _plan_preprocess(found: Fingerprint, names: tuple[str, ...], notes: dict[str
     content = float(np.median([c.content for c in found.cases]))
     zeros = float(np.median([c.zeros for c in found.cases]))
     if spacing is None:
-        notes["preprocess.spacing"] = "all cases have one voxel size (or none is known), so nothing is resampled"
+        notes["preprocess.spacing"] = "no physical voxel size is known, so nothing is resampled"
     else:
-        notes["preprocess.spacing"] = f"median of the {len(found.cases)} cases, whose voxel sizes differ"
+        notes["preprocess.spacing"] = f"median of the {len(found.cases)} cases; scans within 1 % of it stay as they are"
     crop = content < 0.75
     notes["preprocess.crop"] = f"the content fills {100 * content:.0f} % of the median scan's volume"
     normalise = tuple(_plan_normalisation(found, c, names, zeros) for c in range(found.channels))
@@ -167,13 +167,14 @@ def _plan_normalisation(found: Fingerprint, channel: int, names: tuple[str, ...]
 
 
 def _target_spacing(found: Fingerprint) -> tuple[float, ...] | None:
-    """The median per axis; a much coarser axis takes its 10th percentile (nnU-Net). None where all agree within 1 %."""
+    """The median per axis; a much coarser axis takes its 10th percentile (nnU-Net). None without a physical size.
+
+    Also where all cases agree: the model must know the voxel size it was trained at, because scans to come may differ.
+    """
     if any(case.unit == "pixel" for case in found.cases):
         return None
     spacings = np.array([case.spacing for case in found.cases])
     median = np.median(spacings, axis=0)
-    if (np.abs(spacings / median - 1) < 0.01).all():
-        return None
     worst = int(np.argmax(median))
     others = np.delete(median, worst)
     shape = np.array(found.median_shape())

@@ -39,13 +39,14 @@ def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
     config = planned(fingerprint(facts((35, 51, 36), (1, 1, 1))))
     assert config.network.dimensions == 3
     assert all(p >= n for p, n in zip(config.patches.size, (35, 51, 36), strict=True))
-    assert config.network.channels[0] == 16 and config.preprocess.spacing is None
+    assert config.network.channels[0] == 16 and config.preprocess.spacing == (1, 1, 1)
     assert config.network.exact
 
 
-def test_equal_spacings_are_left_alone_and_others_go_to_the_median() -> None:
+def test_the_target_spacing_is_the_median_and_unknown_without_a_physical_size() -> None:
     same = planned(fingerprint(facts((40, 40, 40), (1, 1, 1.5)), facts((50, 40, 40), (1, 1, 1.503))))
-    assert same.preprocess.spacing is None
+    assert same.preprocess.spacing == (1, 1, 1.5015)
+    assert planned(fingerprint(facts((40, 40, 40), (1, 1, 1), unit="pixel"))).preprocess.spacing is None
     mixed = planned(fingerprint(*[facts((60, 60, 60), (s, s, s)) for s in (0.8, 1.0, 2.0)]))
     assert mixed.preprocess.spacing == (1.0, 1.0, 1.0)
 

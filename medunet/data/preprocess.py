@@ -24,6 +24,9 @@ from medunet.geometry.grids import (
     resampled_length,
 )
 
+SAME_SPACING = 0.01
+"""Relative difference up to which voxel sizes are the same: resampling would blur more than it mends."""
+
 _SLAB = 16
 """Rows that are brought back to the scan's grid at a time."""
 
@@ -250,6 +253,8 @@ def _target_shape(
         return shape
     scale = MILLIMETRES[volume.unit] / MILLIMETRES[settings.unit] if volume.unit != settings.unit else 1.0
     spacing = [volume.spacing[a] * scale for a in orientation.axes]
+    if all(abs(old / new - 1) <= SAME_SPACING for old, new in zip(spacing, settings.spacing, strict=True)):
+        return shape
     return tuple(resampled_length(n, old, new) for n, old, new in zip(shape, spacing, settings.spacing, strict=True))
 
 

@@ -157,3 +157,15 @@ def test_shrinking_does_not_alias() -> None:
     )
     array, _ = preprocess(Volume(stripes), PreprocessSettings(spacing=(3.0, 1.0, 1.0), normalise=NONE))
     assert array[0, 2:-2].std() < 0.05
+
+
+def test_voxel_sizes_within_a_percent_are_the_same_and_other_units_are_converted() -> None:
+    array = np.zeros((1, 200, 4, 4), dtype=np.float32)
+    settings = PreprocessSettings(spacing=(1.0, 1.0, 1.0), normalise=NONE)
+    near = Volume(array, np.diag([1.006, 1.0, 0.995, 1.0]))
+    assert preprocess(near, settings)[1].shape == (200, 4, 4)
+    assert preprocess(Volume(array, np.diag([1.02, 1.0, 1.0, 1.0])), settings)[1].shape == (204, 4, 4)
+    micrometres = Volume(array, np.diag([500.0, 1000.0, 1000.0, 1.0]), unit="um")
+    assert preprocess(micrometres, settings)[1].shape == (100, 4, 4)
+    with pytest.raises(DataError, match="in pixel, the target spacing in mm"):
+        preprocess(Volume(array, unit="pixel"), settings)
