@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from medunet import __version__
-from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config
+from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config, to_plain
 from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, split_cases, with_labels
 from medunet.data.fingerprint import take_fingerprint
 from medunet.data.labels import LabelTable
@@ -221,4 +222,34 @@ def _check_sizes(config: Config) -> None:
         raise ConfigError(
             f"patches.size {size} leaves one voxel in the deepest level, which {network.norm} norm cannot normalise\n"
             "take a larger patch or batch, or fewer levels"
+        )
+
+
+def run_identity(setup: Setup) -> str:
+    """What a resumed run must share with the one it goes on with, as JSON: network, data, split, patches, optimiser."""
+    config = setup.config
+    identity = {
+        "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
+        "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
+        "iterations": config.training.iterations, "labels": setup.labels,
+        "learned": [case.name for case in setup.learned], "held_out": [case.name for case in setup.held],
+    }  # fmt: skip
+    return json.dumps(to_plain(identity))
+
+
+def require_same_run(identity: str, setup: Setup) -> None:
+    """Refuse to resume with another network, data, split or optimiser: held-out cases would be learned from.
+
+    Args:
+        identity: `run_identity` of the run that was stopped, as its checkpoint has it.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    before, now = json.loads(identity), json.loads(run_identity(setup))
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        raise ConfigError(
+            f"{setup.folder}: cannot be resumed, because {', '.join(differing)} changed since it was stopped\n"
+            "resume with the run's own settings and data, or start a new run in another folder"
         )

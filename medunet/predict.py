@@ -7,7 +7,7 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from medunet.errors import DataError, MedunetError, is_out_of_memory
 from medunet.files import check_free, write_text
 from medunet.geometry.tiles import fitting_tile, plan_tiles
 from medunet.inference.exact import overlap_tile
-from medunet.inference.execution import Execution
+from medunet.inference.execution import Execution, Progress
 from medunet.inference.method import Candidate, Method, choose_method
 from medunet.inference.mirroring import mirrored
 from medunet.inference.sliding import Windows, blended_windows
@@ -40,9 +40,6 @@ from medunet.networks.memory import estimate_bytes
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 from medunet.outputs import PredictRequest, as_cases, find_inputs, plan_outputs, probabilities_path
-
-Report = Callable[[int, int], None]
-"""Called with the number of windows or tiles done, and of all."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def segment_volume(volume: Volume, model: Model, settings: PredictSettings | Non
 
 
 def segment_array(
-    array: NDArray[np.float32], undo: Undo, model: Model, settings: PredictSettings, report: Report | None = None
+    array: NDArray[np.float32], undo: Undo, model: Model, settings: PredictSettings, report: Progress | None = None
 ) -> tuple[NDArray[np.uint8], Method]:
     """Class indices on the scan's own grid, and the method that was chosen.
 
@@ -134,7 +131,7 @@ def prepare_scan(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Und
 
 
 def class_scores(
-    array: NDArray[np.float32], model: Model, settings: PredictSettings, report: Report | None = None
+    array: NDArray[np.float32], model: Model, settings: PredictSettings, report: Progress | None = None
 ) -> tuple[NDArray[np.float32], Method]:
     """Class scores of a preprocessed scan: logits or, with mirroring, probabilities.
 
@@ -158,7 +155,7 @@ def class_scores(
 
 
 def _scores(
-    image: Tensor, model: Model, settings: PredictSettings, report: Report | None
+    image: Tensor, model: Model, settings: PredictSettings, report: Progress | None
 ) -> tuple[NDArray[np.float32], Method]:
     way = _Way.choose(image.shape[1:], model, settings)
     compute = functools.partial(way.run, report=report)
@@ -194,7 +191,7 @@ class _Way:
         )
         return _Way(choose_method(candidate, settings.method), model, execution, settings.memory, plan)
 
-    def run(self, image: Tensor, report: Report | None = None) -> Tensor:
+    def run(self, image: Tensor, report: Progress | None = None) -> Tensor:
         """Class scores `(class, *spatial)` of an image `(channel, *spatial)`."""
         network, card = self.model.network, self.model.card
         if self.method.way == "stream":
@@ -207,14 +204,14 @@ class _Way:
             )
         return blended_windows(network, image, Windows(card.patch), self.execution, report)
 
-    def _streamed(self, image: Tensor, report: Report | None) -> Tensor:
+    def _streamed(self, image: Tensor, report: Progress | None) -> Tensor:
         assert self.plan is not None
         scores = torch.empty((self.model.card.network.classes, *image.shape[1:]))
         for start, stop, logits in self._slabs(image, report):
             scores.narrow(self.plan.axis + 1, start, stop - start).copy_(logits)
         return scores
 
-    def labels(self, image: Tensor, report: Report | None = None) -> Tensor:
+    def labels(self, image: Tensor, report: Progress | None = None) -> Tensor:
         """Class indices `(*spatial)` uint8 of an image that is streamed; scores are held for one slab only."""
         assert self.plan is not None
         indices = torch.empty(image.shape[1:], dtype=torch.uint8)
@@ -222,7 +219,7 @@ class _Way:
             indices.narrow(self.plan.axis, start, stop - start).copy_(logits.argmax(dim=0))
         return indices
 
-    def _slabs(self, image: Tensor, report: Report | None) -> Iterator[Slab]:
+    def _slabs(self, image: Tensor, report: Progress | None) -> Iterator[Slab]:
         assert self.plan is not None
         return Streamer(self.model.network, self.execution, self.plan.axis).run(image, self.plan.slab, report)
 
@@ -272,7 +269,7 @@ def _segment_case(
     model: Model,
     request: PredictRequest,
     settings: PredictSettings,
-    report: Report,
+    report: Progress,
     summary: Summary,
 ) -> None:
     watch = _Stopwatch()

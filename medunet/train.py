@@ -5,7 +5,6 @@ config -> cases and split -> preprocessed cases -> patches -> loop; validation i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medunet.config import Config, to_plain
+from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside
@@ -34,10 +33,12 @@ from medunet.experiment import (
     Setup,
     TrainRequest,
     check_output,
+    require_same_run,
+    run_identity,
     set_up,
 )
 from medunet.files import write_text
-from medunet.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
 from medunet.learning.loop import Recipe, StepFacts, TrainState, run_epoch
 from medunet.learning.losses import Loss, make_loss
 from medunet.learning.monitor import Board, MetricsFile, ProgressLine
@@ -138,7 +139,7 @@ def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: Pro
     state = TrainState(network, make_optimiser(config.optimiser, network), ema)
     if resume:
         checkpoint = load_checkpoint(setup.folder / CHECKPOINT)
-        require_same_run(checkpoint, setup)
+        require_same_run(checkpoint.identity, setup)
         checkpoint.restore(state)
     else:
         _clear(setup.folder)
@@ -160,33 +161,6 @@ def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: Pro
         board=board,
         metrics=MetricsFile(setup.folder / METRICS, columns, state.epoch if resume else 0),
     )
-
-
-def run_identity(setup: Setup) -> str:
-    """What a resumed run must share with the one it goes on with, as JSON: network, data, split, patches, optimiser."""
-    config = setup.config
-    identity = {
-        "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
-        "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
-        "iterations": config.training.iterations, "labels": setup.labels,
-        "learned": [case.name for case in setup.learned], "held_out": [case.name for case in setup.held],
-    }  # fmt: skip
-    return json.dumps(to_plain(identity))
-
-
-def require_same_run(checkpoint: Checkpoint, setup: Setup) -> None:
-    """Refuse to resume with another network, data, split or optimiser: held-out cases would be learned from.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    before, now = json.loads(checkpoint.identity), json.loads(run_identity(setup))
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
-        raise ConfigError(
-            f"{setup.folder}: cannot be resumed, because {', '.join(differing)} changed since it was stopped\n"
-            "resume with the run's own settings and data, or start a new run in another folder"
-        )
 
 
 def _clear(folder: Path) -> None:
@@ -391,8 +365,9 @@ def _ensure_model(session: Session) -> None:
 
 
 def _interrupted(session: Session) -> Outcome:
-    if session.state.step:
-        _ensure_model(session)
+    if not session.state.step:
+        raise KeyboardInterrupt  # before the first step there is nothing to save or to go on with
+    _ensure_model(session)
     session.board.close()
     folder = session.setup.folder
     return Outcome(
