@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medunet.data.blocks import copy_in_tiles
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume
 from medunet.data.labels import LabelTable, table_from_names, table_from_values
+from medunet.data.scratch import Scratch
 from medunet.data.volume import Volume
 from medunet.errors import DataError
 from medunet.geometry.grids import grid_distance
@@ -239,19 +241,36 @@ def with_labels(data: DataSet, cases: Iterable[Case], axes: str | None = None) -
     return table_from_values(sorted(values))
 
 
-def load_image(case: Case, axes: str | None = None) -> Volume:
+def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
     """All channels of a case as one volume `(channel, *spatial)`.
+
+    Args:
+        scratch: holds arrays that are large.
 
     Raises:
         DataError: the channel files do not share one grid.
+        OutputError: `scratch` has no room.
     """
-    volumes = [read_volume(path, axes=axes) for path in case.images]
+    volumes = [read_volume(path, axes=axes, scratch=scratch) for path in case.images]
     first = volumes[0]
     for other in volumes[1:]:
         _require_same_grid(case.name, first, other, "channel")
     if len(volumes) == 1:
         return first
-    return first.with_array(np.concatenate([v.array for v in volumes]))
+    arrays = [volume.array for volume in volumes]
+    return first.with_array(np.concatenate(arrays) if scratch is None else _joined(arrays, scratch))
+
+
+def _joined(arrays: Sequence[np.ndarray], scratch: Scratch) -> np.ndarray:
+    """`np.concatenate`, part by part; in memory channels follow each other, and x runs, as in most files."""
+    spatial = arrays[0].shape[1:]
+    channels = sum(len(array) for array in arrays)
+    joined = scratch((channels, *spatial[::-1]), np.result_type(*arrays)).transpose(0, *range(len(spatial), 0, -1))
+    start = 0
+    for array in arrays:
+        copy_in_tiles(joined[start : start + len(array)], array)
+        start += len(array)
+    return joined
 
 
 def load_label(case: Case, table: LabelTable, image: Volume, axes: str | None = None) -> np.ndarray:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from medunet.data.scratch import Scratch
 from medunet.data.volume import Grid, Volume
 from medunet.errors import DataError, OutputError
 
@@ -50,11 +51,13 @@ READABLE = tuple(suffix for suffix in _FAMILIES if suffix != ".img")
 WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"))
 
 
-def read_volume(path: Path | str, *, axes: str | None = None) -> Volume:
+def read_volume(path: Path | str, *, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
     """Read a scan or a label map: a file, or a folder that is one DICOM series.
 
     Args:
         axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
+        scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
+            and MetaImage written as text, and single TIFF pages or DICOM slices, which are read as a whole.
 
     Returns:
         ``(channel, x, y)`` or ``(channel, x, y, z)`` in the type on disk (float32 where the file asks for a scaling),
@@ -62,12 +65,13 @@ def read_volume(path: Path | str, *, axes: str | None = None) -> Volume:
 
     Raises:
         DataError: missing, empty, damaged, ambiguous, or of a format that is not read.
+        OutputError: `scratch` has no room.
     """
     path = Path(path)
     family = _family(path)
     if family is _module("tiff"):
-        return family.read(path, axes)
-    return family.read(path)
+        return family.read(path, axes, scratch)
+    return family.read(path, scratch)
 
 
 def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
@@ -88,7 +92,8 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -
 
     A volume whose origin is of the same family keeps that header, so a label map written for a scan has exactly the
     scan's grid. Integers stay integers, in their type or the smallest that fits and that the format has; several
-    channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF.
+    channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF. An array that lives in a file is written part by
+    part; where its memory runs across the file's order, the target's folder holds a copy of it meanwhile.
 
     Raises:
         OutputError: the file exists and `overwrite` is false, the suffix is not writable, the format cannot hold the

@@ -20,6 +20,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
+from medunet.data.blocks import Empty, blocks
+from medunet.data.scratch import Scratch
 from medunet.data.volume import Grid, Origin, Volume
 from medunet.errors import DataError
 
@@ -92,7 +94,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name.upper() != "DICOMDIR" and is_dicom(path))
 
 
-def read(folder: Path) -> Volume:
+def read(folder: Path, scratch: Scratch | None = None) -> Volume:
     """Read one series as ``(1, x, y, z)`` in millimetres, RAS+; z grows along the normal of the slices.
 
     The order and the slice step come from the positions, never from file names, InstanceNumber or SliceThickness
@@ -104,10 +106,13 @@ def read(folder: Path) -> Volume:
             geometry, colour, a compression without decoder, or damaged pixels.
     """
     series = _series(folder)
-    array = np.empty((1, *series.shape), series.dtype)
-    for index, one in enumerate(series.slices):
-        array[0, :, :, index] = _pixels(one).T
-    return Volume(array, series.affine, "mm", Origin(folder, "dicom"))
+    empty: Empty = scratch or np.empty
+    planes = empty(series.shape[::-1], series.dtype)
+    slices = iter(series.slices)
+    for block in blocks(planes, whole=2):
+        for plane in block:
+            plane[...] = _pixels(next(slices))
+    return Volume(planes.T[np.newaxis], series.affine, "mm", Origin(folder, "dicom"))
 
 
 def look(folder: Path) -> Grid:

@@ -1,8 +1,9 @@
 """NRRD and MetaImage: ``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``.
 
-ITK reads the geometry and writes the files. Voxels are read here, not through MONAI's ITKReader: ITK takes a damaged
+ITK reads the geometry and writes the headers. Voxels are read here, not through MONAI's ITKReader: ITK takes a damaged
 ``.mha`` for whole, its Python wrapping has no int8, no 64-bit integers and few vectors (8-bit pairs, 16-bit RGB and
-five probabilities all raise TemplateTypeError; itk 5.4.7), and it accepts a negative spacing.
+five probabilities all raise TemplateTypeError; itk 5.4.7), and it accepts a negative spacing. Voxels are written here,
+because ITK needs them in memory three times: as an array, as its image, and compressed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import bz2
 import re
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.blocks import Empty, copy_in_tiles, ordered_blocks
 from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, storable
+from medunet.data.scratch import Scratch
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
 from medunet.errors import DataError, OutputError
 from medunet.files import check_free, written_aside
@@ -44,6 +48,9 @@ _NRRD_TYPES = {
     "signed long long int": "i8", "int64": "i8", "ulonglong": "u8", "unsigned long long": "u8",
     "unsigned long long int": "u8", "uint64": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
+_HEADER_END = {True: re.compile(rb"^\s*ElementDataFile\s*=[^\n]*\n", re.MULTILINE), False: re.compile(rb"\n\r?\n")}
+"""Of MetaImage, and of NRRD."""
+LEVEL = 2  # of compression; ITK's own
 _SPATIAL_KINDS = ("domain", "space", "time", "none", "???")
 
 
@@ -94,7 +101,7 @@ class _Payload:
         return 1 if self.channel_axis is None else self.sizes[self.channel_axis]
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, scratch: Scratch | None = None) -> Volume:
     """Read one image in millimetres, RAS+; vector components become channels.
 
     Raises:
@@ -102,7 +109,7 @@ def read(path: Path) -> Volume:
             spacing, or a layout that is not supported.
     """
     payload, pose = _parsed(path)
-    flat = _voxels(payload, path)
+    flat = _voxels(payload, path, scratch or np.empty)
     array = flat.reshape(payload.sizes, order="F")
     array = array[np.newaxis] if payload.channel_axis is None else np.moveaxis(array, payload.channel_axis, 0)
     return Volume(array, pose.affine, "mm", Origin(path, "itk", pose))
@@ -121,7 +128,7 @@ def look(path: Path) -> Grid:
 
 
 def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
-    """Write one image with ITK, compressed; several channels become a vector image.
+    """Write one image, compressed, with the header that ITK gives it; several channels become a vector image.
 
     These formats mean millimetres: um and nm are converted, ``pixel`` is written as it is.
 
@@ -131,15 +138,77 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     array = storable(volume.array, SCALARS if volume.channels == 1 else VECTORS, path)
     pose = _pose_of(volume, path)
     check_free(path, overwrite)
-    vector = volume.channels > 1
-    pixels = np.ascontiguousarray(array.T if vector else array[0].T)
-    with written_aside(path, overwrite) as aside, _itk() as itk:
-        image = itk.image_from_array(pixels, is_vector=vector)
-        image.SetRegions(list(volume.shape))  # ITK turns an array around that is also contiguous in Fortran's order
+    voxels = array.T if volume.channels > 1 else array[0].T
+    with written_aside(path, overwrite) as aside:
+        header, file = _header_for(array, pose, path)
+        if file == path:
+            with aside.open("wb") as local:
+                local.write(header.text(0))
+                size = _deflate(voxels, local, path)
+                local.seek(0)
+                local.write(header.text(size))
+            return
+        with written_aside(file, overwrite) as beside, beside.open("wb") as companion:
+            size = _deflate(voxels, companion, path)
+        aside.write_bytes(header.text(size))
+
+
+@dataclass(frozen=True)
+class _Header:
+    """ITK's header of an image of one voxel, and what else is to stand there.
+
+    Attributes:
+        sizes: of the axes that the header counts, fastest first.
+    """
+
+    one_voxel: bytes
+    sizes: tuple[int, ...]
+
+    def text(self, size: int) -> bytes:
+        """The header; it has the same length for every `size`, the bytes of the compressed voxels."""
+        sizes = " ".join(str(n) for n in self.sizes).encode()
+        text = re.sub(rb"^(DimSize =|sizes:) .*$", rb"\1 " + sizes, self.one_voxel, flags=re.MULTILINE)
+        return re.sub(rb"^(CompressedDataSize =) .*$", b"\\1 %-20d" % size, text, flags=re.MULTILINE)
+
+
+def _header_for(array: NDArray[Any], pose: _Pose, path: Path) -> tuple[_Header, Path]:
+    """The header, and the file where it says that voxels are: its own, or one beside it.
+
+    ITK only writes headers together with voxels, and names a separate voxel file after the header; so it writes one
+    voxel into a folder of its own.
+    """
+    meta = path.suffix.lower() in (".mha", ".mhd")
+    channels, *spatial = array.shape
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        _write_one_voxel(made, pose, array.dtype, channels, path)
+        beside = [file.name for file in Path(folder).iterdir() if file != made]
+        _, length = _header_lines(made, _HEADER_END[meta])
+        text = made.read_bytes()[:length]
+    sizes = spatial if meta or channels == 1 else [channels, *spatial]
+    return _Header(text, tuple(sizes)), path.with_name(beside[0]) if beside else path
+
+
+def _write_one_voxel(made: Path, pose: _Pose, dtype: np.dtype[Any], channels: int, path: Path) -> None:
+    one = [1] * len(pose.spacing)
+    with _itk() as itk:
+        image = itk.image_from_array(np.zeros(one + [channels] * (channels > 1), dtype), is_vector=channels > 1)
+        image.SetRegions(one)  # ITK turns an array around that is also contiguous in Fortran's order
         image.SetSpacing(pose.spacing)
         image.SetOrigin(pose.origin)
         image.SetDirection(itk.matrix_from_array(np.array(pose.direction)))
-        _write_files(itk, image, path, aside, overwrite)
+        try:
+            itk.imwrite(image, str(made), compression=True)
+        except RuntimeError as error:
+            raise OutputError(f"{path}: cannot be written; check the folder and the free disk space") from error
+
+
+def _deflate(voxels: NDArray[Any], file: IO[bytes], path: Path) -> int:
+    """Write compressed voxels, zlib's stream in MetaImage and gzip's in NRRD; returns their bytes."""
+    gzip = path.suffix.lower() not in (".mha", ".mhd")
+    packer = zlib.compressobj(LEVEL, wbits=31 if gzip else 15)
+    size = sum(file.write(packer.compress(block.data)) for block in ordered_blocks(voxels, path.parent))
+    return size + file.write(packer.flush())
 
 
 @contextmanager
@@ -151,21 +220,6 @@ def _itk() -> Iterator[Any]:
         import itk
 
         yield itk
-
-
-def _write_files(itk: Any, image: Any, path: Path, aside: Path, overwrite: bool) -> None:
-    """ITK names a separate voxel file after the header, so both are made in a folder of their own, then moved."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        header = Path(folder) / path.name
-        try:
-            itk.imwrite(image, str(header), compression=True)
-        except RuntimeError as error:
-            raise OutputError(f"{path}: cannot be written; check the folder and the free disk space") from error
-        for made in sorted(Path(folder).iterdir()):
-            if made != header:
-                with written_aside(path.with_name(made.name), overwrite) as voxels:
-                    made.replace(voxels)
-        header.replace(aside)
 
 
 def _pose_of(volume: Volume, path: Path) -> _Pose:
@@ -234,7 +288,7 @@ def _header_lines(path: Path, ends: re.Pattern[bytes]) -> tuple[list[str], int]:
 
 
 def _meta_payload(path: Path) -> _Payload:
-    lines, start = _header_lines(path, re.compile(rb"^\s*ElementDataFile\s*=[^\n]*\n", re.MULTILINE))
+    lines, start = _header_lines(path, _HEADER_END[True])
     pairs = [line.split("=", 1) for line in lines if "=" in line]
     header = {key.strip(): value.strip() for key, value in pairs}
     try:
@@ -275,7 +329,7 @@ def _companion(path: Path, name: str) -> Path:
 
 
 def _nrrd_payload(path: Path) -> _Payload:
-    lines, start = _header_lines(path, re.compile(rb"\n\r?\n"))
+    lines, start = _header_lines(path, _HEADER_END[False])
     if not lines or not lines[0].startswith("NRRD"):
         raise DataError(f"{path}: not NRRD (its first line should be NRRD0004 or similar), or damaged")
     pairs = [line.split(":", 1) for line in lines[1:] if ":" in line and ":=" not in line and line[:1] != "#"]
@@ -331,18 +385,19 @@ def _stream(payload: _Payload) -> Iterator[tuple[IO[bytes], int]]:
             yield handle, size
 
 
-def _voxels(payload: _Payload, path: Path) -> NDArray[Any]:
+def _voxels(payload: _Payload, path: Path, empty: Empty) -> NDArray[Any]:
     count = int(np.prod(payload.sizes))
     with _stream(payload) as (stream, most):
         if payload.packing != "text":
-            return read_voxels(stream, payload.dtype, count, path, most)
+            return read_voxels(stream, payload.dtype, count, path, most, empty)
         try:
-            words = stream.read().split()
-            values = np.array(words, dtype=np.float64).astype(payload.dtype.newbyteorder("="))
+            values = np.array(stream.read().split(), dtype=np.float64)  # text is rare and small, so it is read whole
         except ValueError as error:
             raise DataError(f"{path}: damaged: its voxels are said to be text, but are not numbers") from error
     if len(values) != count:
         raise DataError(
             f"{path}: truncated: found {len(values)} numbers, but its header promises {count}; copy it again"
         )
-    return values
+    voxels = empty((count,), payload.dtype.newbyteorder("="))
+    copy_in_tiles(voxels, values)
+    return voxels

@@ -18,10 +18,13 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from medunet.data.blocks import Empty, copy_in_tiles, ordered_blocks
 from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, storable
+from medunet.data.scratch import Scratch, release
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
 from medunet.errors import DataError
 from medunet.files import written_aside
@@ -59,7 +62,7 @@ class _Contents:
         return np.dtype(np.uint8) if self.dtype.names else self.dtype.newbyteorder("=")
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, scratch: Scratch | None = None) -> Volume:
     """Read one image; the affine is nibabel's (sform if its code is set, else qform, else the fallback).
 
     ``(X, Y, Z, C)``, ITK's ``(X, Y, Z, 1, C)`` and RGB become channels; ``(X, Y)`` is two-dimensional and
@@ -69,18 +72,18 @@ def read(path: Path) -> Volume:
     Raises:
         DataError: truncated or damaged (checksum and byte count are verified), complex, or without a usable grid.
     """
+    empty: Empty = scratch or np.empty
     header_path, voxel_path = _files(path)
     with _stream(header_path) as (stream, most):
         contents = _parse(stream, header_path)
         if contents.single:
-            flat = read_voxels(stream, contents.dtype, contents.voxels, path, most)
+            flat = read_voxels(stream, contents.dtype, contents.voxels, path, most, empty)
     if not contents.single:
         with _stream(voxel_path) as (stream, most):
             stream.read(contents.offset)
-            flat = read_voxels(stream, contents.dtype, contents.voxels, voxel_path, most)
-    return Volume(
-        _shaped(flat, contents), contents.affine, contents.unit, origin=Origin(path, "nifti", contents.header)
-    )
+            flat = read_voxels(stream, contents.dtype, contents.voxels, voxel_path, most, empty)
+    array = _shaped(flat, contents, empty)
+    return Volume(array, contents.affine, contents.unit, origin=Origin(path, "nifti", contents.header))
 
 
 def look(path: Path) -> Grid:
@@ -117,19 +120,23 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
         OutputError: not writable, or values that no NIfTI type holds.
     """
     pair = path.suffix.lower() in (".hdr", ".img")
-    image = _image(volume, path, pair)
+    array = storable(_laid_out(volume.array), TYPES, path)
+    header = _header_for(volume, array, pair)
     if not pair:
-        with written_aside(path, overwrite) as aside:
-            image.to_filename(aside)
+        with written_aside(path, overwrite) as aside, ImageOpener(str(aside), "wb") as file:
+            header.write_to(file)
+            _write_voxels(array, header, file, path.parent)
         return
     header_path, voxel_path = path.with_suffix(".hdr"), path.with_suffix(".img")
     with written_aside(header_path, overwrite) as head, written_aside(voxel_path, overwrite) as voxels:
-        image.to_file_map({"header": nib.FileHolder(str(head)), "image": nib.FileHolder(str(voxels))})
+        with head.open("wb") as file:
+            header.write_to(file)
+        with voxels.open("wb") as file:
+            _write_voxels(array, header, file, path.parent)
 
 
-def _image(volume: Volume, path: Path, pair: bool) -> Any:
-    """nibabel's image, its header copied from the volume's source where there is one."""
-    array = storable(_laid_out(volume.array), TYPES, path)
+def _header_for(volume: Volume, array: NDArray[Any], pair: bool) -> Any:
+    """nibabel's header for the array as it is written, copied from the volume's source where there is one."""
     source = volume.origin.header if volume.origin and volume.origin.format == "nifti" else None
     second = max(array.shape) > LARGEST_NIFTI1_AXIS or (source is not None and source["sizeof_hdr"] == 540)
     if source is not None and second != (source["sizeof_hdr"] == 540):
@@ -142,7 +149,14 @@ def _image(volume: Volume, path: Path, pair: bool) -> Any:
         _set_grid(header, volume)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the display range of other values
-    return kind(array, None, header)
+    return header
+
+
+def _write_voxels(array: NDArray[Any], header: Any, file: IO[bytes], folder: Path) -> None:
+    """Block by block; nibabel would write one channel or slice at a time, and hold the whole of an array in a file."""
+    file.seek(header.get_data_offset())
+    for block in ordered_blocks(array.T, folder, header.get_data_dtype()):
+        file.write(block.data)
 
 
 def _disagreement(header: Any) -> str:
@@ -267,23 +281,26 @@ def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
     raise DataError(f"{path}: shape {shape}; expected (x, y), (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)")
 
 
-def _shaped(flat: NDArray[Any], contents: _Contents) -> NDArray[Any]:
+def _shaped(flat: NDArray[Any], contents: _Contents, empty: Empty) -> NDArray[Any]:
     """``(channel, *spatial)`` from the elements in the order of the file."""
     if contents.dtype.names:
         return flat.view(np.uint8).reshape((contents.channels, *contents.spatial), order="F")
     if contents.scaling:
-        flat = _scaled(flat, *contents.scaling)
+        flat = _scaled(flat, *contents.scaling, empty)
     if flat.dtype.kind == "f" and flat.dtype.itemsize > 8:
-        flat = flat.astype(np.float64)
+        wide, flat = flat, empty(flat.shape, np.float64)
+        copy_in_tiles(flat, wide)
     return np.moveaxis(flat.reshape((*contents.spatial, contents.channels), order="F"), -1, 0)
 
 
-def _scaled(flat: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+def _scaled(flat: NDArray[Any], slope: float, intercept: float, empty: Empty) -> NDArray[np.float32]:
     """``slope * value + intercept`` in double precision, block by block, so that no float64 copy is held."""
-    scaled = np.empty(flat.shape, np.float32)
+    scaled = empty(flat.shape, np.float32)
     for start in range(0, len(flat), 1 << 20):
         block = slice(start, start + (1 << 20))
         scaled[block] = flat[block].astype(np.float64) * slope + intercept
+        release(flat)
+        release(scaled)
     return scaled
 
 

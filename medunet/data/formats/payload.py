@@ -10,9 +10,12 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.blocks import BLOCK, Empty, blocks
+from medunet.data.scratch import release
 from medunet.errors import DataError, OutputError
 
 DEFLATE_LIMIT = 1032  # the format cannot compress better (zlib's technical details), so a larger claim is a lie
+_PIECE = 1 << 18
 
 
 class Inflater(io.RawIOBase):
@@ -38,12 +41,12 @@ class Inflater(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         while True:
-            block = self._waiting or self._source.read(1 << 18)
+            block = self._waiting or self._source.read(_PIECE)
             if not block:
                 if self._inside:
                     raise EOFError("the compressed stream ends early")
                 return 0
-            inflated = self._inflate(block, len(view))
+            inflated = self._inflate(block, min(len(view), 4 * _PIECE))  # a block of zeros becomes 1000 times as long
             if inflated:
                 view[: len(inflated)] = inflated
                 return len(inflated)
@@ -66,14 +69,17 @@ class Inflater(io.RawIOBase):
 
 def inflated(source: IO[bytes]) -> IO[bytes]:
     """A buffered stream of what is inside a gzip or zlib stream."""
-    return cast("IO[bytes]", io.BufferedReader(Inflater(source), buffer_size=1 << 18))
+    return cast("IO[bytes]", io.BufferedReader(Inflater(source), buffer_size=_PIECE))
 
 
-def read_voxels(stream: IO[bytes], dtype: np.dtype[Any], count: int, path: Path, most: int) -> NDArray[Any]:
+def read_voxels(
+    stream: IO[bytes], dtype: np.dtype[Any], count: int, path: Path, most: int, empty: Empty = np.empty
+) -> NDArray[Any]:
     """Exactly `count` voxels in native byte order, and then the end of the stream.
 
     Args:
         most: the largest number of bytes that a file of this size can hold; checked before memory is taken.
+        empty: makes the array; it is filled block by block.
 
     Returns:
         ``(count,)``, owned and writable.
@@ -87,24 +93,29 @@ def read_voxels(stream: IO[bytes], dtype: np.dtype[Any], count: int, path: Path,
             f"{path}: truncated, or a false header: it promises {expected:,} bytes of voxels, but a file of this "
             f"size can hold at most {most:,}\nmake or copy the file again"
         )
-    voxels = np.empty(count, dtype)
-    found = _fill(stream, voxels.view(np.uint8).data, path, expected)
+    voxels = empty((count,), dtype)
+    found = _fill(stream, voxels.view(np.uint8), path)
     if found != expected:
         what = "truncated: " if found < expected else ""
         raise DataError(
             f"{path}: {what}found {found:,} bytes of voxels, but its header promises {expected:,}\n"
             "make or copy the file again"
         )
-    return voxels if dtype.isnative else voxels.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    if dtype.isnative:
+        return voxels
+    for block in blocks(voxels):
+        block.byteswap(inplace=True)
+    return voxels.view(dtype.newbyteorder("="))
 
 
-def _fill(stream: IO[bytes], view: memoryview, path: Path, expected: int) -> int:
-    """Fill `view`, read on to the end of the stream, and count all bytes."""
-    found = 0
-    scratch = bytearray(1 << 16)
+def _fill(stream: IO[bytes], target: NDArray[np.uint8], path: Path) -> int:
+    """Fill `target`, read on to the end of the stream, and count all bytes."""
+    found, expected, view = 0, len(target), target.data
+    beyond = bytearray(1 << 16)
     try:
-        while got := stream.readinto(view[found:] if found < expected else scratch):  # type: ignore[attr-defined]
+        while got := stream.readinto(view[found : found + BLOCK] if found < expected else beyond):  # type: ignore[attr-defined]
             found += got
+            release(target)
     except EOFError as error:
         raise DataError(
             f"{path}: truncated: the compressed data end after {found:,} of {expected:,} bytes, before their checksum\n"
@@ -121,8 +132,8 @@ def _fill(stream: IO[bytes], view: memoryview, path: Path, expected: int) -> int
 def storable(array: NDArray[Any], types: tuple[str, ...], path: Path) -> NDArray[Any]:
     """`array` itself if its type is among `types`, else a lossless cast to the first of them that fits.
 
-    Booleans become 0 and 1, half precision becomes the first floating-point type; an empty array is never met,
-    because a `Volume` has at least one voxel.
+    Nothing is copied where the type is right. Booleans become 0 and 1, half precision becomes the first floating-point
+    type; an empty array is never met, because a `Volume` has at least one voxel.
 
     Args:
         types: numpy names such as ``uint8``, integers from small to large, in the order of preference.
@@ -130,7 +141,7 @@ def storable(array: NDArray[Any], types: tuple[str, ...], path: Path) -> NDArray
     Raises:
         OutputError: no integer type holds all values, or the format holds no floating-point numbers.
     """
-    array = array.astype(np.uint8) if array.dtype == np.bool_ else array
+    array = array.view(np.uint8) if array.dtype == np.bool_ else array
     if array.dtype.name in types:
         return array
     if array.dtype.kind == "f":

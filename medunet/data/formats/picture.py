@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medunet.data.blocks import Empty
 from medunet.data.formats.payload import storable
+from medunet.data.scratch import Scratch, release
 from medunet.data.volume import Grid, Origin, Volume
 from medunet.errors import DataError, OutputError
 from medunet.files import written_aside
@@ -31,7 +33,7 @@ _NAMES = {
 }
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, scratch: Scratch | None = None) -> Volume:
     """Read a picture as ``(channel, x, y)``, x along the width; unit ``pixel``, spacing 1.
 
     Grey with 8 or 16 bits, 1 bit (0 and 1), RGB with 8 or 16 bits. A palette PNG is read as its indices, which is
@@ -57,7 +59,11 @@ def read(path: Path) -> Volume:
     if mode in ("I", "I;16B"):
         pixels = pixels.astype(np.uint16)
     array = pixels.T[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 1, 0)
-    return Volume(np.ascontiguousarray(array), np.eye(4), "pixel", Origin(path, "picture"))
+    empty: Empty = scratch or np.empty
+    kept = empty(array.shape, array.dtype)  # Pillow decodes pictures as a whole, so that much memory was needed
+    kept[...] = array
+    release(kept)
+    return Volume(kept, np.eye(4), "pixel", Origin(path, "picture"))
 
 
 def look(path: Path) -> Grid:

@@ -19,11 +19,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from medunet.data.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.data.formats import pixelsize
 from medunet.data.formats.payload import storable
 from medunet.data.formats.pixelsize import PixelSize
+from medunet.data.scratch import Scratch
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, spacing_of
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 from medunet.files import written_aside
 
 LARGEST_CLASSIC = 2**32 - 2**25
@@ -82,7 +84,7 @@ class _Contents:
         return np.diag([*size.spacing, 1.0])
 
 
-def read(path: Path, axes: str | None = None) -> Volume:
+def read(path: Path, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
     """Read the first series; the affine is the pixel size on its diagonal, in micrometres where it is known.
 
     C and S (colour samples, alpha too) are channels. Axes of length 1 are dropped, as TIFF writers add them at will:
@@ -94,18 +96,15 @@ def read(path: Path, axes: str | None = None) -> Volume:
     Raises:
         DataError: damaged or truncated, several time points, axes that the file does not say, `axes` that do not fit.
     """
+    empty: Empty = scratch or np.empty
     with _opened(path, axes) as contents:
         try:
             with _errors_noticed(path):
                 _check_whole(contents.series, path)
-                array = contents.series.asarray().reshape(contents.shape)
+                array = _pixels(contents, path, empty)
         except _DAMAGE as error:
-            raise error if isinstance(error, DataError) else _damaged(path, error) from error
-    if array.dtype.kind not in "buif":
-        raise DataError(f"{path}: {array.dtype} pixels; expected real numbers")
-    order = [contents.axes.index(axis) for axis in "CSXYZ" if axis in contents.axes]
-    array = array.transpose(order).reshape((contents.channels, *contents.spatial))
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+            raise error if isinstance(error, MedunetError) else _damaged(path, error) from error
+    array = _channels_first(array, contents, empty)
     return Volume(array, contents.affine, contents.header.size.unit, origin=Origin(path, "tiff", contents.header))
 
 
@@ -143,11 +142,19 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     letters = "CXYZ"[: array.ndim]
     missing = tuple(letters.index(axis) for axis in letters if axis not in axes)
     planes = array.transpose([*missing, *(letters.index(axis) for axis in axes)])
-    planes = np.ascontiguousarray(planes if volume.channels > 1 else planes[0])
-    options = _options(kind, axes, _size_of(volume, source))
-    big = planes.nbytes > LARGEST_CLASSIC
+    planes = planes if volume.channels > 1 else planes[0]
+    options = _options(kind, axes, _size_of(volume, source)) | {"bigtiff": planes.nbytes > LARGEST_CLASSIC}
+    options |= {"compression": "zlib", "photometric": "minisblack", "shape": planes.shape, "dtype": planes.dtype}
     with written_aside(path, overwrite) as aside:
-        tifffile.imwrite(aside, planes, compression="zlib", photometric="minisblack", bigtiff=big, **options)
+        pages = _pages(gathered(planes, path.parent))
+        tifffile.imwrite(aside, pages, buffersize=BLOCK, **options)
+
+
+def _pages(planes: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Copies of the pages, which tifffile holds while it compresses them."""
+    for block in blocks(planes, whole=2):
+        for index in np.ndindex(block.shape[:-2]):
+            yield np.array(block[index], order="C")
 
 
 def _kind(array: NDArray[Any], path: Path, axes: str, source: _Header | None) -> str:
@@ -274,6 +281,48 @@ def _check_whole(series: Any, path: Path) -> None:
         ends = [offset + count for offset, count in parts]
     if max(ends) > size:
         raise DataError(f"{path}: truncated: its pixels end at byte {max(ends):,}, the file at {size:,}; copy it again")
+
+
+def _pixels(contents: _Contents, path: Path, empty: Empty) -> NDArray[Any]:
+    """The array in the order of the file, `contents.axes`, in native byte order."""
+    series = contents.series
+    dtype = np.dtype(series.dtype).newbyteorder("=")
+    if dtype.kind not in "buif":
+        raise DataError(f"{path}: {dtype} pixels; expected real numbers")
+    array = empty(contents.shape, dtype)
+    if series.transform is not None:
+        whole = series.asarray().reshape(contents.shape)  # rare formats, which tifffile turns around as a whole
+        copy_in_tiles(array, whole)
+    elif series.dataoffset is not None:
+        _read_run(series, array.reshape(-1))
+    else:
+        _read_pages(series, array.reshape(len(series), -1))
+    return array
+
+
+def _read_run(series: Any, flat: NDArray[Any]) -> None:
+    """Uncompressed pixels that follow each other, perhaps without a page for each plane."""
+    file, offset = series.parent.filehandle, series.dataoffset
+    for block in blocks(flat):
+        file.read_array(series.parent.byteorder + flat.dtype.char, block.size, offset, out=block)
+        offset += block.nbytes
+
+
+def _read_pages(series: Any, pages: NDArray[Any]) -> None:
+    """Groups of pages, which tifffile decodes in parallel."""
+    start = 0
+    for block in blocks(pages, whole=1):
+        series.parent.asarray(series=series, key=slice(start, start + len(block)), out=block)
+        start += len(block)
+
+
+def _channels_first(array: NDArray[Any], contents: _Contents, empty: Empty) -> NDArray[Any]:
+    """``(channel, *spatial)`` of an array in the order of the file."""
+    array = array.transpose([contents.axes.index(axis) for axis in "CSXYZ" if axis in contents.axes])
+    if {"C", "S"} <= set(contents.axes):
+        scattered, array = array, empty(array.shape, array.dtype)  # two axes become one, which no view can
+        copy_in_tiles(array, scattered)
+    return array.reshape((contents.channels, *contents.spatial))
 
 
 class _Noted(logging.Handler):
