@@ -78,6 +78,14 @@ class Box:
             tuple(s + m for s, m in zip(self.stop, margins, strict=True)),
         )
 
+    def mirrored(self, shape: Sequence[int], axes: Sequence[int]) -> Box:
+        """The same voxels, counted from the far end of an array of this spatial shape along some axes."""
+        pairs = [
+            (n - b, n - a) if axis in axes else (a, b)
+            for axis, (a, b, n) in enumerate(zip(self.start, self.stop, shape, strict=True))
+        ]
+        return Box(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+
     def intersection(self, other: Box) -> Box:
         """What both boxes hold; an empty box where they do not meet."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))

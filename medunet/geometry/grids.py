@@ -8,10 +8,13 @@ needs no float64 copy of the scan, and can be done slab by slab.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medunet.geometry.boxes import Box
 
 Affine = NDArray[np.float64]
 
@@ -102,25 +105,68 @@ def resample_nearest(array: NDArray, shape: tuple[int, ...]) -> NDArray:
     return array
 
 
-def resample_linear(array: NDArray, shape: tuple[int, ...], rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
-    """`(channel, *spatial)` by bi- or trilinear interpolation, one axis after another, in float32.
+@dataclass(frozen=True)
+class Resampling:
+    """Bi- or trilinear interpolation from one grid to another that covers the same extent, any box at a time.
 
-    Args:
-        shape: the target's spatial shape.
-        rows: only these target rows (start, stop) of the first spatial axis; only what they need is read.
+    Attributes:
+        source: spatial shape that values come from.
+        target: spatial shape that they are brought to.
     """
-    positions = [sample_positions(n, m) for n, m in zip(array.shape[1:], shape, strict=True)]
-    if rows is not None:
-        positions[0] = positions[0][rows[0] : rows[1]]
-        first, last = int(positions[0][0]), min(int(positions[0][-1]) + 2, array.shape[1])
-        array, positions[0] = array[:, first:last], positions[0] - first
-    result = np.asarray(array, dtype=np.float32)
-    # Shrinking axes first keeps the intermediate arrays small; the order does not change the result.
-    for axis in sorted(range(1, result.ndim), key=lambda a: shape[a - 1] / array.shape[a]):
-        wanted = positions[axis - 1]
-        if not np.array_equal(wanted, np.arange(result.shape[axis])):
-            result = _linear_along(result, axis, wanted)
-    return result
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+
+    @cached_property
+    def _positions(self) -> list[NDArray[np.float64]]:
+        return [sample_positions(n, m) for n, m in zip(self.source, self.target, strict=True)]
+
+    @property
+    def identical(self) -> bool:
+        return self.source == self.target
+
+    def needs(self, box: Box) -> Box:
+        """The box of the source that a box of the target, not empty, is interpolated from."""
+        if self.identical:
+            return box
+        spans = [wanted[a:b] for wanted, a, b in zip(self._positions, box.start, box.stop, strict=True)]
+        stops = [min(int(span[-1]) + 2, n) for span, n in zip(spans, self.source, strict=True)]
+        return Box(tuple(int(span[0]) for span in spans), tuple(stops))
+
+    def ready(self, axis: int, rows: int) -> int:
+        """How many rows of the target along an axis need none but the first `rows` of the source."""
+        if rows >= self.source[axis]:
+            return self.target[axis]
+        if self.identical:
+            return rows
+        return int(np.searchsorted(self._positions[axis], rows - 1, side="left")) if rows else 0
+
+    def apply(self, array: NDArray, origin: tuple[int, ...], box: Box) -> NDArray[np.float32]:
+        """Values of a box of the target.
+
+        Args:
+            array: ``(channel, *spatial)``, the part of the source that starts at `origin`; at least `needs(box)`.
+            box: of the target.
+
+        Returns:
+            ``(channel, *box.shape)`` float32; may be a view of `array` where nothing is interpolated.
+        """
+        inside = self.needs(box).relative_to(origin)
+        result = np.asarray(array[(slice(None), *inside.slices)], dtype=np.float32)
+        if self.identical:
+            return result
+        # Shrinking axes first keeps the intermediate arrays small; the order does not change the result.
+        for axis in sorted(range(len(self.source)), key=lambda a: self.target[a] / self.source[a]):
+            wanted = self._positions[axis][box.start[axis] : box.stop[axis]] - (inside.start[axis] + origin[axis])
+            if not np.array_equal(wanted, np.arange(result.shape[axis + 1])):
+                result = _linear_along(result, axis + 1, wanted)
+        return result
+
+
+def resample_linear(array: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`(channel, *spatial)` by bi- or trilinear interpolation, one axis after another, in float32."""
+    resampling = Resampling(tuple(array.shape[1:]), tuple(shape))
+    return resampling.apply(array, (0,) * len(shape), Box.of_shape(shape))
 
 
 def _linear_along(array: NDArray[np.float32], axis: int, positions: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
 
 Size = tuple[int, ...]
 
@@ -168,6 +169,42 @@ class UNetShape:
             first + max(0, -(-(n + 2 * margin - first) // step)) * step
             for n, first, step, margin in zip(output, self.smallest, self.stride, self.margin, strict=True)
         )
+
+    def context(self, region: Box, scan: Sequence[int]) -> Box:
+        """What must be read so that the output of a region is that of one pass over the whole scan.
+
+        For a padded network that is what the network's field of view reaches, on the network's grid, up to the padded
+        scan's true borders; for an unpadded one the region itself, from a position on the grid on, as such a network
+        is always given `margin` more on each side.
+
+        Args:
+            region: of the scan, not empty.
+            scan: spatial shape.
+        """
+        spans = []
+        for axis, (start, stop, s) in enumerate(zip(region.start, region.stop, self.stride, strict=True)):
+            if self.padded:
+                end = self.smallest_for(scan)[axis]
+                start, stop = self._reach(start, stop, axis)
+                start, stop = max(start, 0), min(-(-stop // s) * s, end)
+            spans.append((start - start % s, stop))
+        return Box(tuple(start for start, _ in spans), tuple(stop for _, stop in spans))
+
+    def _reach(self, start: int, stop: int, axis: int) -> tuple[int, int]:
+        """The rows of a padded network's input that rows of its output depend on, as if there were no borders."""
+        skips = []
+        for level in range(self.levels - 1):
+            more = self.decoder_convolutions[level] * (self.kernels[level][axis] // 2)
+            skips.append((start - more, stop + more))
+            s = self.strides[level][axis]
+            start, stop = (start - more) // s, -(-(stop + more) // s)
+        for level in reversed(range(self.levels)):
+            if level < self.levels - 1:
+                s = self.strides[level][axis]
+                start, stop = min(start * s, skips[level][0]), max(stop * s, skips[level][1])
+            more = self.encoder_convolutions[level] * (self.kernels[level][axis] // 2)
+            start, stop = start - more, stop + more
+        return start, stop
 
     def _loss(self, level: int, axis: int, convolutions: tuple[int, ...]) -> int:
         """Voxels that a level's convolutions cost along an axis, both sides together."""

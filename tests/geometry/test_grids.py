@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
+from medunet.geometry.boxes import Box
 from medunet.geometry.grids import (
+    Resampling,
     closest_ras,
     grid_distance,
     resample_linear,
@@ -61,14 +63,27 @@ def test_linear_resampling_is_trilinear_interpolation(source, target, seed) -> N
     np.testing.assert_allclose(resample_linear(array, target), oracle, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=80)
 @given(source=SHAPES, target=SHAPES, seed=st.integers(0, 999), data=st.data())
-def test_rows_are_a_part_of_the_whole(source, target, seed, data) -> None:
+def test_a_box_is_a_part_of_the_whole_and_needs_no_more_than_it_says(source, target, seed, data) -> None:
     array = np.random.default_rng(seed).normal(size=(2, *source)).astype(np.float32)
-    start = data.draw(st.integers(0, target[0] - 1))
-    stop = data.draw(st.integers(start + 1, target[0]))
-    whole = resample_linear(array, target)
-    np.testing.assert_allclose(resample_linear(array, target, (start, stop)), whole[:, start:stop], atol=1e-6)
+    starts = [data.draw(st.integers(0, n - 1)) for n in target]
+    box = Box(tuple(starts), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(starts, target, strict=True)))
+    resampling = Resampling(source, target)
+    needed = resampling.needs(box)
+    part = array[(slice(None), *needed.slices)]
+    whole = resample_linear(array, target)[(slice(None), *box.slices)]
+    np.testing.assert_array_equal(resampling.apply(part, needed.start, box), whole)
+
+
+@settings(deadline=None, max_examples=80)
+@given(source=LENGTHS, target=LENGTHS)
+def test_rows_are_ready_as_soon_as_what_they_need_is_there(source: int, target: int) -> None:
+    resampling = Resampling((source,), (target,))
+    for rows in range(source + 1):
+        needed = [resampling.needs(Box((row,), (row + 1,))).stop[0] for row in range(target)]
+        assert resampling.ready(0, rows) == sum(stop <= rows for stop in needed)
+    assert resampling.ready(0, source) == target
 
 
 @settings(deadline=None, max_examples=60)
