@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from medunet.errors import ConfigError
-from medunet.geometry.boxes import Box, read_box
+from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import Tile, TilePlan
-from medunet.inference.execution import Execution, Network, Progress, floating, run_network
+from medunet.inference.execution import Execution, Image, Network, Progress, Slab, floating, run_network
+from medunet.inference.patchwise import Order, PatchReader, mirrored_tiles, patch_rows
 
 
 def whole_pass(
@@ -39,14 +40,15 @@ def whole_pass(
     return logits[(slice(None), *Box.of_shape(shape).slices)]
 
 
-def overlap_tile(
+def tile_rows(
     network: Network,
-    image: torch.Tensor,
+    image: Image,
     plan: TilePlan,
     execution: Execution | None = None,
+    order: Order | None = None,
     progress: Progress | None = None,
-) -> torch.Tensor:
-    """Logits of a whole scan by an unpadded network, tile by tile, context beyond the scan mirrored.
+) -> Iterator[Slab]:
+    """Logits by an unpadded network, tile by tile, context beyond the scan mirrored; row by row.
 
     Equal to one pass over the whole mirrored scan if the network takes no statistics over space: the plan's tiles lie
     on the network's grid (Ronneberger et al. 2015; `medunet.geometry.tiles`).
@@ -56,35 +58,47 @@ def overlap_tile(
         image: ``(channel, *spatial)`` of the plan's scan; not changed.
         plan: from `plan_tiles`.
         execution: where and how; float32 on the CPU by default.
+        order: along which axis rows come, and how the scan is mirrored.
         progress: called after each tile.
 
     Returns:
-        ``(class, *spatial)`` float32 (float64 for a float64 image).
+        ``(start, stop, logits)`` in order, covering the scan once; logits ``(class, *spatial)`` float32 (float64 for a
+        float64 image) on the host.
 
     Raises:
         ConfigError: plan and image differ in shape, the network's answer has not the planned size, or see
-            `run_network`.
+            `run_network` and `Order.check`.
     """
+    order = order or Order()
+    order.check(len(plan.scan))
     if tuple(image.shape[1:]) != plan.scan:
         raise ConfigError(f"the plan is for a scan of {plan.scan}, the image has {tuple(image.shape[1:])}")
-    result: torch.Tensor | None = None
-    for done, tile in enumerate(plan.tiles, start=1):
-        logits = _run_tile(network, image, tile, plan, execution or Execution())
-        if result is None:
-            result = torch.empty((logits.shape[0], *plan.scan), dtype=logits.dtype)
-        result[(slice(None), *tile.write.slices)] = logits[(slice(None), *tile.crop.slices)]
+    expected = plan.network.output_size(plan.tiles[0].read.shape)
+    tiles = mirrored_tiles(plan.tiles, plan.scan, expected, order.mirror)
+    reader = PatchReader(network, image, "reflect", execution or Execution(), order.mirror)
+    done = 0
+
+    def answer(group: Sequence[Tile]) -> torch.Tensor:
+        nonlocal done
+        logits = reader.answer([tile.read for tile in group])
+        _check_size(logits[0], expected)
+        done += len(group)
         if progress:
-            progress(done, len(plan.tiles))
-    assert result is not None, "a plan covers at least one voxel"
-    return result
+            progress(done, len(tiles))
+        return logits
+
+    return patch_rows(tiles, order.axis, answer)
 
 
-def _run_tile(network: Network, image: torch.Tensor, tile: Tile, plan: TilePlan, execution: Execution) -> torch.Tensor:
-    """Logits ``(class, *output)`` of one tile."""
-    patch = floating(torch.from_numpy(read_box(image.numpy(), tile.read, "reflect")))
-    logits = run_network(network, patch[None], execution)[0]
-    _check_size(logits, plan.network.output_size(tile.read.shape))
-    return logits
+def overlap_tile(
+    network: Network,
+    image: Image,
+    plan: TilePlan,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Logits ``(class, *spatial)`` of a whole scan at once; see `tile_rows`."""
+    return torch.cat([rows for _, _, rows in tile_rows(network, image, plan, execution, progress=progress)], dim=1)
 
 
 def _check_size(logits: torch.Tensor, expected: tuple[int, ...]) -> None:

@@ -4,15 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medunet.errors import ConfigError
 
 Network = Callable[[torch.Tensor], Any]
 Progress = Callable[[int, int], None]
-"""Called after each window or tile with the number done and the number of all."""
+"""Called after each slab, window or tile with the number done and the number of all."""
+Slab = tuple[int, int, torch.Tensor]
+"""Rows `start` to `stop` of the scan along one axis, and their logits or scores ``(class, *spatial)``."""
+
+
+class Image(Protocol):
+    """A scan ``(channel, *spatial)``: a tensor, an array, or what is computed when a box of it is asked for."""
+
+    @property
+    def shape(self) -> Any: ...
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+class ImageSlice:
+    """One slice of a scan, as an array is seen: `(channel, *spatial)` with an axis less."""
+
+    def __init__(self, view: Image, axis: int, index: int) -> None:
+        self._view, self._axis, self._index = view, axis, index
+        self.shape = tuple(n for a, n in enumerate(view.shape) if a != axis + 1)
+        self.ndim = len(self.shape)
+        self.dtype = getattr(view, "dtype", np.dtype(np.float32))
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        place = list(key)
+        place.insert(self._axis + 1, slice(self._index, self._index + 1))
+        return np.asarray(self._view[tuple(place)]).squeeze(self._axis + 1)
+
+
+def as_array(image: Any) -> NDArray[Any]:
+    """A tensor's memory as an array (MONAI's tensors lose their metadata); anything else as it is."""
+    return image.detach().as_subclass(torch.Tensor).numpy() if isinstance(image, torch.Tensor) else image
 
 
 @dataclass(frozen=True)

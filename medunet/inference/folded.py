@@ -26,15 +26,19 @@ class Target:
         dtype: in which they compute.
         device: on which.
         axis: the spatial axis that is streamed; it becomes the first.
+        backwards: kernels are mirrored along that axis, which makes of a scan in its own order what the network makes
+            of the mirrored scan, in the scan's order.
     """
 
     dtype: torch.dtype
     device: torch.device
     axis: int = 0
+    backwards: bool = False
 
     def weights(self, weight: Tensor) -> Tensor:
         """A kernel ``(channel, channel, *spatial)`` with the streamed axis first, channels innermost in memory."""
         moved = weight.detach().movedim(2 + self.axis, 2).to(self.device, self.dtype, copy=True)
+        moved = moved.flip(2) if self.backwards else moved
         return moved.contiguous(memory_format=CHANNELS_INNERMOST[moved.ndim - 2])
 
     def vector(self, values: Tensor | None) -> Tensor | None:

@@ -1,13 +1,15 @@
-"""How thick the slabs of a stream are, along which axis, and how much memory that needs, before it is started."""
+"""How a scan is streamed: along which axis, in how thick slabs, in how many parts; and how much memory that needs."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
 from medunet.inference.layout import HeldMap, StreamLayout, UNetDescription
 
 FLOAT = 4
@@ -16,6 +18,25 @@ FIXED = 24 * 2**20
 SLABS = (64, 32, 16, 8, 4, 2, 1)
 SLAB_VOXELS = 2**17
 """Slabs of more voxels were not faster (network of 16-32-64-128 channels on one core)."""
+PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Into how many parts an axis is split."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan has to fit.
+
+    Attributes:
+        memory: bytes at hand, above the loaded network and the scan.
+        itemsize: bytes of a number in the precision that is used.
+        copies: how many passes of this network run in step.
+        beside: bytes that the caller needs for each voxel of a slab, for what it reads and what it makes of the logits.
+    """
+
+    memory: int
+    itemsize: int = FLOAT
+    copies: int = 1
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -26,44 +47,113 @@ class StreamPlan:
         slab: rows fed at a time.
         axis: the spatial axis that is streamed.
         bytes: peak memory that this needs, see `estimate_stream_bytes`.
+        parts: into how many parts each axis is split; 1 along the streamed one.
+        work: voxels that are computed, for each voxel of the scan; 1 unless parts overlap.
     """
 
     slab: int
     axis: int
     bytes: int
+    parts: tuple[int, ...]
+    work: float = 1.0
 
 
 def plan_stream(
-    settings: UNetDescription, shape: Sequence[int], memory: int, axes: Sequence[int] = (0,), itemsize: int = FLOAT
+    settings: UNetDescription, shape: Sequence[int], budget: Budget, axes: Sequence[int] = (0,)
 ) -> StreamPlan:
     """The thickest slab that is worth it and fits the memory; of several axes the one that then needs least.
+
+    A scan whose thinnest slabs do not fit is split along the axes that are not streamed, with as little to be computed
+    twice as possible.
 
     Args:
         settings: the network's.
         shape: of the scan, spatial, at least one voxel per axis.
-        memory: bytes at hand, above the loaded network and the scan.
         axes: that may be streamed.
-        itemsize: bytes of a number in the precision that is used.
 
     Returns:
-        The plan; if none fits, the one that needs least, whose `bytes` then exceed `memory`.
+        The plan; if none fits, the one that needs least, whose `bytes` then exceed the budget.
 
     Raises:
         ConfigError: the network cannot be exact, or shape or axes do not fit it.
     """
     _check(settings, shape, axes)
-    seen: list[StreamPlan] = []
+    return _plan(settings, tuple(shape), budget, tuple(axes))
+
+
+@lru_cache(maxsize=256)
+def _plan(settings: UNetDescription, shape: tuple[int, ...], budget: Budget, axes: tuple[int, ...]) -> StreamPlan:
+    whole = [_Split(axis, (1,) * len(shape), shape, 1.0) for axis in axes]
     for slab in SLABS:
-        needs = [
-            StreamPlan(slab, axis, estimate_stream_bytes(settings, shape, slab, axis, itemsize))
-            for axis in axes
-            if slab <= 2 or slab * math.prod(shape) <= SLAB_VOXELS * shape[axis]
-        ]
-        best = min(needs, key=lambda plan: plan.bytes, default=None)
-        if best is not None and best.bytes <= memory:
+        worth = [way for way in whole if slab <= 2 or slab * way.plane <= SLAB_VOXELS]
+        plans = [_with_slab(settings, way, slab, budget) for way in worth]
+        best = min(plans, key=lambda plan: plan.bytes, default=None)
+        if best is not None and best.bytes <= budget.memory:
             return best
-        seen += needs
-    return min(seen, key=lambda plan: plan.bytes)
+    assert best is not None, "the thinnest slabs are always tried"
+    least = best
+    for way in sorted(_splits(settings, shape, axes), key=lambda way: way.work):
+        thinnest = _with_slab(settings, way, 1, budget)
+        if thinnest.bytes <= budget.memory:
+            thicker = (_with_slab(settings, way, slab, budget) for slab in (8, 4, 2))
+            return next((plan for plan in thicker if plan.bytes <= budget.memory), thinnest)
+        least = min(least, thinnest, key=lambda plan: plan.bytes)
+    return least
+
+
+def _with_slab(settings: UNetDescription, way: _Split, slab: int, budget: Budget) -> StreamPlan:
+    one = estimate_stream_bytes(settings, way.window, slab, way.axis, budget.itemsize) - FIXED
+    needs = FIXED + budget.copies * one + budget.beside * slab * way.plane
+    return StreamPlan(slab, way.axis, needs, way.parts, way.work)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A way to split a scan.
+
+    Attributes:
+        window: spatial shape of the largest part with what it reads around itself.
+    """
+
+    axis: int
+    parts: tuple[int, ...]
+    window: tuple[int, ...]
+    work: float
+
+    @property
+    def plane(self) -> int:
+        """Voxels in one row of the largest part."""
+        return math.prod(self.window) // self.window[self.axis]
+
+
+def _splits(settings: UNetDescription, shape: tuple[int, ...], axes: Sequence[int]) -> Iterator[_Split]:
+    for axis in axes:
+        counts = [(1,) if a == axis else [p for p in PARTS if p <= n] for a, n in enumerate(shape)]
+        for parts in itertools.product(*counts):
+            lengths = [_windows(settings, shape, a, count) for a, count in enumerate(parts)]
+            work = math.prod(sum(each) / n for each, n in zip(lengths, shape, strict=True))
+            yield _Split(axis, parts, tuple(max(each) for each in lengths), work)
+
+
+def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts: int) -> list[int]:
+    """What is computed along an axis for each of its parts, one voxel more on each side for resampling."""
+    if parts == 1:
+        return [shape[axis]]
+    lengths = []
+    for start, stop in split(shape[axis], parts):
+        first, last = max(start - 1, 0), min(stop + 1, shape[axis])
+        region = Box(
+            tuple(first if a == axis else 0 for a in range(len(shape))),
+            tuple(last if a == axis else n for a, n in enumerate(shape)),
+        )
+        lengths.append(settings.shape.context(region, shape).shape[axis])
+    return lengths
+
+
+def split(length: int, parts: int) -> list[tuple[int, int]]:
+    """Spans ``(start, stop)`` of nearly equal length, side by side."""
+    edges = [length * i // parts for i in range(parts + 1)]
+    return list(itertools.pairwise(edges))
 
 
 def estimate_stream_bytes(

@@ -13,9 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
 from medunet.inference.exact import whole_pass
 from medunet.inference.execution import Execution
-from medunet.inference.stream import Streamer, stream
+from medunet.inference.stream import Passage, Streamer, stream
 from medunet.networks.unet import UNet, UNetSettings
 from tests.inference.test_exact import noise, one_pass_over_the_mirrored_scan
 from tests.networks.variants import LARGEST, seasoned, unet_settings
@@ -56,6 +57,58 @@ def test_streamed_equals_one_pass(data: st.DataObject) -> None:
     # A norm over two nearly equal channels enlarges rounding several hundred times, once per convolution.
     tolerance = 1e-9 if config.norm == "voxel" else 1e-11
     torch.testing.assert_close(answer, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_regions_of_mirrored_scans_equal_one_pass(data: st.DataObject) -> None:
+    """Both at once: what `--tta` averages, and the parts that a wide scan is split into."""
+    config = data.draw(unet_settings())
+    scan = tuple(data.draw(st.integers(2, 40)) for _ in range(config.dimensions))
+    axis, slab = data.draw(st.integers(0, config.dimensions - 1)), data.draw(st.integers(1, 12) | st.just(1000))
+    mirror = tuple(a for a in range(config.dimensions) if data.draw(st.booleans()))
+    assume(math.prod(config.shape.smallest_for(scan)) < 2 * LARGEST)
+    starts = [0 if a == axis else data.draw(st.integers(0, n - 1)) for a, n in enumerate(scan)]
+    stops = [n if a == axis else data.draw(st.integers(starts[a] + 1, n)) for a, n in enumerate(scan)]
+    region = Box(tuple(starts), tuple(stops))
+    network, image = seasoned(config), noise(config.in_channels, *scan)
+    turned = [a + 1 for a in mirror]
+    expected = oracle(network, image.flip(turned)).flip(turned)
+    passage = Passage(mirror, region)
+    answer = torch.cat([s for _, _, s in Streamer(network, axis=axis).run(image, slab, passage=passage)], axis + 1)
+    tolerance = (1e-9 if config.norm == "voxel" else 1e-11) * float(expected.abs().max())
+    expected = expected[(slice(None), *region.slices)]
+    torch.testing.assert_close(answer, expected, rtol=0, atol=tolerance)
+
+
+def test_a_region_reads_no_more_than_the_field_of_view() -> None:
+    """Voxels out of reach may be anything; one voxel within reach may not."""
+    network, image = seasoned(PADDED), noise(1, 20, 200)
+    region = Box((0, 64), (20, 96))
+    around = PADDED.shape.context(region, (20, 200))
+    assert around.start[1] > 20 and around.stop[1] < 160
+
+    def answer(scan: torch.Tensor) -> torch.Tensor:
+        return torch.cat([s for _, _, s in Streamer(network).run(scan, 8, passage=Passage(region=region))], 1)
+
+    outside, inside = image.clone(), image.clone()
+    outside[:, :, : around.start[1]] = outside[:, :, around.stop[1] :] = torch.nan
+    inside[:, :, 60] += 1
+    assert torch.equal(answer(outside), answer(image))
+    assert not torch.equal(answer(inside), answer(image))
+
+
+def test_impossible_passages_are_refused() -> None:
+    streamer, image = Streamer(seasoned(PADDED)), noise(1, 16, 16)
+    for passage, message in (
+        (Passage(mirror=(2,)), "cannot mirror"),
+        (Passage(mirror=(1, 1)), "cannot mirror"),
+        (Passage(region=Box((0, 3), (16, 17))), "no part of a scan"),
+        (Passage(region=Box((0, 3), (16, 3))), "no part of a scan"),
+        (Passage(region=Box((1, 0), (16, 16))), "complete along axis 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            streamer.run(image, 8, passage=passage)
 
 
 @pytest.mark.parametrize("slab", [1, 5, 8, 64])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
-from medunet.inference.streamplan import SLABS, estimate_stream_bytes, plan_stream
+from medunet.inference.streamplan import SLABS, Budget, estimate_stream_bytes, plan_stream, split
 from medunet.networks.unet import UNetSettings
 
 MEASURE = """
@@ -76,34 +79,58 @@ def test_the_estimate_grows_with_plane_slab_and_width() -> None:
 def test_a_plan_takes_the_thickest_slab_that_fits() -> None:
     settings, shape = UNetSettings(channels=(16, 32, 64)), (200, 120, 100)
     needs = {slab: estimate_stream_bytes(settings, shape, slab) for slab in SLABS}
-    assert plan_stream(settings, shape, 2**40).slab == 8
+    assert plan_stream(settings, shape, Budget(2**40)).slab == 8
     for slab in (8, 4, 2, 1):
-        plan = plan_stream(settings, shape, needs[slab])
+        plan = plan_stream(settings, shape, Budget(needs[slab]))
         assert (plan.slab, plan.bytes) == (slab, needs[slab])
-    least = plan_stream(settings, shape, 1)
-    assert (least.slab, least.bytes) == (1, needs[1])
+
+
+def test_a_wide_scan_is_split_as_little_as_the_memory_allows() -> None:
+    settings, shape = UNetSettings(channels=(16, 32, 64)), (100, 700, 900)
+    unsplit = estimate_stream_bytes(settings, shape, 1)
+    plans = [plan_stream(settings, shape, Budget(unsplit * percent // 100)) for percent in (100, 90, 60, 30)]
+    assert plans[0].parts == (1, 1, 1) and plans[0].work == 1
+    for plan, percent in zip(plans[1:], (90, 60, 30), strict=True):
+        assert plan.bytes <= unsplit * percent // 100
+        assert math.prod(plan.parts) > 1 and plan.parts[0] == 1
+    assert 1 < plans[1].work <= plans[2].work <= plans[3].work < 1.6
+
+
+def test_what_nothing_fits_needs_least() -> None:
+    settings, shape = UNetSettings(channels=(16, 32, 64)), (100, 700, 900)
+    least = plan_stream(settings, shape, Budget(1))
     assert least.bytes > 1
+    assert plan_stream(settings, shape, Budget(least.bytes)).bytes <= least.bytes
+
+
+@given(st.integers(1, 500), st.integers(1, 40))
+def test_spans_lie_side_by_side(length: int, parts: int) -> None:
+    assume(parts <= length)
+    spans = split(length, parts)
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+    assert spans[-1][1] == length
+    sizes = [stop - start for start, stop in spans]
+    assert max(sizes) - min(sizes) <= 1 and len(spans) == parts
 
 
 @pytest.mark.parametrize(("plane", "slab"), [((128, 128), 8), ((32, 32), 64), ((256, 256), 2), ((1000, 1000), 2)])
 def test_narrow_scans_get_thicker_slabs(plane: tuple[int, int], slab: int) -> None:
-    assert plan_stream(UNetSettings(channels=(8, 16)), (100, *plane), 2**40).slab == slab
+    assert plan_stream(UNetSettings(channels=(8, 16)), (100, *plane), Budget(2**40)).slab == slab
 
 
 def test_of_several_axes_the_one_with_the_smallest_plane_is_taken() -> None:
     settings = UNetSettings(channels=(16, 32, 64))
     shape = (130, 200, 160)
-    assert plan_stream(settings, shape, 2**40, axes=(0, 2)).axis == 2
-    assert plan_stream(settings, shape, 1, axes=(0, 2)).axis == 2
+    assert plan_stream(settings, shape, Budget(2**40), axes=(0, 2)).axis == 2
     tight = estimate_stream_bytes(settings, shape, 4, 1)
-    plan = plan_stream(settings, shape, tight, axes=(0, 1, 2))
+    plan = plan_stream(settings, shape, Budget(tight), axes=(0, 1, 2))
     assert (plan.axis, plan.slab) == (1, 4)
 
 
 def test_impossible_plans_are_refused() -> None:
     settings = UNetSettings(dimensions=2)
     with pytest.raises(ConfigError, match="instance norm takes its statistics"):
-        plan_stream(UNetSettings(norm="instance"), (50, 50, 50), 2**30)
+        plan_stream(UNetSettings(norm="instance"), (50, 50, 50), Budget(2**30))
     for shape, axes in (((50, 50, 50), (0,)), ((50, 0), (0,)), ((50, 50), (2,)), ((50, 50), ())):
         with pytest.raises(ConfigError, match="cannot stream a scan of shape"):
-            plan_stream(settings, shape, 2**30, axes)
+            plan_stream(settings, shape, Budget(2**30), axes)

@@ -1,0 +1,67 @@
+"""The average of several opinions on a scan (mirror images, models), row by row, so that none is held whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from medunet.inference.execution import Slab
+
+
+def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All combinations of axes, none first: 2 to the power of their number."""
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+
+
+def probabilities(slabs: Iterator[Slab]) -> Iterator[Slab]:
+    """The softmax over classes of logits."""
+    for start, stop, logits in slabs:
+        yield start, stop, logits.softmax(dim=0)
+
+
+def averaged(opinions: Sequence[Iterator[Slab]], axis: int) -> Iterator[Slab]:
+    """The mean of the class probabilities of several opinions.
+
+    They are asked in turn, each for its next rows, so that what is held besides is one slab of each.
+
+    Args:
+        opinions: at least one; logits of the same rows along the same axis, cut at any places.
+        axis: the spatial axis along which rows come.
+
+    Returns:
+        ``(start, stop, probabilities)`` in order, covering the same rows once.
+    """
+    streams = [probabilities(opinion) for opinion in opinions]
+    held: list[Slab | None] = [None] * len(streams)
+    position = 0
+    while True:
+        held = [_next(stream) if one is None else one for stream, one in zip(streams, held, strict=True)]
+        slabs = [one for one in held if one is not None]
+        if not slabs:
+            return
+        assert len(slabs) == len(streams), "all opinions are on the same rows"
+        stop = min(one[1] for one in slabs)
+        yield position, stop, _mean([_rows(one, position, stop, axis) for one in slabs])
+        held = [None if one[1] == stop else one for one in slabs]
+        position = stop
+
+
+def _next(stream: Iterator[Slab]) -> Slab | None:
+    return next(stream, None)
+
+
+def _rows(slab: Slab, start: int, stop: int, axis: int) -> Tensor:
+    first, _, scores = slab
+    return scores.narrow(axis + 1, start - first, stop - start)
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    total = torch.add(parts[0], parts[1])
+    for part in parts[2:]:
+        total += part
+    return total.div_(len(parts))
