@@ -156,7 +156,8 @@ def train(
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
     from medunet.outputs import PredictRequest
-    from medunet.predict import PredictSettings, segment_files
+    from medunet.predict import segment_files
+    from medunet.segmentation.planning import PredictSettings
 
     settings = PredictSettings(
         method=options["method"], memory=options["memory"], precision=options["precision"], tta=options["tta"]

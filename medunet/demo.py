@@ -23,7 +23,8 @@ from medunet.experiment import TrainRequest
 from medunet.files import write_text, written_aside
 from medunet.outputs import PredictRequest
 from medunet.plan import Budget, write_plan
-from medunet.predict import PredictSettings, segment_files
+from medunet.predict import segment_files
+from medunet.segmentation.planning import PredictSettings
 from medunet.train import train_run
 
 MINUTES = 3.0

@@ -107,10 +107,26 @@ def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
     return Model(network.to(device).eval(), card, path, metadata["sha256"])
 
 
+def load_models(source: Path | str, device: str | torch.device = "cpu") -> list[Model]:
+    """Load the models that are averaged: those of the runs in a folder (one per fold, say), or a single one.
+
+    Args:
+        source: a run folder, a model file, or a folder whose subfolders are runs.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    path = Path(source)
+    runs = sorted(path.glob(f"*/{MODEL_FILE}")) if path.is_dir() and not (path / MODEL_FILE).exists() else []
+    return [load_model(run, device) for run in runs or [path]]
+
+
 def _model_path(source: Path) -> Path:
     if source.is_dir():
         if not (source / MODEL_FILE).exists():
-            raise ModelError(f"{source}: is no finished run: expected {MODEL_FILE} in it; train first")
+            raise ModelError(
+                f"{source}: is no finished run: expected {MODEL_FILE} in it or in its subfolders; train first"
+            )
         return source / MODEL_FILE
     if not source.exists():
         raise ModelError(f"{source}: no such model; give a run folder or a {MODEL_FILE} file")

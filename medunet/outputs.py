@@ -89,7 +89,7 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | 
     if request.record:
         check_free(request.record, request.overwrite)
     place = output.absolute().parent if as_file else output.absolute()
-    probe = next(p for p in (place, *place.parents) if p.exists())
+    probe = existing_folder(place)
     if not probe.is_dir() or not os.access(probe, os.W_OK):
         raise OutputError(f"-o {output}: cannot be written ({probe} is no folder that may be written to)")
     wanted = {case_stem(output)} if as_file else {case.name for case in cases}
@@ -100,6 +100,13 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | 
         if suffix_of(path) in WRITABLE and case_stem(path) in wanted:
             _refuse_existing(path, inputs, request.overwrite, only=suffix_of(output) if as_file else None)
     return [output] if as_file else [None] * len(cases)
+
+
+def existing_folder(place: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists (which may be a file that is in the way)."""
+    place = place.absolute()
+    found = next(p for p in (place, *place.parents) if p.exists())
+    return found.parent if found.is_file() and found == place else found
 
 
 def _refuse_existing(path: Path, inputs: set[Path], overwrite: bool, only: str | None) -> None:

@@ -3,61 +3,42 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import platform
 import resource
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medunet import __version__
+from medunet.data.blocks import slowest_axis
+from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, load_image
 from medunet.data.formats import default_suffix, write_volume
-from medunet.data.preprocess import Undo, place_labels, preprocess, restore_labels, restore_scores
+from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
-from medunet.devices import autocast_type, find_device
-from medunet.errors import DataError, MedunetError, is_out_of_memory
+from medunet.devices import find_device
+from medunet.errors import MedunetError, is_out_of_memory
 from medunet.files import check_free, write_text
-from medunet.geometry.tiles import fitting_tile, plan_tiles
-from medunet.inference.exact import overlap_tile
-from medunet.inference.execution import Execution, Progress
-from medunet.inference.method import Candidate, Method, choose_method
-from medunet.inference.mirroring import mirrored
-from medunet.inference.sliding import Windows, blended_windows
-from medunet.inference.stream import Slab, Streamer
-from medunet.inference.streamplan import StreamPlan, plan_stream
+from medunet.inference.execution import Progress
 from medunet.learning.monitor import ProgressLine
-from medunet.model import Model, load_model
-from medunet.networks.memory import estimate_bytes
-from medunet.networks.settings import UNetSettings
-from medunet.networks.unet import UNet
-from medunet.outputs import PredictRequest, as_cases, find_inputs, plan_outputs, probabilities_path
+from medunet.model import Model, load_models
+from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs, probabilities_path
+from medunet.segmentation.planning import PredictSettings, Scan, ScanPlan, bytes_text
+from medunet.segmentation.segmenter import Segmenter
 
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """How scans are segmented.
-
-    Attributes:
-        method: `exact` gives what one pass over the whole scan gives, `blend` averages overlapping windows,
-            `auto` takes the first where it can be had.
-        memory: bytes that the network's activations may use.
-        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware computes it.
-        tta: average over mirrored versions of the scan, along the axes that were mirrored in training.
-    """
-
-    method: Literal["auto", "exact", "blend"] = "auto"
-    memory: int = 4 * 2**30
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    tta: bool = False
+MUCH_GROWTH = 8.0
+"""From this many voxels of the network's grid for each of the scan's on, the user is told before the work starts."""
 
 
 @dataclass
@@ -79,242 +60,71 @@ class Summary:
         self.records.append({"case": case, "error": text})
 
 
-def segment_volume(volume: Volume, model: Model, settings: PredictSettings | None = None) -> Volume:
-    """Segment a scan.
+@overload
+def segment_volume(
+    volume: Volume, model: Model | Sequence[Model], settings: PredictSettings | None = None
+) -> Volume: ...
+@overload
+def segment_volume(
+    volume: NDArray[Any], model: Model | Sequence[Model], settings: PredictSettings | None = None
+) -> NDArray[Any]: ...
+def segment_volume(
+    volume: Volume | NDArray[Any], model: Model | Sequence[Model], settings: PredictSettings | None = None
+) -> Volume | NDArray[Any]:
+    """Segment a scan that is in memory.
 
     Args:
-        volume: `(channel, *spatial)` with the channels that the model was trained on.
+        volume: `(channel, *spatial)` with the channels that the model was trained on. A bare array is taken as lying on
+            the model's own grid: its axes and its voxel size stay as they are, its intensities are normalised.
+        model: one, or several whose class probabilities are averaged.
 
     Returns:
-        A label map `(1, *spatial)` on exactly the scan's grid, with the data set's own label values.
+        A label map `(1, *spatial)` on exactly the scan's grid, with the data set's own label values; an array for an
+        array.
 
     Raises:
         DataError: the scan's channels or dimensions are not the model's, or voxels are NaN or infinite.
-        ConfigError: the method asked for is impossible for this network.
+        ConfigError: the method asked for is impossible for this network, or the memory is too small.
     """
-    array, undo = prepare_scan(volume, model)
-    indices, _ = segment_array(array, undo, model, settings or PredictSettings())
-    return volume.with_array(model.card.labels.to_values(indices))
-
-
-def segment_array(
-    array: NDArray[np.float32], undo: Undo, model: Model, settings: PredictSettings, report: Progress | None = None
-) -> tuple[NDArray[np.uint8], Method]:
-    """Class indices on the scan's own grid, and the method that was chosen.
-
-    A scan that is streamed and not resampled never has the scores of all classes in memory: the largest wins slab by
-    slab.
-
-    Args:
-        array: `(channel, *spatial)`, preprocessed.
-        undo: the way back, from the same `preprocess`.
-    """
-    if array.ndim - 1 == model.card.network.dimensions and not settings.tta and not undo.resampled:
-        way = _Way.choose(array.shape[1:], model, settings)
-        if way.method.way == "stream":
-            return place_labels(way.labels(torch.from_numpy(array), report).numpy()[None], undo), way.method
-    scores, method = class_scores(array, model, settings, report)
-    return restore_labels(scores, undo), method
-
-
-def prepare_scan(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Undo]:
-    """Check that a scan fits the model, and preprocess it as in training."""
-    card = model.card
-    if volume.channels != card.network.in_channels:
-        raise DataError(
-            f"{volume.name}: has {volume.channels} channel(s), the model was trained on {card.network.in_channels}"
-            + (f" ({', '.join(card.channels)})" if card.channels else "")
-        )
-    if volume.dimensions < card.network.dimensions:
-        raise DataError(f"{volume.name}: is a picture, the model was trained on volumes")
-    return preprocess(volume, card.preprocess)
-
-
-def class_scores(
-    array: NDArray[np.float32], model: Model, settings: PredictSettings, report: Progress | None = None
-) -> tuple[NDArray[np.float32], Method]:
-    """Class scores of a preprocessed scan: logits or, with mirroring, probabilities.
-
-    Args:
-        array: `(channel, *spatial)`; a 2-D network goes through a volume slice by slice.
-
-    Returns:
-        `(class, *spatial)` float32, and the method that was chosen.
-    """
-    if array.ndim - 1 == model.card.network.dimensions:
-        return _scores(torch.from_numpy(array), model, settings, report)
-    axis = model.card.slice_axis + 1
-    slices = [np.ascontiguousarray(np.take(array, i, axis=axis)) for i in range(array.shape[axis])]
-    results = []
-    for done, part in enumerate(slices, start=1):
-        scores, method = _scores(torch.from_numpy(part), model, settings, None)
-        results.append(scores)
-        if report:
-            report(done, len(slices))
-    return np.stack(results, axis=axis), method
-
-
-def _scores(
-    image: Tensor, model: Model, settings: PredictSettings, report: Progress | None
-) -> tuple[NDArray[np.float32], Method]:
-    way = _Way.choose(image.shape[1:], model, settings)
-    compute = functools.partial(way.run, report=report)
-    scores = mirrored(compute, image, model.card.mirror_axes) if settings.tta else compute(image)
-    return scores.numpy(), way.method
-
-
-@dataclass(frozen=True)
-class _Way:
-    """A chosen method with all it needs, so that it can be run on a scan and on its mirror images alike."""
-
-    method: Method
-    model: Model
-    execution: Execution
-    memory: int
-    plan: StreamPlan | None
-
-    @staticmethod
-    def choose(shape: Sequence[int], model: Model, settings: PredictSettings) -> _Way:
-        device = next(model.network.parameters()).device
-        execution = Execution(str(device), autocast_type(settings.precision, device) or torch.float32)
-        network = model.card.network
-        own = isinstance(model.network, UNet)
-        plan = None
-        if own and network.exact:
-            itemsize = execution.dtype.itemsize
-            plan = plan_stream(network, shape, settings.memory, tuple(range(len(shape))), itemsize)
-        candidate = Candidate(
-            shape=network.shape if own else None,
-            inexact_reason=network.inexact_reason,
-            stream_bytes=plan.bytes if plan else 0,
-            memory_limit=settings.memory,
-        )
-        return _Way(choose_method(candidate, settings.method), model, execution, settings.memory, plan)
-
-    def run(self, image: Tensor, report: Progress | None = None) -> Tensor:
-        """Class scores `(class, *spatial)` of an image `(channel, *spatial)`."""
-        network, card = self.model.network, self.model.card
-        if self.method.way == "stream":
-            return self._streamed(image, report)
-        if self.method.way == "tiles":
-            fits = functools.partial(_fits, card.network, self.memory)
-            tile = fitting_tile(image.shape[1:], card.network.shape, fits)
-            return overlap_tile(
-                network, image, plan_tiles(image.shape[1:], tile, card.network.shape), self.execution, report
-            )
-        return blended_windows(network, image, Windows(card.patch), self.execution, report)
-
-    def _streamed(self, image: Tensor, report: Progress | None) -> Tensor:
-        assert self.plan is not None
-        scores = torch.empty((self.model.card.network.classes, *image.shape[1:]))
-        for start, stop, logits in self._slabs(image, report):
-            scores.narrow(self.plan.axis + 1, start, stop - start).copy_(logits)
-        return scores
-
-    def labels(self, image: Tensor, report: Progress | None = None) -> Tensor:
-        """Class indices `(*spatial)` uint8 of an image that is streamed; scores are held for one slab only."""
-        assert self.plan is not None
-        indices = torch.empty(image.shape[1:], dtype=torch.uint8)
-        for start, stop, logits in self._slabs(image, report):
-            indices.narrow(self.plan.axis, start, stop - start).copy_(logits.argmax(dim=0))
-        return indices
-
-    def _slabs(self, image: Tensor, report: Progress | None) -> Iterator[Slab]:
-        assert self.plan is not None
-        return Streamer(self.model.network, self.execution, self.plan.axis).run(image, self.plan.slab, report)
-
-
-def _fits(network: UNetSettings, memory: int, size: Sequence[int]) -> bool:
-    return estimate_bytes(network, size) <= memory
+    segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
+    given = volume if isinstance(volume, Volume) else Volume(volume)
+    scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False)
+    segmenter.segment(scan, segmenter.plan(scan), canvas.put)
+    return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
 
 
 def segment_files(model_source: str, request: PredictRequest, settings: PredictSettings) -> Summary:
     """Segment scans from files into files. One bad scan does not stop the others.
+
+    The next scan is read and the last result written while one is segmented.
 
     Raises:
         MedunetError: before any work: no usable model, no scan, or outputs that collide, exist or cannot be written.
     """
     started = time.perf_counter()
     files = find_inputs(request.inputs)
-    model = load_model(model_source, find_device(request.device))
-    cases = as_cases(files, model.card.network.in_channels)
+    models = load_models(model_source, find_device(request.device))
+    cases = as_cases(files, models[0].card.network.in_channels)
     targets = plan_outputs(cases, request)
+    segmenter = Segmenter(models, settings)
     bar, summary = ProgressLine("predict"), Summary()
+    work = _Work(segmenter, request, Scratch(existing_folder(request.output)), bar)
     try:
-        for number, (case, target) in enumerate(zip(cases, targets, strict=True)):
-            report = functools.partial(_report, bar, case.name, number, len(cases))
-            try:
-                _segment_case(case, target, model, request, settings, report, summary)
-            except (MedunetError, OSError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                    raise
-                summary.fail(case.name, error)
+        for case, outcome in work.run(list(zip(cases, targets, strict=True))):
+            if isinstance(outcome, BaseException):
+                summary.fail(case.name, outcome)
+            else:
+                summary.lines += outcome.lines
+                summary.records.append(outcome.record())
     finally:
         bar.close()
     seconds = time.perf_counter() - started
     summary.lines.append(f"{len(cases) - len(summary.failed)} of {len(cases)} scans segmented in {seconds:.1f} s")
     if request.record:
-        content = _record(model, settings, summary, seconds)
+        content = _record(segmenter, summary, seconds)
         write_text(request.record, json.dumps(content, indent=2), overwrite=request.overwrite)
     return summary
-
-
-def _report(bar: ProgressLine, name: str, number: int, count: int, done: int, total: int) -> None:
-    bar.update((number + done / total) / count, f"{name} {done}/{total}")
-
-
-def _segment_case(
-    case: Case,
-    target: Path | None,
-    model: Model,
-    request: PredictRequest,
-    settings: PredictSettings,
-    report: Progress,
-    summary: Summary,
-) -> None:
-    watch = _Stopwatch()
-    with watch.stage("read"):
-        volume = load_image(case, request.axes)
-        target = target or request.output / f"{case.name}{default_suffix(volume)}"
-        check_free(target, request.overwrite)
-    with watch.stage("preprocess"):
-        array, undo = prepare_scan(volume, model)
-    with watch.stage("network"):
-        if request.probabilities:
-            scores, method = class_scores(array, model, settings, report)
-            indices = restore_labels(scores, undo)
-        else:
-            indices, method = segment_array(array, undo, model, settings, report)
-    labels = volume.with_array(model.card.labels.to_values(indices))
-    with watch.stage("write"):
-        write_volume(labels, target, overwrite=request.overwrite)
-        if request.probabilities:
-            probabilities = torch.from_numpy(scores).softmax(0).numpy() if not settings.tta else scores
-            restored = volume.with_array(restore_scores(probabilities, undo))
-            write_volume(restored, probabilities_path(target), overwrite=request.overwrite)
-    summary.lines += _remarks(case, labels, model)
-    summary.lines.append(f"{case.name}: {target}  ({'exact' if method.exact else 'blended'}, {watch.total:.1f} s)")
-    summary.records.append(
-        {
-            "case": case.name,
-            "inputs": [str(path) for path in case.images],
-            "output": str(target),
-            "shape": list(volume.shape),
-            "network_shape": list(array.shape[1:]),
-            "method": asdict(method),
-            "seconds": {name: round(value, 4) for name, value in watch.stages.items()},
-        }
-    )
-
-
-def _remarks(case: Case, labels: Volume, model: Model) -> list[str]:
-    """What a user should look at: a result without any foreground is rarely meant (TotalSegmentator issue 216)."""
-    table = model.card.labels
-    if table.has_background and not np.any(labels.array != table.values[0]):
-        return [
-            f"{case.name}: NOTE: nothing but background was found; is this the kind of scan the model was trained on?"
-        ]
-    return []
 
 
 class _Stopwatch:
@@ -334,18 +144,163 @@ class _Stopwatch:
         return sum(self.stages.values())
 
 
-def _record(model: Model, settings: PredictSettings, summary: Summary, seconds: float) -> dict[str, Any]:
-    device = next(model.network.parameters()).device
+@dataclass
+class _Job:
+    """One scan on its way: opened, segmented, written."""
+
+    case: Case
+    target: Path
+    volume: Volume
+    scan: Scan
+    plan: ScanPlan
+    watch: _Stopwatch
+    canvas: Canvas | None = None
+    lines: list[str] = field(default_factory=list)
+    checksums: dict[str, str] | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "case": self.case.name,
+            "inputs": [str(path) for path in self.case.images],
+            "output": str(self.target),
+            "shape": list(self.volume.shape),
+            "network_shape": list(self.scan.shape),
+            "plan": self.plan.record(),
+            "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
+            "sha256": self.checksums,
+        }
+
+
+Outcome = _Job | BaseException
+
+
+class _Work:
+    """Scans one after the other; a second thread reads ahead, and a third writes behind."""
+
+    def __init__(self, segmenter: Segmenter, request: PredictRequest, scratch: Scratch, bar: ProgressLine) -> None:
+        self._segmenter, self._request, self._scratch, self._bar = segmenter, request, scratch, bar
+        self._said: Any = None
+
+    def run(self, tasks: Sequence[tuple[Case, Path | None]]) -> Iterator[tuple[Case, Outcome]]:
+        """Each case with its finished job, or with the error that the user can act on; in order."""
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            try:
+                opened = reader.submit(self._open, *tasks[0])
+                written: tuple[Case, Future[_Job]] | None = None
+                for number, (case, _) in enumerate(tasks):
+                    current = opened
+                    if number + 1 < len(tasks):
+                        opened = reader.submit(self._open, *tasks[number + 1])
+                    report = functools.partial(_report, self._bar, case.name, number, len(tasks))
+                    segmented = _outcome(functools.partial(self._segment, current, report))
+                    if written:
+                        yield written[0], _outcome(written[1].result)
+                        written = None
+                    if isinstance(segmented, BaseException):
+                        yield case, segmented
+                    else:
+                        written = case, writer.submit(self._write, segmented)
+                if written:
+                    yield written[0], _outcome(written[1].result)
+            finally:
+                reader.shutdown(cancel_futures=True)
+
+    def _open(self, case: Case, target: Path | None) -> _Job:
+        watch = _Stopwatch()
+        with watch.stage("read"):
+            volume = load_image(case, self._request.axes, self._scratch)
+            target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
+            check_free(target, self._request.overwrite)
+        with watch.stage("preprocess"):
+            scan = self._segmenter.open(volume)
+            plan = self._segmenter.plan(scan, _file_axis(volume, scan))
+        return _Job(case, target, volume, scan, plan, watch)
+
+    def _segment(self, opened: Future[_Job], report: Progress) -> _Job:
+        job = opened.result()
+        self._announce(job)
+        with job.watch.stage("network"):
+            scores = self._request.probabilities
+            job.canvas = Canvas.blank(job.volume, job.scan.undo, self._segmenter.card.labels, self._scratch, scores)
+            self._segmenter.segment(job.scan, job.plan, job.canvas.put, scores, report)
+        return job
+
+    def _announce(self, job: _Job) -> None:
+        """Say how the scan is segmented, where it is another way than the last one."""
+        name = job.case.name
+        if job.plan.kind != self._said:
+            self._bar.say(f"{name}: {job.plan.describe()}")
+            self._said = job.plan.kind
+        if job.scan.growth > MUCH_GROWTH:
+            shape = "x".join(str(n) for n in job.scan.shape)
+            self._bar.say(
+                f"{name}: NOTE: the model works on finer voxels than this scan has: it is brought to {shape}, "
+                f"{job.scan.growth:.1f} times its voxels, and takes that much longer; about "
+                f"{bytes_text(job.plan.bytes)} of memory"
+            )
+
+    def _write(self, job: _Job) -> _Job:
+        request, canvas, table = self._request, job.canvas, self._segmenter.card.labels
+        assert canvas is not None, "segmented before it is written"
+        with job.watch.stage("write"):
+            write_volume(job.volume.with_array(canvas.labels), job.target, overwrite=request.overwrite)
+            if canvas.probabilities is not None:
+                place = probabilities_path(job.target)
+                write_volume(job.volume.with_array(canvas.probabilities), place, overwrite=request.overwrite)
+        if request.record:
+            job.checksums = {str(path): _sha256(path) for path in (*job.case.images, job.target) if path.is_file()}
+        if table.has_background and not canvas.found:
+            # A result without any foreground is rarely meant (TotalSegmentator issue 216).
+            job.lines.append(
+                f"{job.case.name}: NOTE: nothing but background was found; "
+                "is this the kind of scan the model was trained on?"
+            )
+        how = "exact" if job.plan.method.exact else "blended"
+        job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
+        job.canvas = None
+        return job
+
+
+def _outcome(work: Callable[[], _Job]) -> Outcome:
+    """What the work returns, or the error if it is one that the user can act on."""
+    try:
+        return work()
+    except (MedunetError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        return error
+
+
+def _file_axis(volume: Volume, scan: Scan) -> int | None:
+    """The axis of the network's grid that is slowest in the file that the scan lives in, if it does."""
+    if not lives_in_file(volume.array):
+        return None
+    return scan.undo.orientation.axes.index(slowest_axis(volume.array))
+
+
+def _report(bar: ProgressLine, name: str, number: int, count: int, done: int, total: int) -> None:
+    bar.update((number + done / total) / count, f"{name} {done}/{total}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record(segmenter: Segmenter, summary: Summary, seconds: float) -> dict[str, Any]:
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "medunet": __version__,
-        "model": {"path": str(model.path), "sha256": model.checksum, "name": model.card.name},
-        "settings": asdict(settings),
-        "device": str(device),
-        "autocast": str(autocast_type(settings.precision, device)),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "models": [
+            {"path": str(model.path), "sha256": model.checksum, "name": model.card.name} for model in segmenter.models
+        ],
+        "settings": asdict(segmenter.settings),
+        "device": segmenter.execution.device,
+        "precision": str(segmenter.execution.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "seconds": round(seconds, 3),
-        # Linux counts in KiB, macOS in bytes.
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "cases": summary.records,
     }

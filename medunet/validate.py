@@ -18,18 +18,19 @@ from medunet.data.formats import default_suffix, write_volume
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase
 from medunet.data.prepare import held_out_mask
-from medunet.data.preprocess import restore_labels
+from medunet.data.restore import restore_labels
 from medunet.data.volume import Volume
 from medunet.evaluate import EvaluateSettings, Pair, evaluate_pairs, report_page, write_evaluation
 from medunet.files import write_text
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
 from medunet.model import Model, load_model
-from medunet.predict import PredictSettings, class_scores, prepare_scan, segment_array
 from medunet.report.pictures import overlay_array
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord
 from medunet.scorecard import summary_lines
+from medunet.segmentation.planning import PredictSettings
+from medunet.segmentation.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def validate(
     scored = {table.names[index]: index for index in table.foreground}
     counted: list[dict[str, Counts]] = []
     predictions: list[NDArray[np.uint8]] = []
+    segmenter = Segmenter([model], PredictSettings(precision=precision))
     for case in cases:
-        scores, _ = class_scores(np.array(case.image), model, PredictSettings(precision=precision))
-        predictions.append(scores.argmax(axis=0).astype(np.uint8))
+        predictions.append(segmenter.indices(segmenter.opened(np.asarray(case.image)))[0])
         counted.append(count_labels(predictions[-1], case.label[0], scored, IGNORE))
     means = [_mean([c.dice for c in counts.values()]) for counts in counted]
     worst = int(np.argmin(np.nan_to_num(means, nan=np.inf)))
@@ -114,13 +115,13 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     """
     if not held.cases:
         return ["no case was held out (data.folds is 0), so there are no validation scores"]
-    model = load_model(folder, device)
+    segmenter = Segmenter([load_model(folder, device)])
     labels = widened(held.labels) if held.inside else held.labels
     pairs = []
     for number, case in enumerate(held.cases, start=1):
         line.update(1.0, f"last validation {number}/{len(held.cases)} {case.name}")
-        pairs.append(_predict_case(case, model, folder / "validation", held))
-    settings = EvaluateSettings(labels=labels, title=f"Held-out cases of {model.card.name}")
+        pairs.append(_predict_case(case, segmenter, folder / "validation", held))
+    settings = EvaluateSettings(labels=labels, title=f"Held-out cases of {segmenter.card.name}")
     evaluation = evaluate_pairs(pairs, settings)
     epochs = epoch_records(folder / "metrics.csv")
     write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epochs)
@@ -128,18 +129,17 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     return [*summary_lines(evaluation.card), f"report: {folder / 'report.html'}"]
 
 
-def _predict_case(case: Case, model: Model, folder: Path, held: HeldOut) -> Pair:
+def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut) -> Pair:
     assert case.label is not None
     volume = load_image(case, held.axes)
-    array, undo = prepare_scan(volume, model)
-    indices, _ = segment_array(array, undo, model, PredictSettings())
+    scan = segmenter.open(volume)
     target = folder / f"{case.name}{default_suffix(volume)}"
-    predicted = volume.with_array(model.card.labels.to_values(indices))
+    predicted = volume.with_array(segmenter.card.labels.to_values(segmenter.indices(scan)))
     write_volume(predicted, target, overwrite=True)
     reference: Path | Volume = case.label
     if held.inside:
-        outside = ~held_out_mask(array.shape[1:])
-        mask = restore_labels(np.stack([~outside, outside]).astype(np.float32), undo, outside=1)
+        outside = ~held_out_mask(scan.shape)
+        mask = restore_labels(np.stack([~outside, outside]).astype(np.float32), scan.undo, outside=1)
         truth = load_label(case, held.labels, volume, held.axes)
         truth[mask == 1] = IGNORE
         reference = volume.with_array(_values(truth, widened(held.labels)))

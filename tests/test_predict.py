@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,16 +15,20 @@ import torch
 import medunet
 import medunet.predict
 from medunet.data.labels import table_from_names
-from medunet.data.preprocess import Normalisation, PreprocessSettings, preprocess, restore_labels
+from medunet.data.preprocess import Normalisation, PreprocessSettings, preprocess
+from medunet.data.restore import restore_labels
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError, MedunetError, OutputError
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.exact import overlap_tile, whole_pass
+from medunet.inference.sliding import Windows, blended_windows
 from medunet.model import Model, ModelCard, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 from medunet.outputs import PredictRequest, as_cases
-from medunet.predict import PredictSettings, segment_files, segment_volume
+from medunet.predict import segment_files, segment_volume
+from medunet.segmentation.planning import PredictSettings
+from medunet.segmentation.segmenter import Segmenter
 
 LABELS = table_from_names({"background": 0, "dark": 32, "bright": 255}, None)
 
@@ -98,11 +104,126 @@ def test_exact_results_are_those_of_one_pass_over_the_whole_scan(code: str, padd
     assert len(np.unique(expected)) > 1
 
 
-def test_too_little_memory_is_a_reason_to_blend_and_an_error_where_exactness_was_asked_for() -> None:
-    volume = volume_of((30, 30, 30))
-    assert segment_volume(volume, make_model(), PredictSettings(memory=2**20)).shape == volume.shape
-    with pytest.raises(ConfigError, match="streaming this scan needs about"):
-        segment_volume(volume, make_model(), PredictSettings(memory=2**20, method="exact"))
+def plain_result(model: Model, volume: Volume) -> np.ndarray:
+    """The oracle: one plain pass over everything, all scores at once, nothing of streaming or restoring by rows."""
+    array, undo = preprocess(volume, model.card.preprocess)
+    scores = whole_pass(model.network, torch.from_numpy(array), model.card.network.shape.stride)
+    if undo.resampled:
+        scores = scores.softmax(0)
+    return model.card.labels.to_values(restore_labels(scores.numpy(), undo))
+
+
+def parts(model: Model, volume: Volume, settings: PredictSettings) -> int:
+    segmenter = Segmenter([model], settings)
+    return len(segmenter.plan(segmenter.open(volume)).parts)
+
+
+WIDE = UNetSettings(channels=(4, 8), classes=3)
+
+
+def test_a_wide_scan_is_split_to_fit_the_memory_and_gives_the_same() -> None:
+    model = make_model(network=WIDE)
+    volume = volume_of((40, 120, 90), "LPS")
+    plain = plain_result(model, volume)
+    settings = PredictSettings(precision="fp32")
+    assert parts(model, volume, settings) == 1
+    while parts(model, volume, settings) == 1:
+        settings = replace(settings, memory=int(0.99 * min(settings.memory, 2**27)))
+    for settings in (settings, PredictSettings(precision="fp32")):
+        different = segment_volume(volume, model, settings).array != plain
+        assert different.mean() < 1e-5, "ties that rounding decides"
+    assert len(np.unique(plain)) > 1
+
+
+@pytest.mark.parametrize("way", ["auto", "blend"])
+def test_too_little_memory_is_an_error_that_says_how_much_would_do(way: str) -> None:
+    model, volume = make_model(network=WIDE), volume_of((30, 60, 60))
+    with pytest.raises(ConfigError, match=r"needs? about .* but --memory allows 1 MiB; give --memory \d+M") as error:
+        segment_volume(volume, model, PredictSettings(memory=2**20, method=way))  # type: ignore[arg-type]
+    enough = int(re.search(r"give --memory (\d+)M", str(error.value))[1]) * 2**20  # type: ignore[index]
+    answer = segment_volume(volume, model, PredictSettings(memory=enough, method=way, precision="fp32"))  # type: ignore[arg-type]
+    assert answer.shape == volume.shape
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("tight", [False, True])
+def test_resampled_scans_are_interpolated_as_one_would_by_hand(tta: bool, tight: bool) -> None:
+    """Streams, mirror images, parts and rows that are interpolated as they come, against all scores at once."""
+    model = make_model(
+        network=WIDE, mirror_axes=(0, 1), preprocess=PreprocessSettings(spacing=(0.9, 1.6, 1.1), crop="nonzero")
+    )
+    volume = volume_of((50, 70, 41), "PIL", (1.0, 1.2, 2.0))
+    volume.array[:, :9] = 0
+    array, undo = preprocess(volume, model.card.preprocess)
+    image = torch.from_numpy(array)
+    total = torch.zeros((3, *array.shape[1:]))
+    for axes in ([], [1], [2], [1, 2]) if tta else ([],):
+        total += whole_pass(model.network, image.flip(axes), (2, 2, 2)).flip(axes).softmax(0)
+    expected = model.card.labels.to_values(restore_labels(total.numpy(), undo))
+    settings = PredictSettings(precision="fp32", tta=tta)
+    while tight and parts(model, volume, settings) == 1:
+        settings = replace(settings, memory=int(0.99 * min(settings.memory, 2**27)))
+    answer = segment_volume(volume, model, settings)
+    assert (answer.array != expected).mean() < 1e-4, "ties that rounding decides"
+    assert len(np.unique(expected)) > 1
+
+
+def test_several_models_are_averaged() -> None:
+    volume = volume_of((13, 9, 7))
+    nets = [UNet(UNetSettings(channels=(4, 8), classes=3), seed).eval() for seed in (1, 2, 3)]
+    other = [Normalisation("none")] * 2 + [Normalisation("ct", low=0, high=3, mean=1, std=2)]
+    models = [
+        Model(net, card(preprocess=PreprocessSettings(normalise=(how,)))) for net, how in zip(nets, other, strict=True)
+    ]
+    total = torch.zeros((3, *preprocess(volume, models[0].card.preprocess)[0].shape[1:]))
+    for model in models:
+        array, undo = preprocess(volume, model.card.preprocess)
+        total += whole_pass(model.network, torch.from_numpy(array), (2, 2, 2)).softmax(0)
+    expected = LABELS.to_values(restore_labels(total.numpy(), undo))
+    answer = segment_volume(volume, models, PredictSettings(precision="fp32"))
+    np.testing.assert_array_equal(answer.array, expected)
+    assert not np.array_equal(answer.array, segment_volume(volume, models[:1], PredictSettings(precision="fp32")).array)
+    with pytest.raises(ConfigError, match="differ in their labels"):
+        segment_volume(volume, [models[0], make_model(labels=table_from_names({"a": 0, "b": 1, "c": 2}, None))])
+    with pytest.raises(ConfigError, match="no model"):
+        segment_volume(volume, [])
+
+
+def test_an_array_lies_on_the_models_own_grid() -> None:
+    model = make_model(preprocess=PreprocessSettings(spacing=(0.5, 0.5, 0.5)))
+    array = np.random.default_rng(0).normal(50, 9, size=(1, 13, 9, 7)).astype(np.float32)
+    normalised = (array - array.mean(dtype=np.float64)) / array.std(dtype=np.float64)
+    scores = whole_pass(model.network, torch.from_numpy(normalised.astype(np.float32)), (2, 2, 2))
+    answer = segment_volume(array, model, PredictSettings(precision="fp32"))
+    assert isinstance(answer, np.ndarray)
+    np.testing.assert_array_equal(answer[0], LABELS.to_values(scores.argmax(0).numpy()))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_networks_with_instance_norm_go_by_patches_and_say_so(padded: bool) -> None:
+    model = make_model(
+        network=UNetSettings(channels=(4, 8), classes=3, norm="instance", padded=padded), mirror_axes=(0, 2)
+    )
+    volume = volume_of((30, 26, 17))
+    for tta in (False, True):
+        segmenter = Segmenter([model], PredictSettings(precision="fp32", tta=tta))
+        plan = segmenter.plan(segmenter.open(volume))
+        assert plan.method.way == ("blend" if padded else "tiles") and not plan.method.exact
+        assert "instance norm takes its statistics over the tile" in plan.describe()
+        array, undo = preprocess(volume, model.card.preprocess)
+        image = torch.from_numpy(array)
+        total = torch.zeros((3, *array.shape[1:]))
+        for axes in ([], [1], [3], [1, 3]) if tta else ([],):
+            if padded:
+                scores = blended_windows(model.network, image.flip(axes), Windows((16, 16, 16)))
+            else:
+                shape = model.card.network.shape
+                plan_ = plan_tiles(image.shape[1:], shape.smallest_for(image.shape[1:]), shape)
+                scores = overlap_tile(model.network, image.flip(axes), plan_)
+            total += scores.flip(axes).softmax(0)
+        expected = LABELS.to_values(restore_labels(total.numpy(), undo))
+        answer = segment_volume(volume, model, PredictSettings(precision="fp32", tta=tta)).array
+        assert (answer != expected).mean() < 1e-3
 
 
 def test_a_model_at_another_spacing_still_answers_on_the_scans_grid() -> None:
@@ -172,7 +293,7 @@ def test_a_folder_of_scans_with_one_bad_one(run: Path, tmp_path: Path) -> None:
     assert names == ["a.nii.gz", "a_probabilities.nii.gz", "c.nii.gz", "c_probabilities.nii.gz"]
     record = json.loads((tmp_path / "record.json").read_text())
     assert [("error" in c) for c in record["cases"]] == [False, True, False]
-    assert record["model"]["sha256"] == load_model(run).checksum
+    assert record["models"][0]["sha256"] == load_model(run).checksum
     probabilities = medunet.read_volume(tmp_path / "out" / "a_probabilities.nii.gz").array
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
     labels = medunet.read_volume(tmp_path / "out" / "a.nii.gz").array
@@ -266,15 +387,15 @@ def test_another_version_of_a_name_is_no_obstacle(run: Path, tmp_path: Path) -> 
 
 def test_running_out_of_memory_stops_one_scan_only(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = [save_scan(tmp_path / f"{name}.nii.gz") for name in "ab"]
-    real, calls = medunet.predict.segment_array, []
+    real, calls = Segmenter.segment, []
 
-    def once(*arguments: object) -> object:
+    def once(*arguments: object, **named: object) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
-        return real(*arguments)
+        return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(medunet.predict, "segment_array", once)
+    monkeypatch.setattr(Segmenter, "segment", once)
     summary = segment_files(str(run), PredictRequest(scans, tmp_path / "out"), PredictSettings())
     assert summary.failed == ["a"] and "--memory" in summary.errors[0]
     assert (tmp_path / "out" / "b.nii.gz").exists()

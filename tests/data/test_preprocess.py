@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.data.preprocess import (
-    Normalisation,
-    PreprocessSettings,
-    preprocess,
-    preprocess_label,
-    restore_labels,
-    restore_scores,
-)
+from medunet.data.preprocess import Normalisation, PreprocessSettings, ScanView, preprocess, preprocess_label
+from medunet.data.restore import restore_labels, restore_scores
 from medunet.data.volume import Volume
 from medunet.errors import DataError
 
@@ -84,6 +78,38 @@ def test_a_ball_survives_resampling_there_and_back() -> None:
         # Not shifted: centres of mass agree far below half a voxel (nearest rounds one way at ties).
         centres = [np.argwhere(b[0]).mean(axis=0) for b in (back, ball)]
         np.testing.assert_allclose(centres[0], centres[1], atol=0.2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    spacing=st.none() | st.tuples(*[st.floats(0.4, 4)] * 3),
+    crop=st.sampled_from(["none", "nonzero"]),
+    nonzero=st.booleans(),
+    data=st.data(),
+)
+def test_any_box_of_a_view_is_a_part_of_the_whole(seed, spacing, crop, nonzero, data) -> None:
+    volume = random_volume(seed, (7, 8, 12), channels=2)
+    how = (Normalisation(nonzero=nonzero), Normalisation("minmax"))
+    view = ScanView(volume, PreprocessSettings(spacing=spacing, crop=crop, normalise=how))
+    whole, undo = preprocess(volume, PreprocessSettings(spacing=spacing, crop=crop, normalise=how))
+    assert view.shape == whole.shape == (2, *undo.shape)
+    starts = [data.draw(st.integers(0, n - 1)) for n in view.shape[1:]]
+    box = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(starts, view.shape[1:], strict=True))
+    np.testing.assert_array_equal(view[(slice(None), *box)], whole[(slice(None), *box)])
+
+
+def test_statistics_in_blocks_are_those_of_the_whole(rng, monkeypatch) -> None:
+    values = rng.normal(1e4, 3, size=(1, 40, 30, 20)).astype(np.float32).transpose(0, 3, 1, 2)
+    values[0, :, :7] = 0
+    for how in (Normalisation(), Normalisation(nonzero=True), Normalisation("minmax")):
+        settings = PreprocessSettings(normalise=(how,), crop="nonzero")
+        whole, undo = preprocess(Volume(values), settings)
+        monkeypatch.setattr("medunet.data.preprocess._BLOCK", 1000)
+        blocks, undo_of_blocks = preprocess(Volume(values), settings)
+        monkeypatch.undo()
+        assert undo == undo_of_blocks and undo.crop[1] == slice(7, 40)
+        np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-6)
 
 
 def test_slabs_give_what_the_whole_gives(rng) -> None:

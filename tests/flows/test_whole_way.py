@@ -80,7 +80,8 @@ def test_training_straight_from_a_data_set_and_evaluating_with_one_scan(tmp_path
     label.array[0, 1:3, 2:6, 3:5] = 7
     label.array[0, 0:2, 9:12, 8:9] = 32
     medunet.write_volume(label, data / "labels" / "case_0.nii.gz", overwrite=True)
-    assert run(["train", str(data), "-o", str(out), "--minutes", "0.05", "--device", "cpu"]) == 0
+    quick = ["--set", "training.minutes=null", *steps(1, 5)]
+    assert run(["train", str(data), "-o", str(out), *quick, "--device", "cpu"]) == 0
     record = json.loads((out / "validation" / "scores.json").read_text())
     truth = medunet.read_volume(data / "labels" / "case_0.nii.gz").array[0, :4]
     scored = record["cases"]["case_0"]["labels"]

@@ -1,0 +1,239 @@
+"""How a scan is segmented within the memory that is allowed: the way, the axis, slabs and parts, and what it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medunet.data.preprocess import Undo
+from medunet.data.restore import Part
+from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
+from medunet.geometry.tiles import fitting_tile
+from medunet.inference.execution import Image
+from medunet.inference.method import Method
+from medunet.inference.sliding import Windows
+from medunet.inference.streamplan import Budget, StreamPlan, plan_stream, split
+from medunet.model import Model
+from medunet.networks.memory import estimate_bytes
+from medunet.networks.unet import UNet
+
+INTERPOLATING = 24 * 2**20
+"""Memory for bringing scores back to the scan's grid, see `data/restore.py`."""
+MUCH = 2**30
+"""Memory that a person wants to know of."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How scans are segmented.
+
+    Attributes:
+        method: `exact` gives what one pass over the whole scan gives, `blend` averages overlapping windows,
+            `auto` takes the first where it can be had.
+        memory: bytes that computing may use, above the loaded models.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where it is faster here.
+        tta: average over mirrored versions of the scan, along the axes that were mirrored in training.
+    """
+
+    method: Literal["auto", "exact", "blend"] = "auto"
+    memory: int = 4 * 2**30
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tta: bool = False
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan as each of several models sees it.
+
+    Attributes:
+        views: `(channel, *spatial)`, one for each model, on one grid.
+        undo: the way back from that grid.
+    """
+
+    views: tuple[Image, ...]
+    undo: Undo
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.undo.shape
+
+    @property
+    def growth(self) -> float:
+        """How many voxels of the network's grid there are for each of the scan's kept part."""
+        return math.prod(self.undo.shape) / math.prod(self.undo.kept)
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """How a scan will be segmented.
+
+    Attributes:
+        method: the way and why.
+        axis: the spatial axis along which results come.
+        parts: of the scan, one after the other.
+        bytes: peak memory that is expected, above the loaded models.
+        opinions: how many results are averaged: models times mirror images.
+        slices: a two-dimensional network goes through the volume along `axis`; `stream` and `windows` are of a slice.
+        stream: for the way `stream`.
+        windows: for the way `blend`.
+        tile: for the way `tiles`, the input of one.
+    """
+
+    method: Method
+    axis: int
+    parts: tuple[Part, ...]
+    bytes: int
+    opinions: int
+    slices: bool = False
+    stream: StreamPlan | None = None
+    windows: Windows | None = None
+    tile: tuple[int, ...] | None = None
+
+    @property
+    def work(self) -> float:
+        """How often each voxel is computed by each opinion."""
+        return self.stream.work if self.stream else 1.0
+
+    @property
+    def kind(self) -> tuple[str, bool, bool, bool]:
+        """What is the same for scans that go the same way, though slabs, parts and bytes depend on their sizes."""
+        much = self.bytes > MUCH
+        return self.method.reason, self.slices, len(self.parts) > 1, much
+
+    def describe(self) -> str:
+        """One line for people."""
+        words = [self.method.reason]
+        if self.stream:
+            words.append(f"slabs of {self.stream.slab} along axis {self.stream.axis}")
+            if math.prod(self.stream.parts) > 1:
+                words.append(f"{times_text(self.stream.parts)} parts, {self.stream.work:.2f} times the work")
+        if self.windows:
+            words.append(f"windows of {times_text(self.windows.size)}, overlap {self.windows.overlap:g}")
+        if self.slices:
+            words.append(f"slice by slice along axis {self.axis}")
+        if self.opinions > 1:
+            words.append(f"mean of {self.opinions}")
+        return "; ".join([*words, f"about {bytes_text(self.bytes)}"])
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "way": self.method.way,
+            "exact": self.method.exact,
+            "reason": self.method.reason,
+            "axis": self.axis,
+            "slab": self.stream.slab if self.stream else None,
+            "parts": list(self.stream.parts) if self.stream else [1] * len(self.parts[0].kept.shape),
+            "work": round(self.work, 4),
+            "windows": list(self.windows.size) if self.windows else None,
+            "opinions": self.opinions,
+            "expected_bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What plans depend on besides the scan.
+
+    Attributes:
+        models: at least one, alike.
+        method: the way for all of them.
+        memory: bytes that may be used above the loaded models.
+        itemsize: bytes of a number in the precision that is used.
+        opinions: models times mirror images.
+    """
+
+    models: tuple[Model, ...]
+    method: Method
+    memory: int
+    itemsize: int
+    opinions: int
+
+    def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
+        """Decide how a scan is segmented within the memory.
+
+        Args:
+            slowest: the axis along which the scan lies in its file, if it does; it is streamed where that fits.
+
+        Raises:
+            ConfigError: nothing fits; the message says how much would.
+        """
+        card = self.models[0].card
+        axis = card.slice_axis if len(scan.shape) > card.network.dimensions else None
+        shape = tuple(n for a, n in enumerate(scan.shape) if a != axis)
+        if self.method.way == "stream":
+            return self._streamed(scan, shape, axis, slowest if axis is None else None)
+        return self._by_patches(scan, shape, axis)
+
+    def _streamed(self, scan: Scan, shape: tuple[int, ...], axis: int | None, slowest: int | None) -> ScanPlan:
+        network = max((model.card.network for model in self.models), key=lambda network: sum(network.channels))
+        resampled = scan.undo.resampled
+        scores = network.classes * (4 * resampled + (self.opinions + 1) * (self.opinions > 1))
+        beside = 4 * (scores + 4 * network.in_channels)
+        interpolating = INTERPOLATING if resampled else 0
+        budget = Budget(self.memory - interpolating, self.itemsize, self.opinions, beside)
+        axes = tuple(range(len(shape)))
+        stream = plan_stream(network, shape, budget, axes if slowest is None else (slowest,))
+        if slowest is not None and (stream.bytes > budget.memory or math.prod(stream.parts) > 1):
+            stream = plan_stream(network, shape, budget, axes)
+        needed = stream.bytes + interpolating
+        if needed > self.memory:
+            what = f"even in the thinnest slabs of the smallest parts, a scan of {times_text(shape)} voxels"
+            raise _too_little(what, needed, self.memory)
+        parts = (Part.of(scan.undo, axis),) if axis is not None else parts_of(scan.undo, stream)
+        along = axis if axis is not None else stream.axis
+        return ScanPlan(self.method, along, parts, needed, self.opinions, axis is not None, stream=stream)
+
+    def _by_patches(self, scan: Scan, shape: tuple[int, ...], axis: int | None) -> ScanPlan:
+        card, network = self.models[0].card, self.models[0].card.network
+        windows = Windows(card.patch) if self.method.way == "blend" else None
+        sizes = tuple(map(min, windows.size, shape)) if windows else shape
+        along = min(range(len(shape)), key=lambda a: sizes[a] / shape[a])
+        # of each opinion: the rows that patches still write to, their weights, and those that are handed on
+        needed = 12 * self.opinions * (network.classes + 1) * math.prod(shape) // shape[along] * sizes[along]
+        needed += INTERPOLATING if scan.undo.resampled else 0
+        tile: tuple[int, ...] | None = None
+        if windows is None:
+            room = self.memory - needed
+            tile = fitting_tile(shape, network.shape, lambda size: estimate_bytes(network, size) <= room)
+            needed += estimate_bytes(network, tile)
+        elif isinstance(self.models[0].network, UNet):
+            needed += estimate_bytes(network, card.patch)
+        if windows and needed > self.memory:
+            what = f"blended windows of {times_text(windows.size)} over {times_text(shape)} voxels"
+            raise _too_little(what, needed, self.memory)
+        where = axis if axis is not None else along
+        parts = (Part.of(scan.undo, where),)
+        return ScanPlan(self.method, where, parts, needed, self.opinions, axis is not None, None, windows, tile)
+
+
+def _too_little(what: str, needed: int, memory: int) -> ConfigError:
+    needs = "need" if what.startswith("blended") else "needs"
+    return ConfigError(
+        f"{what} {needs} about {bytes_text(needed)}, but --memory allows {bytes_text(memory)}; "
+        f"give --memory {math.ceil(needed / 2**20)}M or more"
+    )
+
+
+def parts_of(undo: Undo, stream: StreamPlan) -> tuple[Part, ...]:
+    """The parts of a scan, on the grid that results are wanted on."""
+    if math.prod(stream.parts) == 1:
+        return (Part.of(undo, stream.axis),)
+    boxes = [Box((), ())]
+    for length, count in zip(undo.kept, stream.parts, strict=True):
+        spans = split(length, min(count, length))
+        boxes = [Box((*box.start, a), (*box.stop, b)) for box in boxes for a, b in spans]
+    return tuple(Part.of(undo, stream.axis, box) for box in boxes)
+
+
+def bytes_text(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{math.ceil(number / 2**20)} MiB"
+
+
+def times_text(numbers: Sequence[int]) -> str:
+    """Lengths for people."""
+    return "x".join(str(n) for n in numbers)

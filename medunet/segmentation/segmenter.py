@@ -1,0 +1,241 @@
+"""From a scan to class indices: models made ready once, scores row by row, labels as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medunet.data.preprocess import ScanView, Undo
+from medunet.data.restore import Part, restored
+from medunet.data.volume import Volume
+from medunet.devices import autocast_type
+from medunet.errors import ConfigError, DataError
+from medunet.geometry.boxes import Box
+from medunet.geometry.grids import identity_orientation
+from medunet.geometry.tiles import plan_tiles
+from medunet.inference.average import averaged, mirrorings, probabilities
+from medunet.inference.exact import tile_rows
+from medunet.inference.execution import Execution, Image, ImageSlice, Progress, Slab
+from medunet.inference.method import Method, choose_method
+from medunet.inference.patchwise import Order
+from medunet.inference.sliding import blended_rows
+from medunet.inference.stream import Passage, Streamer
+from medunet.model import Model, ModelCard
+from medunet.networks.unet import UNet
+from medunet.segmentation.planning import Planner, PredictSettings, Scan, ScanPlan, parts_of
+
+Sink = Callable[[Box, NDArray[np.uint8], Sequence[NDArray[np.float32]]], None]
+"""Takes a box of the kept part, its class indices, and the probabilities of all classes if they were asked for."""
+
+
+class Segmenter:
+    """Models made ready for any number of scans; their class probabilities are averaged.
+
+    Args:
+        models: at least one; with the same labels, channels and target grid.
+        settings: how.
+
+    Raises:
+        ConfigError: no model, models that do not belong together, or a method that is impossible for them.
+    """
+
+    def __init__(self, models: Sequence[Model], settings: PredictSettings | None = None) -> None:
+        _require_alike(models)
+        self.models, self.settings = tuple(models), settings or PredictSettings()
+        device = next(models[0].network.parameters()).device
+        self.execution = Execution(str(device), autocast_type(self.settings.precision, device) or torch.float32)
+        self._methods = [_method(model, self.settings.method) for model in models]
+        self._streamers: dict[tuple[int, int], Streamer] = {}
+
+    @property
+    def card(self) -> ModelCard:
+        return self.models[0].card
+
+    @property
+    def method(self) -> Method:
+        """The way for all models: exact only if all of them are."""
+        return next((method for method in self._methods if not method.exact), self._methods[0])
+
+    def open(self, volume: Volume, stored: bool = False) -> Scan:
+        """See a scan as the models do.
+
+        Args:
+            stored: the volume lies on the models' own grid already; only its intensities are normalised.
+
+        Raises:
+            DataError: channels or dimensions that are not the models', NaN or infinite voxels.
+        """
+        network = self.card.network
+        if volume.channels != network.in_channels:
+            raise DataError(
+                f"{volume.name}: has {volume.channels} channel(s), the model was trained on {network.in_channels}"
+                + (f" ({', '.join(self.card.channels)})" if self.card.channels else "")
+            )
+        if volume.dimensions < network.dimensions:
+            raise DataError(f"{volume.name}: is a picture, the model was trained on volumes")
+        views: dict[Any, ScanView] = {}
+        for model in self.models:
+            how = model.card.preprocess
+            if how not in views:
+                views[how] = ScanView(volume, replace(how, orientation="stored", spacing=None) if stored else how)
+        found = [views[model.card.preprocess] for model in self.models]
+        if any(view.undo != found[0].undo for view in found):
+            raise ConfigError(f"{volume.name}: the models see this scan on different grids; they cannot be averaged")
+        return Scan(tuple(found), found[0].undo)
+
+    def opened(self, image: Image) -> Scan:
+        """A scan `(channel, *spatial)` that is preprocessed already."""
+        shape = tuple(int(n) for n in image.shape[1:])
+        undo = Undo(identity_orientation(len(shape)), shape, Box.of_shape(shape).slices, shape)
+        return Scan((image,) * len(self.models), undo)
+
+    def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
+        """How a scan is segmented within the memory, see `Planner.plan`."""
+        itemsize = self.execution.dtype.itemsize
+        return Planner(self.models, self.method, self.settings.memory, itemsize, self._opinions).plan(scan, slowest)
+
+    @property
+    def _opinions(self) -> int:
+        return len(self.models) * len(self._mirrorings)
+
+    @property
+    def _mirrorings(self) -> list[tuple[int, ...]]:
+        return mirrorings(self.card.mirror_axes if self.settings.tta else ())
+
+    def segment(
+        self, scan: Scan, plan: ScanPlan, sink: Sink, scores: bool = False, report: Progress | None = None
+    ) -> None:
+        """Segment a scan; results are handed to `sink` piece by piece, each voxel of the kept part once.
+
+        Scores are interpolated as probabilities, so that labels do not depend on what else is asked for.
+
+        Args:
+            scores: whether the sink wants the probabilities of all classes as well.
+        """
+        for number, part in enumerate(plan.parts):
+            slabs = self._part_scores(scan, plan, part, _share(report, number, len(plan.parts)))
+            if plan.opinions == 1 and (scores or scan.undo.resampled):
+                slabs = probabilities(slabs)
+            if not scores and not scan.undo.resampled:
+                _label_slabs(slabs, part, sink)
+                continue
+            arrays = ((start, stop, logits.cpu().float().numpy()) for start, stop, logits in slabs)
+            for piece in restored(arrays, scan.undo, part):
+                given = [piece.scores(index) for index in range(piece.classes)] if scores else []
+                sink(piece.box, piece.winners(), given)
+
+    def _part_scores(self, scan: Scan, plan: ScanPlan, part: Part, report: Progress | None) -> Iterator[Slab]:
+        """Logits of one opinion, or mean probabilities of several, along the plan's axis."""
+        if not plan.slices:
+            return self._mean(scan.views, plan, part, report)
+        return self._slices(scan, plan, report)
+
+    def _slices(self, scan: Scan, plan: ScanPlan, report: Progress | None) -> Iterator[Slab]:
+        count = scan.shape[plan.axis]
+        for index in range(count):
+            flat = self.opened(ImageSlice(scan.views[0], plan.axis, index))
+            views = tuple(ImageSlice(view, plan.axis, index) for view in scan.views)
+            parts = parts_of(flat.undo, plan.stream) if plan.stream else (Part.of(flat.undo, 0),)
+            result: torch.Tensor | None = None
+            for part in parts:
+                for start, stop, scores in self._mean(views, plan, part, None):
+                    if result is None:
+                        result = scores.new_empty((len(scores), *flat.shape))
+                    place = [slice(a, b) for a, b in zip(part.scores.start, part.scores.stop, strict=True)]
+                    place[part.axis] = slice(start, stop)
+                    result[(slice(None), *place)] = scores
+            assert result is not None, "a slice has at least one row"
+            if report:
+                report(index + 1, count)
+            yield index, index + 1, result.unsqueeze(plan.axis + 1)
+
+    def _mean(self, views: Sequence[Image], plan: ScanPlan, part: Part, report: Progress | None) -> Iterator[Slab]:
+        opinions = [
+            self._opinion(number, views[number], plan, part, mirror, report if number == 0 and not mirror else None)
+            for number in range(len(self.models))
+            for mirror in self._mirrorings
+        ]
+        return opinions[0] if len(opinions) == 1 else averaged(opinions, part.axis)
+
+    def _opinion(
+        self,
+        number: int,
+        view: Image,
+        plan: ScanPlan,
+        part: Part,
+        mirror: tuple[int, ...],
+        report: Progress | None,
+    ) -> Iterator[Slab]:
+        """Logits of one model for a mirror image, along the part's axis."""
+        model = self.models[number]
+        if plan.stream:
+            streamer = self._streamer(number, part.axis)
+            return streamer.run(view, plan.stream.slab, report, Passage(mirror, part.scores))
+        order = Order(part.axis, mirror)
+        if plan.windows:
+            return blended_rows(model.network, view, plan.windows, self.execution, order, report)
+        assert plan.tile is not None, "planned for tiles"
+        tiles = plan_tiles(tuple(view.shape[1:]), plan.tile, model.card.network.shape)
+        return tile_rows(model.network, view, tiles, self.execution, order, report)
+
+    def _streamer(self, number: int, axis: int) -> Streamer:
+        if (number, axis) not in self._streamers:
+            self._streamers[number, axis] = Streamer(self.models[number].network, self.execution, axis)
+        return self._streamers[number, axis]
+
+    def indices(self, scan: Scan, plan: ScanPlan | None = None, report: Progress | None = None) -> NDArray[np.uint8]:
+        """Class indices `(1, *spatial)` on the scan's own grid, in memory; 0 for what was cut away."""
+        whole = np.zeros((1, *scan.undo.oriented), dtype=np.uint8)
+        whole = scan.undo.orientation.undo(whole)
+        kept = scan.undo.kept_part(whole)
+
+        def put(box: Box, winners: NDArray[np.uint8], _: Sequence[NDArray[np.float32]]) -> None:
+            kept[0][box.slices] = winners
+
+        self.segment(scan, plan or self.plan(scan), put, report=report)
+        return np.ascontiguousarray(whole)
+
+
+def _label_slabs(slabs: Iterable[Slab], part: Part, sink: Sink) -> None:
+    """Labels of scores that need no interpolation: the largest wins on the device, and one byte a voxel leaves it."""
+    for start, stop, scores in slabs:
+        winners = scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        starts = [start if a == part.axis else n for a, n in enumerate(part.kept.start)]
+        stops = [stop if a == part.axis else n for a, n in enumerate(part.kept.stop)]
+        sink(Box(tuple(starts), tuple(stops)), winners, [])
+
+
+def _method(model: Model, request: Literal["auto", "exact", "blend"]) -> Method:
+    network = model.card.network
+    own = isinstance(model.network, UNet)
+    return choose_method(network.shape if own else None, network.inexact_reason, request)
+
+
+def _require_alike(models: Sequence[Model]) -> None:
+    if not models:
+        raise ConfigError("no model was given")
+    first = models[0].card
+    for model in models[1:]:
+        card = model.card
+        same = (
+            (card.labels, first.labels, "labels"),
+            (card.network.in_channels, first.network.in_channels, "channels"),
+            (card.network.dimensions, first.network.dimensions, "dimensions"),
+            (card.network.padded, first.network.padded, "padding"),
+            (card.preprocess.spacing, first.preprocess.spacing, "target spacing"),
+            (card.patch if not card.network.exact else (), first.patch if not card.network.exact else (), "patch"),
+        )
+        for mine, its, what in same:
+            if mine != its:
+                raise ConfigError(f"{model.path} and {models[0].path} differ in their {what}; they cannot be averaged")
+
+
+def _share(report: Progress | None, number: int, count: int) -> Progress | None:
+    if report is None or count == 1:
+        return report
+    return lambda done, total: report(number * total + done, count * total)
