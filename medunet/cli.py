@@ -152,6 +152,7 @@ def train(
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
@@ -163,8 +164,9 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
         method=options["method"], memory=options["memory"], precision=options["precision"], tta=options["tta"]
     )
     request = PredictRequest(
-        inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record
-    )
+        inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
+        options["verify"],
+    )  # fmt: skip
     summary = segment_files(model, request, settings)
     for line in summary.lines:
         click.echo(line)

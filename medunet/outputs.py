@@ -24,6 +24,7 @@ class PredictRequest:
     probabilities: bool = False
     overwrite: bool = False
     record: Path | None = None
+    verify: bool = False
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Path]:

@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,6 +36,7 @@ from medunet.model import Model, load_models
 from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs, probabilities_path
 from medunet.segmentation.planning import PredictSettings, Scan, ScanPlan, bytes_text
 from medunet.segmentation.segmenter import Segmenter
+from medunet.segmentation.verify import Verification, require_verifiable, verify
 
 MUCH_GROWTH = 8.0
 """From this many voxels of the network's grid for each of the scan's on, the user is told before the work starts."""
@@ -108,6 +109,8 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     cases = as_cases(files, models[0].card.network.in_channels)
     targets = plan_outputs(cases, request)
     segmenter = Segmenter(models, settings)
+    if request.verify:
+        require_verifiable(segmenter)
     bar, summary = ProgressLine("predict"), Summary()
     work = _Work(segmenter, request, Scratch(existing_folder(request.output)), bar)
     try:
@@ -155,6 +158,7 @@ class _Job:
     plan: ScanPlan
     watch: _Stopwatch
     canvas: Canvas | None = None
+    verified: Verification | None = None
     lines: list[str] = field(default_factory=list)
     checksums: dict[str, str] | None = None
 
@@ -167,6 +171,7 @@ class _Job:
             "network_shape": list(self.scan.shape),
             "plan": self.plan.record(),
             "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
+            "verified": self.verified.record() if self.verified else None,
             "sha256": self.checksums,
         }
 
@@ -219,6 +224,10 @@ class _Work:
     def _segment(self, opened: Future[_Job], report: Progress) -> _Job:
         job = opened.result()
         self._announce(job)
+        if self._request.verify:
+            with job.watch.stage("verify"):
+                job.verified = verify(self._segmenter, job.scan, job.plan)
+            job.lines.append(f"{job.case.name}: {job.verified.describe()}")
         with job.watch.stage("network"):
             scores = self._request.probabilities
             job.canvas = Canvas.blank(job.volume, job.scan.undo, self._segmenter.card.labels, self._scratch, scores)
@@ -242,11 +251,11 @@ class _Work:
     def _write(self, job: _Job) -> _Job:
         request, canvas, table = self._request, job.canvas, self._segmenter.card.labels
         assert canvas is not None, "segmented before it is written"
+        results = {job.target: canvas.labels}
+        if canvas.probabilities is not None:
+            results[probabilities_path(job.target)] = canvas.probabilities
         with job.watch.stage("write"):
-            write_volume(job.volume.with_array(canvas.labels), job.target, overwrite=request.overwrite)
-            if canvas.probabilities is not None:
-                place = probabilities_path(job.target)
-                write_volume(job.volume.with_array(canvas.probabilities), place, overwrite=request.overwrite)
+            _write_all(job.volume, results, request.overwrite)
         if request.record:
             job.checksums = {str(path): _sha256(path) for path in (*job.case.images, job.target) if path.is_file()}
         if table.has_background and not canvas.found:
@@ -259,6 +268,19 @@ class _Work:
         job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
         job.canvas = None
         return job
+
+
+def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bool) -> None:
+    """All files of a scan or none: labels without the probabilities that were asked for would be half a result."""
+    written: list[Path] = []
+    try:
+        for path, array in results.items():
+            write_volume(like.with_array(array), path, overwrite=overwrite)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
 
 
 def _outcome(work: Callable[[], _Job]) -> Outcome:

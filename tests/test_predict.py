@@ -129,8 +129,8 @@ def test_a_wide_scan_is_split_to_fit_the_memory_and_gives_the_same() -> None:
     assert parts(model, volume, settings) == 1
     while parts(model, volume, settings) == 1:
         settings = replace(settings, memory=int(0.99 * min(settings.memory, 2**27)))
-    for settings in (settings, PredictSettings(precision="fp32")):
-        different = segment_volume(volume, model, settings).array != plain
+    for how in (settings, PredictSettings(precision="fp32")):
+        different = segment_volume(volume, model, how).array != plain
         assert different.mean() < 1e-5, "ties that rounding decides"
     assert len(np.unique(plain)) > 1
 

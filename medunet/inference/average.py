@@ -19,7 +19,9 @@ def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
 def probabilities(slabs: Iterator[Slab]) -> Iterator[Slab]:
     """The softmax over classes of logits."""
     for start, stop, logits in slabs:
-        yield start, stop, logits.softmax(dim=0)
+        scores = logits.softmax(dim=0)
+        del logits  # or it would be held as long as the scores are
+        yield start, stop, scores
 
 
 def averaged(opinions: Sequence[Iterator[Slab]], axis: int) -> Iterator[Slab]:

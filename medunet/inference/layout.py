@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from medunet.geometry.shapes import UNetShape
@@ -125,7 +125,13 @@ class StreamLayout:
 
     @cached_property
     def _rows(self) -> tuple[Rows, Rows]:
-        return self.flow.held(self.slab), self.flow.made(self.slab)
+        return _held_and_made(self.flow, self.slab)
+
+
+@lru_cache(maxsize=64)
+def _held_and_made(flow: AxisFlow, slab: int) -> tuple[Rows, Rows]:
+    """Kept, because a planner asks for many planes with the same rows."""
+    return flow.held(slab), flow.made(slab)
 
 
 def _of(rows: Rows, level: int, encoding: bool) -> tuple[int, ...]:

@@ -13,11 +13,14 @@ from medunet.geometry.boxes import Box
 from medunet.inference.layout import HeldMap, StreamLayout, UNetDescription
 
 FLOAT = 4
-FIXED = 24 * 2**20
+FIXED = 18 * 2**20
 """What torch and oneDNN take besides, and the heap's waste."""
 SLABS = (64, 32, 16, 8, 4, 2, 1)
 SLAB_VOXELS = 2**17
 """Slabs of more voxels were not faster (network of 16-32-64-128 channels on one core)."""
+MOST_WORK = 8.0
+"""How often each voxel may be computed, on average, where a scan is split: as often as overlapping windows do. Beyond
+that a split is refused rather than taking hours."""
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Into how many parts an axis is split."""
 
@@ -29,13 +32,15 @@ class Budget:
     Attributes:
         memory: bytes at hand, above the loaded network and the scan.
         itemsize: bytes of a number in the precision that is used.
-        copies: how many passes of this network run in step.
+        copies: how many passes of such a network run in step; each holds its rows and its logits.
+        networks: how many copies of the weights are made ready for them.
         beside: bytes that the caller needs for each voxel of a slab, for what it reads and what it makes of the logits.
     """
 
     memory: int
     itemsize: int = FLOAT
     copies: int = 1
+    networks: int = 1
     beside: int = 0
 
 
@@ -102,9 +107,18 @@ def _plan(settings: UNetDescription, shape: tuple[int, ...], budget: Budget, axe
 
 
 def _with_slab(settings: UNetDescription, way: _Split, slab: int, budget: Budget) -> StreamPlan:
-    one = estimate_stream_bytes(settings, way.window, slab, way.axis, budget.itemsize) - FIXED
-    needs = FIXED + budget.copies * one + budget.beside * slab * way.plane
+    needs = _needs(settings, way.window, slab, way.axis, budget) + budget.beside * slab * way.plane
     return StreamPlan(slab, way.axis, needs, way.parts, way.work)
+
+
+def _needs(settings: UNetDescription, shape: tuple[int, ...], slab: int, axis: int, budget: Budget) -> int:
+    layout = StreamLayout(settings, shape, axis, slab)
+    held = sum(rows.row * rows.held for rows in layout.stored)
+    logits = settings.classes * math.prod(layout.decoder[0][-1].plane) * layout.decoder[0][-1].made
+    result = 2 * FLOAT * logits + (budget.itemsize * logits if budget.itemsize != FLOAT else 0)
+    each = budget.itemsize * held + result
+    once = budget.itemsize * (_passing(layout) + budget.networks * _weights(settings))
+    return budget.copies * each + once + FIXED
 
 
 @dataclass(frozen=True)
@@ -127,12 +141,13 @@ class _Split:
 
 
 def _splits(settings: UNetDescription, shape: tuple[int, ...], axes: Sequence[int]) -> Iterator[_Split]:
+    windows = [{p: _windows(settings, shape, a, p) for p in PARTS if p <= n} for a, n in enumerate(shape)]
     for axis in axes:
-        counts = [(1,) if a == axis else [p for p in PARTS if p <= n] for a, n in enumerate(shape)]
-        for parts in itertools.product(*counts):
-            lengths = [_windows(settings, shape, a, count) for a, count in enumerate(parts)]
+        for parts in itertools.product(*([1] if a == axis else windows[a] for a in range(len(shape)))):
+            lengths = [windows[a][count] for a, count in enumerate(parts)]
             work = math.prod(sum(each) / n for each, n in zip(lengths, shape, strict=True))
-            yield _Split(axis, parts, tuple(max(each) for each in lengths), work)
+            if work <= MOST_WORK:
+                yield _Split(axis, parts, tuple(max(each) for each in lengths), work)
 
 
 def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts: int) -> list[int]:
@@ -176,11 +191,7 @@ def estimate_stream_bytes(
         ConfigError: the network cannot be exact, or shape or axis do not fit it.
     """
     _check(settings, shape, (axis,))
-    layout = StreamLayout(settings, tuple(shape), axis, slab)
-    held = sum(rows.row * rows.held for rows in layout.stored)
-    logits = settings.classes * math.prod(layout.decoder[0][-1].plane) * layout.decoder[0][-1].made
-    result = 2 * FLOAT * logits + (itemsize * logits if itemsize != FLOAT else 0)
-    return itemsize * (held + _passing(layout) + _weights(settings)) + result + FIXED
+    return _needs(settings, tuple(shape), slab, axis, Budget(0, itemsize))
 
 
 def _check(settings: UNetDescription, shape: Sequence[int], axes: Sequence[int]) -> None:

@@ -174,14 +174,16 @@ class Planner:
         scores = network.classes * (4 * resampled + (self.opinions + 1) * (self.opinions > 1))
         beside = 4 * (scores + 4 * network.in_channels)
         interpolating = INTERPOLATING if resampled else 0
-        budget = Budget(self.memory - interpolating, self.itemsize, self.opinions, beside)
+        # a network that sees the scan mirrored along the streamed axis has mirrored kernels
+        networks = len(self.models) * (2 if self.opinions > len(self.models) else 1)
+        budget = Budget(self.memory - interpolating, self.itemsize, self.opinions, networks, beside)
         axes = tuple(range(len(shape)))
         stream = plan_stream(network, shape, budget, axes if slowest is None else (slowest,))
         if slowest is not None and (stream.bytes > budget.memory or math.prod(stream.parts) > 1):
             stream = plan_stream(network, shape, budget, axes)
         needed = stream.bytes + interpolating
         if needed > self.memory:
-            what = f"even in the thinnest slabs of the smallest parts, a scan of {times_text(shape)} voxels"
+            what = f"even in the thinnest slabs of the smallest parts worth it, a scan of {times_text(shape)} voxels"
             raise _too_little(what, needed, self.memory)
         parts = (Part.of(scan.undo, axis),) if axis is not None else parts_of(scan.undo, stream)
         along = axis if axis is not None else stream.axis

@@ -96,8 +96,12 @@ class Segmenter:
 
     def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
         """How a scan is segmented within the memory, see `Planner.plan`."""
+        return self.planner.plan(scan, slowest)
+
+    @property
+    def planner(self) -> Planner:
         itemsize = self.execution.dtype.itemsize
-        return Planner(self.models, self.method, self.settings.memory, itemsize, self._opinions).plan(scan, slowest)
+        return Planner(self.models, self.method, self.settings.memory, itemsize, self._opinions)
 
     @property
     def _opinions(self) -> int:
