@@ -15,8 +15,11 @@ from medunet.data.scratch import Scratch, lives_in_file, release
 BLOCK = 8 * 2**20
 """Bytes of one part."""
 
-RUN = 2**16
-"""Bytes in a row that are worth fetching from a file, which comes in pages of at least 4 KiB."""
+RUN = 2**20
+"""Bytes in a row that are worth fetching from a file: Linux takes it into memory in pieces of 4 KiB to 2 MiB."""
+
+WINDOW = 2 * BLOCK
+"""Bytes of a file within which scattered elements are fetched before memory is released."""
 
 Empty = Callable[..., NDArray[Any]]
 """Makes an uninitialised array of a shape, a type and an order: `np.empty`, or a `Scratch`."""
@@ -26,6 +29,7 @@ def blocks(array: NDArray[Any], whole: int = 0) -> Iterator[NDArray[Any]]:
     """Views of consecutive parts of an array, of about `BLOCK` bytes each; memory is released after each.
 
     Args:
+        array: of at least one element.
         whole: so many of the last axes are never cut, however large.
 
     Yields:
@@ -75,9 +79,19 @@ def copy_in_tiles(target: NDArray[Any], source: NDArray[Any]) -> None:
     starts = [range(0, n, step) for n, step in zip(target.shape, tile, strict=True)]
     for corner in np.ndindex(*(len(s) for s in starts)):
         part = tuple(slice(s[i], s[i] + step) for s, i, step in zip(starts, corner, tile, strict=True))
-        target[part] = source[part]
-        release(target)
-        release(source)
+        held = np.empty_like(source[part])
+        for near in _windows(source[part]):
+            held[near] = source[part][near]
+            release(source)
+        for near in _windows(target[part]):
+            target[part][near] = held[near]
+            release(target)
+
+
+def as_stored(array: NDArray[Any]) -> NDArray[Any]:
+    """A view whose axes are in the order of memory, slowest first: for what does not depend on the order of voxels."""
+    strides = _strides(array)
+    return array.transpose(sorted(range(array.ndim), key=lambda axis: -strides[axis]))
 
 
 def slowest_axis(array: NDArray[Any]) -> int:
@@ -115,7 +129,7 @@ def _tile(target: NDArray[Any], source: NDArray[Any]) -> tuple[int, ...]:
     strides = _strides(target)
     running = {_fastest(target), _fastest(source)}
     slow_first = sorted(set(range(target.ndim)) - running, key=lambda axis: -strides[axis])
-    most = BLOCK // max(target.itemsize, source.itemsize)
+    most = max(1, BLOCK // max(target.itemsize, source.itemsize))
     tile = list(target.shape)
     for axis in slow_first:
         tile[axis] = min(tile[axis], max(1, most * tile[axis] // math.prod(tile)))
@@ -123,6 +137,22 @@ def _tile(target: NDArray[Any], source: NDArray[Any]) -> tuple[int, ...]:
         for axis in running:
             tile[axis] = min(tile[axis], int(most ** (1 / len(running))))
     return tuple(tile)
+
+
+def _windows(array: NDArray[Any]) -> Iterator[tuple[slice, ...]]:
+    """Indices of parts that together are the array, each within `WINDOW` bytes of a file; all of it if in none."""
+    everything = [slice(None)] * array.ndim
+    strides = _strides(array)
+    axis = int(np.argmax(strides))
+    step = max(1, WINDOW // max(1, strides[axis]))
+    if step >= array.shape[axis] or not lives_in_file(array):
+        yield tuple(everything)
+        return
+    for start in range(0, array.shape[axis], step):
+        cut = everything.copy()
+        cut[axis] = slice(start, start + step)
+        for index in _windows(array[tuple(cut)]) if step == 1 else [tuple(everything)]:
+            yield *index[:axis], cut[axis], *index[axis + 1 :]
 
 
 def _fastest(array: NDArray[Any]) -> int:

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medunet.data.blocks import slowest_axis
 from medunet.data.catalogue import (
     Case,
     check_pairs,
@@ -19,6 +20,9 @@ from medunet.data.catalogue import (
     split_cases,
     with_labels,
 )
+from medunet.data.formats import write_volume
+from medunet.data.scratch import Scratch, lives_in_file
+from medunet.data.volume import Volume
 from medunet.errors import DataError
 
 
@@ -75,6 +79,31 @@ def test_channels_by_number(tmp_path: Path) -> None:
     (case,) = read_data_set(tmp_path).cases
     assert case.name == "p1" and len(case.images) == 2
     assert load_image(case).array[:, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5)])
+def test_channels_are_joined_in_a_file_as_in_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Files of different types and a different number of channels, each array in a file of its own."""
+    files = []
+    for number, (dtype, channels) in enumerate([("int16", 1), ("uint8", 3), ("float32", 1)]):
+        array = np.arange(np.prod(shape) * channels).reshape(channels, *shape) + 7 * number
+        files.append(tmp_path / f"p1_{number:04d}.nrrd")
+        write_volume(Volume(array.astype(dtype)), files[-1])
+    plain = load_image(Case("p1", tuple(files)))
+    found = load_image(Case("p1", tuple(files)), scratch=Scratch(tmp_path / "scratch", limit=0))
+    np.testing.assert_array_equal(found.array, plain.array, strict=True)
+    assert plain.channels == 5 and lives_in_file(found.array) and not list((tmp_path / "scratch").iterdir())
+    np.testing.assert_array_equal(found.affine, plain.affine)
+    assert slowest_axis(found.array) == len(shape) - 1
+
+
+def test_channels_on_different_grids_are_refused_with_and_without_a_file(tmp_path: Path) -> None:
+    files = (tmp_path / "p1_0000.nii", tmp_path / "p1_0001.nii")
+    write(files[0], np.zeros((3, 3, 3), np.uint8))
+    write(files[1], np.zeros((3, 3, 4), np.uint8))
+    for scratch in (None, Scratch(tmp_path, limit=0)):
+        with pytest.raises(DataError, match="p1: channel and image have different shapes"):
+            load_image(Case("p1", files), scratch=scratch)
 
 
 def test_four_digits_in_a_name_are_no_channel_where_the_label_has_them_too() -> None:

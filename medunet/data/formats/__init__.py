@@ -57,7 +57,7 @@ def read_volume(path: Path | str, *, axes: str | None = None, scratch: Scratch |
     Args:
         axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
         scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
-            and MetaImage written as text, and single TIFF pages or DICOM slices, which are read as a whole.
+            and MetaImage written as text, and single TIFF pages or DICOM slices, which are decoded as a whole.
 
     Returns:
         ``(channel, x, y)`` or ``(channel, x, y, z)`` in the type on disk (float32 where the file asks for a scaling),
@@ -93,7 +93,7 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -
     A volume whose origin is of the same family keeps that header, so a label map written for a scan has exactly the
     scan's grid. Integers stay integers, in their type or the smallest that fits and that the format has; several
     channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF. An array that lives in a file is written part by
-    part; where its memory runs across the file's order, the target's folder holds a copy of it meanwhile.
+    part (but to PNG); where its memory runs across the file's order, the target's folder holds a copy meanwhile.
 
     Raises:
         OutputError: the file exists and `overwrite` is false, the suffix is not writable, the format cannot hold the

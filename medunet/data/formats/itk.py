@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.data.blocks import Empty, copy_in_tiles, ordered_blocks
-from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, storable
+from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, stored_type
 from medunet.data.scratch import Scratch
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
 from medunet.errors import DataError, OutputError
@@ -135,12 +135,12 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     Raises:
         OutputError: not writable, values that no type holds, or an oblique two-dimensional plane.
     """
-    array = storable(volume.array, SCALARS if volume.channels == 1 else VECTORS, path)
+    dtype = stored_type(volume.array, SCALARS if volume.channels == 1 else VECTORS, path)
     pose = _pose_of(volume, path)
     check_free(path, overwrite)
-    voxels = array.T if volume.channels > 1 else array[0].T
+    voxels = ordered_blocks(volume.array.T if volume.channels > 1 else volume.array[0].T, path.parent, dtype)
     with written_aside(path, overwrite) as aside:
-        header, file = _header_for(array, pose, path)
+        header, file = _header_for(volume, dtype, pose, path)
         if file == path:
             with aside.open("wb") as local:
                 local.write(header.text(0))
@@ -148,9 +148,10 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
                 local.seek(0)
                 local.write(header.text(size))
             return
-        with written_aside(file, overwrite) as beside, beside.open("wb") as companion:
-            size = _deflate(voxels, companion, path)
-        aside.write_bytes(header.text(size))
+        with written_aside(file, overwrite) as beside:  # both are written before either takes its place
+            with beside.open("wb") as companion:
+                size = _deflate(voxels, companion, path)
+            aside.write_bytes(header.text(size))
 
 
 @dataclass(frozen=True)
@@ -171,20 +172,22 @@ class _Header:
         return re.sub(rb"^(CompressedDataSize =) .*$", b"\\1 %-20d" % size, text, flags=re.MULTILINE)
 
 
-def _header_for(array: NDArray[Any], pose: _Pose, path: Path) -> tuple[_Header, Path]:
+def _header_for(volume: Volume, dtype: np.dtype[Any], pose: _Pose, path: Path) -> tuple[_Header, Path]:
     """The header, and the file where it says that voxels are: its own, or one beside it.
 
     ITK only writes headers together with voxels, and names a separate voxel file after the header; so it writes one
     voxel into a folder of its own.
     """
     meta = path.suffix.lower() in (".mha", ".mhd")
-    channels, *spatial = array.shape
+    channels, *spatial = volume.array.shape
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         made = Path(folder) / path.name
-        _write_one_voxel(made, pose, array.dtype, channels, path)
+        _write_one_voxel(made, pose, dtype, channels, path)
         beside = [file.name for file in Path(folder).iterdir() if file != made]
         _, length = _header_lines(made, _HEADER_END[meta])
         text = made.read_bytes()[:length]
+    if not text:  # ITK does not always notice a full disk
+        raise OutputError(f"{path}: cannot be written; check the free disk space")
     sizes = spatial if meta or channels == 1 else [channels, *spatial]
     return _Header(text, tuple(sizes)), path.with_name(beside[0]) if beside else path
 
@@ -203,11 +206,11 @@ def _write_one_voxel(made: Path, pose: _Pose, dtype: np.dtype[Any], channels: in
             raise OutputError(f"{path}: cannot be written; check the folder and the free disk space") from error
 
 
-def _deflate(voxels: NDArray[Any], file: IO[bytes], path: Path) -> int:
+def _deflate(voxels: Iterator[NDArray[Any]], file: IO[bytes], path: Path) -> int:
     """Write compressed voxels, zlib's stream in MetaImage and gzip's in NRRD; returns their bytes."""
     gzip = path.suffix.lower() not in (".mha", ".mhd")
     packer = zlib.compressobj(LEVEL, wbits=31 if gzip else 15)
-    size = sum(file.write(packer.compress(block.data)) for block in ordered_blocks(voxels, path.parent))
+    size = sum(file.write(packer.compress(block.data)) for block in voxels)
     return size + file.write(packer.flush())
 
 

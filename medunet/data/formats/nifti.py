@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medunet.data.blocks import Empty, copy_in_tiles, ordered_blocks
-from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, storable
+from medunet.data.formats.payload import DEFLATE_LIMIT, inflated, read_voxels, stored_type
 from medunet.data.scratch import Scratch, release
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
 from medunet.errors import DataError
@@ -120,8 +120,8 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
         OutputError: not writable, or values that no NIfTI type holds.
     """
     pair = path.suffix.lower() in (".hdr", ".img")
-    array = storable(_laid_out(volume.array), TYPES, path)
-    header = _header_for(volume, array, pair)
+    array = _laid_out(volume.array)
+    header = _header_for(volume, array.shape, stored_type(array, TYPES, path), pair)
     if not pair:
         with written_aside(path, overwrite) as aside, ImageOpener(str(aside), "wb") as file:
             header.write_to(file)
@@ -135,16 +135,16 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
             _write_voxels(array, header, file, path.parent)
 
 
-def _header_for(volume: Volume, array: NDArray[Any], pair: bool) -> Any:
+def _header_for(volume: Volume, shape: tuple[int, ...], dtype: np.dtype[Any], pair: bool) -> Any:
     """nibabel's header for the array as it is written, copied from the volume's source where there is one."""
     source = volume.origin.header if volume.origin and volume.origin.format == "nifti" else None
-    second = max(array.shape) > LARGEST_NIFTI1_AXIS or (source is not None and source["sizeof_hdr"] == 540)
+    second = max(shape) > LARGEST_NIFTI1_AXIS or (source is not None and source["sizeof_hdr"] == 540)
     if source is not None and second != (source["sizeof_hdr"] == 540):
         source = None  # a NIfTI-1 header cannot describe an axis this long
     kind = (nib.Nifti2Pair if pair else nib.Nifti2Image) if second else (nib.Nifti1Pair if pair else nib.Nifti1Image)
     header = _copied(source, kind.header_class) if source is not None else kind.header_class()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
     if source is None or not _same_grid(source, volume):
         _set_grid(header, volume)
     header.set_slope_inter(1, 0)
@@ -153,7 +153,7 @@ def _header_for(volume: Volume, array: NDArray[Any], pair: bool) -> Any:
 
 
 def _write_voxels(array: NDArray[Any], header: Any, file: IO[bytes], folder: Path) -> None:
-    """Block by block; nibabel would write one channel or slice at a time, and hold the whole of an array in a file."""
+    """Block by block, in the header's type and byte order; nibabel would hold the whole of an array in a file."""
     file.seek(header.get_data_offset())
     for block in ordered_blocks(array.T, folder, header.get_data_dtype()):
         file.write(block.data)

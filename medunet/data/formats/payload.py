@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.blocks import BLOCK, Empty, blocks
+from medunet.data.blocks import BLOCK, Empty, as_stored, blocks
 from medunet.data.scratch import release
 from medunet.errors import DataError, OutputError
 
@@ -129,11 +129,11 @@ def _fill(stream: IO[bytes], target: NDArray[np.uint8], path: Path) -> int:
     return found
 
 
-def storable(array: NDArray[Any], types: tuple[str, ...], path: Path) -> NDArray[Any]:
-    """`array` itself if its type is among `types`, else a lossless cast to the first of them that fits.
+def stored_type(array: NDArray[Any], types: tuple[str, ...], path: Path) -> np.dtype[Any]:
+    """The type, in native byte order, that a format stores an array in: its own, else the first that holds its values.
 
-    Nothing is copied where the type is right. Booleans become 0 and 1, half precision becomes the first floating-point
-    type; an empty array is never met, because a `Volume` has at least one voxel.
+    The array itself is not cast, so that a writer can do that block by block. Booleans become 0 and 1, half precision
+    becomes the first floating-point type; an empty array is never met, because a `Volume` has at least one voxel.
 
     Args:
         types: numpy names such as ``uint8``, integers from small to large, in the order of preference.
@@ -141,18 +141,25 @@ def storable(array: NDArray[Any], types: tuple[str, ...], path: Path) -> NDArray
     Raises:
         OutputError: no integer type holds all values, or the format holds no floating-point numbers.
     """
-    array = array.view(np.uint8) if array.dtype == np.bool_ else array
+    if array.dtype == np.bool_:
+        return np.dtype(np.uint8)
     if array.dtype.name in types:
-        return array
+        return array.dtype.newbyteorder("=")
     if array.dtype.kind == "f":
         floats = [np.dtype(t) for t in types if np.dtype(t).kind == "f"]
         wide = [t for t in floats if t.itemsize >= array.dtype.itemsize] or floats[-1:]
         if wide:
-            return array.astype(wide[0])
+            return wide[0]
         raise OutputError(f"{path}: this format holds whole numbers, found {array.dtype}; write .nii.gz or .tif")
-    low, high = int(array.min()), int(array.max())
+    low, high = _range(array)
     for name in types:
         kind = np.dtype(name)
         if kind.kind in "ui" and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return array.astype(kind)
+            return kind
     raise OutputError(f"{path}: values {low} to {high} do not fit into this format's types ({', '.join(types)})")
+
+
+def _range(array: NDArray[Any]) -> tuple[int, int]:
+    """The smallest and the largest of whole numbers."""
+    ends = [(int(block.min()), int(block.max())) for block in blocks(as_stored(array))]
+    return min(low for low, _ in ends), max(high for _, high in ends)

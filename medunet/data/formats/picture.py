@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunet.data.blocks import Empty
-from medunet.data.formats.payload import storable
+from medunet.data.formats.payload import stored_type
 from medunet.data.scratch import Scratch, release
 from medunet.data.volume import Grid, Origin, Volume
 from medunet.errors import DataError, OutputError
@@ -95,12 +95,12 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
             f"{path}: a PNG holds one or three channels in two dimensions, found {volume.channels} channels of shape "
             f"{volume.shape}; write .tif or .nii.gz instead"
         )
-    array = storable(volume.array, TYPES, path)
-    if array.shape[0] == 3 and array.dtype != np.uint8:
-        raise OutputError(f"{path}: RGB PNG holds 8 bits, found {array.dtype}; write .tif instead")
+    array, dtype = volume.array, stored_type(volume.array, TYPES, path)
+    if array.shape[0] == 3 and dtype != np.uint8:
+        raise OutputError(f"{path}: RGB PNG holds 8 bits, found {dtype}; write .tif instead")
     pixels = array[0].T if array.shape[0] == 1 else array.transpose(2, 1, 0)
     with written_aside(path, overwrite) as aside:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(aside, format="PNG")
+        Image.fromarray(np.ascontiguousarray(pixels, dtype)).save(aside, format="PNG")
 
 
 @contextmanager

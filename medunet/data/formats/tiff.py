@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medunet.data.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.data.formats import pixelsize
-from medunet.data.formats.payload import storable
+from medunet.data.formats.payload import stored_type
 from medunet.data.formats.pixelsize import PixelSize
 from medunet.data.scratch import Scratch
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, spacing_of
@@ -135,35 +135,36 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     axes = "ZYX"[-volume.dimensions :]
     if source is not None and len(source.axes) == volume.dimensions:
         axes = source.axes
-    array = storable(volume.array, OME_TYPES, path)
-    kind = _kind(array, path, axes, source)
+    array, dtype = volume.array, stored_type(volume.array, OME_TYPES, path)
+    big = array.size * dtype.itemsize > LARGEST_CLASSIC
+    kind = _kind(dtype.name in IMAGEJ_TYPES and not big, path, axes, source)
     if volume.channels > 1:
         axes = "ZCYX" if kind == "imagej" and axes == "ZYX" else "C" + axes
     letters = "CXYZ"[: array.ndim]
     missing = tuple(letters.index(axis) for axis in letters if axis not in axes)
     planes = array.transpose([*missing, *(letters.index(axis) for axis in axes)])
     planes = planes if volume.channels > 1 else planes[0]
-    options = _options(kind, axes, _size_of(volume, source)) | {"bigtiff": planes.nbytes > LARGEST_CLASSIC}
-    options |= {"compression": "zlib", "photometric": "minisblack", "shape": planes.shape, "dtype": planes.dtype}
+    options = _options(kind, axes, _size_of(volume, source)) | {"bigtiff": big, "shape": planes.shape, "dtype": dtype}
     with written_aside(path, overwrite) as aside:
-        pages = _pages(gathered(planes, path.parent))
-        tifffile.imwrite(aside, pages, buffersize=BLOCK, **options)
+        pages = _pages(gathered(planes, path.parent), dtype)
+        tifffile.imwrite(aside, pages, compression="zlib", photometric="minisblack", buffersize=BLOCK, **options)
 
 
-def _pages(planes: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Copies of the pages, which tifffile holds while it compresses them."""
+def _pages(planes: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """The pages, of blocks that are copied because tifffile holds several pages while it compresses them."""
     for block in blocks(planes, whole=2):
-        for index in np.ndindex(block.shape[:-2]):
-            yield np.array(block[index], order="C")
+        held = np.array(block, dtype, order="C")
+        for index in np.ndindex(held.shape[:-2]):
+            yield held[index]
 
 
-def _kind(array: NDArray[Any], path: Path, axes: str, source: _Header | None) -> str:
+def _kind(imagej: bool, path: Path, axes: str, source: _Header | None) -> str:
     if axes not in ("ZYX", "YX"):
         return "plain"
     named = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
     if named or (source is not None and source.kind == "ome"):
         return "ome"
-    return "imagej" if array.dtype.name in IMAGEJ_TYPES and array.nbytes <= LARGEST_CLASSIC else "ome"
+    return "imagej" if imagej else "ome"
 
 
 def _options(kind: str, axes: str, size: PixelSize) -> dict[str, Any]:
@@ -312,8 +313,9 @@ def _read_pages(series: Any, pages: NDArray[Any]) -> None:
     """Groups of pages, which tifffile decodes in parallel."""
     start = 0
     for block in blocks(pages, whole=1):
-        series.parent.asarray(series=series, key=slice(start, start + len(block)), out=block)
-        start += len(block)
+        stop = start + len(block)
+        series.parent.asarray(series=series, key=slice(start, stop), out=block)  # it changes the shape of `out`
+        start = stop
 
 
 def _channels_first(array: NDArray[Any], contents: _Contents, empty: Empty) -> NDArray[Any]:

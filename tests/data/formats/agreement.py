@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from medunet.data.formats import read_grid, read_volume, write_volume
+from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.errors import DataError
 
 
 def read_checked(path: Path, axes: str | None = None) -> Volume:
-    """Read a file and check that its header-only look says the same."""
+    """Read a file and check that its header-only look says the same, and that it reads the same into a file."""
     volume, grid = read_volume(path, axes=axes), read_grid(path, axes=axes)
     assert grid.shape == volume.shape
     assert grid.channels == volume.channels
@@ -21,7 +23,37 @@ def read_checked(path: Path, axes: str | None = None) -> Volume:
     assert volume.origin is not None and grid.format == volume.origin.format
     np.testing.assert_array_equal(grid.affine, volume.affine)
     assert volume.array.dtype.isnative and volume.array.flags.writeable
+    check_same(read_through_file(path, axes), volume)
     return volume
+
+
+def read_through_file(path: Path, axes: str | None = None) -> Volume:
+    """Read with a `Scratch` that takes every array, however small; no file may ever be seen in its folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        volume = read_volume(path, axes=axes, scratch=Scratch(Path(folder), limit=0))
+        assert not list(Path(folder).iterdir())
+    assert lives_in_file(volume.array)
+    return volume
+
+
+def check_same(found: Volume, expected: Volume) -> None:
+    """Two volumes have the same voxels, type, grid and origin; how they lie in memory may differ."""
+    assert found.array.dtype == expected.array.dtype
+    assert found.array.flags.writeable == expected.array.flags.writeable
+    np.testing.assert_array_equal(found.array, expected.array, strict=True)
+    np.testing.assert_array_equal(found.affine, expected.affine, strict=True)
+    assert found.unit == expected.unit
+    assert found.origin is not None and expected.origin is not None
+    assert (found.origin.path, found.origin.format) == (expected.origin.path, expected.origin.format)
+
+
+def error_of(path: Path, scratch: Scratch | None = None) -> str:
+    """What reading says; empty if it succeeds."""
+    try:
+        read_volume(path, scratch=scratch)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def write_and_read(volume: Volume, path: Path) -> Volume:
@@ -45,7 +77,10 @@ def check_label_grid(scan: Path, labels_path: Path, axes: str | None = None, rou
 
 
 def refused_or_right(path: Path, expected: np.ndarray) -> None:
-    """A damaged file is refused; only the padding bits of a compressed block change nothing."""
+    """A damaged file is refused, in the same words whether or not it is read into a file; only the padding bits of a
+    compressed block change nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        assert error_of(path, Scratch(Path(folder), limit=0)) == error_of(path)
     try:
         volume = read_volume(path)
     except DataError as error:
