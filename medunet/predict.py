@@ -225,6 +225,7 @@ class _Work:
         job = opened.result()
         self._announce(job)
         if self._request.verify:
+            self._bar.say(f"{job.case.name}: verifying ...")
             with job.watch.stage("verify"):
                 job.verified = verify(self._segmenter, job.scan, job.plan)
             job.lines.append(f"{job.case.name}: {job.verified.describe()}")

@@ -20,7 +20,7 @@ from medunet.model import Model
 from medunet.networks.memory import estimate_bytes
 from medunet.networks.unet import UNet
 
-INTERPOLATING = 24 * 2**20
+INTERPOLATING = 12 * 2**20
 """Memory for bringing scores back to the scan's grid, see `data/restore.py`."""
 MUCH = 2**30
 """Memory that a person wants to know of."""

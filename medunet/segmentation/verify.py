@@ -25,6 +25,8 @@ from medunet.segmentation.segmenter import Segmenter
 
 LARGEST_DIFFERENCE = 1e-4
 """Relative to the largest logit; rounding gave 1e-7 to 1e-6, a seam or a shift gives 1e-2 and more."""
+BLENDED_VOXELS = 2**17
+"""Blended windows go over no more than about this many: over a whole CT they took minutes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Verification:
         whole: whether they are the whole scan.
         difference: of float32 logits, streamed against one plain pass: the largest, divided by the largest logit.
         precision: share of labels that the precision in use changes against one plain pass in float32.
-        blended: share of labels that blended windows in float32 change against it; None for unpadded networks.
+        blended: share of labels that blended windows in float32 change against it, in the middle of those voxels;
+            None for unpadded networks.
+        times: how many times as long blended windows take as the stream; None likewise.
         seconds: of the plain pass, of the stream in the precision in use, and of the blended windows.
     """
 
@@ -45,6 +49,7 @@ class Verification:
     difference: float
     precision: float
     blended: float | None
+    times: float | None
     seconds: dict[str, float]
 
     @property
@@ -59,10 +64,7 @@ class Verification:
             f"labels changed by the precision in use: {_percent(self.precision)}",
         ]
         if self.blended is not None:
-            words.append(
-                f"by blended windows: {_percent(self.blended)} "
-                f"({self.seconds['blended']:.1f} s, streamed {self.seconds['streamed']:.1f} s)"
-            )
+            words.append(f"by blended windows: {_percent(self.blended)}, in {self.times:.1f} times the time")
         return "; ".join(words)
 
     def record(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Verification:
             "largest_relative_difference": self.difference,
             "labels_changed_by_precision": self.precision,
             "labels_changed_by_blending": self.blended,
+            "times_the_time_of_blending": self.times,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
 
@@ -134,10 +137,13 @@ def _verify(model: Model, view: Image, segmenter: Segmenter) -> Verification:
     difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
     streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, used))
     precision = _changed(streamed, labels)
-    blended = None
+    blended = times = None
     if network.padded:
-        blended = _changed(_timed(seconds, "blended", lambda: _blended(model, view, region, plain)), labels)
-    return Verification(region.shape, region.shape == shape, difference, precision, blended, seconds)
+        part = _middle(region, BLENDED_VOXELS)
+        found = _timed(seconds, "blended", lambda: _blended(model, view, part, plain))
+        blended = _changed(found, labels[part.relative_to(region.start).slices])
+        times = seconds["blended"] / _around(model, view, part).voxels / (seconds["streamed"] / region.voxels)
+    return Verification(region.shape, region.shape == shape, difference, precision, blended, times, seconds)
 
 
 def _changed(logits: Tensor, labels: Tensor) -> float:
@@ -165,11 +171,21 @@ def _region(network: UNetSettings, shape: tuple[int, ...], stream: StreamPlan, m
                 f"--verify needs about {bytes_text(needed)} for one plain pass over a single row of this scan, but "
                 f"--memory allows {bytes_text(memory)}; give it more, or leave --verify out"
             )
-        axis = sides.index(max(sides))
-        start = region.start[axis] + (sides[axis] - sides[axis] // 2) // 2
-        spans = list(zip(region.start, region.stop, strict=True))
-        spans[axis] = (start, start + sides[axis] // 2)
-        region = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+        region = _halved(region, sides.index(max(sides)))
+
+
+def _middle(region: Box, voxels: int) -> Box:
+    """The middle of a box, its longest side halved until so few voxels are left."""
+    while region.voxels > voxels:
+        region = _halved(region, region.shape.index(max(region.shape)))
+    return region
+
+
+def _halved(region: Box, axis: int) -> Box:
+    length = region.shape[axis]
+    start = region.start[axis] + (length - length // 2) // 2
+    starts = tuple(start if a == axis else n for a, n in enumerate(region.start))
+    return Box(starts, tuple(start + length // 2 if a == axis else n for a, n in enumerate(region.stop)))
 
 
 def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:
@@ -194,12 +210,16 @@ def _streamed(model: Model, view: Image, region: Box, stream: StreamPlan, execut
 
 
 def _blended(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:
-    """Windows over the region and what surrounds it as far as the network sees, as a scan of its own."""
-    scan = Box.of_shape(tuple(int(n) for n in view.shape[1:]))
-    around = model.card.network.shape.context(region, scan.shape).intersection(scan)
+    """Windows over the region and a window's length around it, as a scan of its own."""
+    around = _around(model, view, region)
     part = torch.from_numpy(view[(slice(None), *around.slices)])
     logits = blended_windows(model.network, part, Windows(model.card.patch), execution)
     return logits[(slice(None), *region.relative_to(around.start).slices)]
+
+
+def _around(model: Model, view: Image, region: Box) -> Box:
+    scan = Box.of_shape(tuple(int(n) for n in view.shape[1:]))
+    return region.grown(model.card.patch).intersection(scan)
 
 
 def _percent(share: float) -> str:

@@ -74,7 +74,7 @@ def status(key):
 
 torch.set_num_threads(1)
 network = UNetSettings(channels=(16, 32, 64), **{network})
-card = dict(mirror_axes=(0, 1), patch=(40, 40, 40), preprocess=PreprocessSettings(spacing={spacing}))
+card = dict(mirror_axes=(0, 1), patch=(64, 64, 64), preprocess=PreprocessSettings(spacing={spacing}))
 models = [make_model(network, seed, **card) for seed in range({models})]
 segmenter = Segmenter(models, PredictSettings(precision="fp32", **{settings}))
 for shape in ((16, 16, 16), {shape}):  # the first one warms up
@@ -97,7 +97,7 @@ print(plan.bytes / (status("VmHWM") - before))
         ((80, 90, 60), None, 1, {"tta": True}, {}),
         ((70, 80, 90), None, 3, {}, {}),
         ((80, 80, 90), (0.8, 0.9, 1.5), 1, {}, {"classes": 20}),
-        ((80, 80, 90), None, 1, {"method": "blend"}, {"classes": 8}),
+        ((64, 80, 130), None, 1, {"method": "blend"}, {"classes": 8}),
         ((110, 110, 120), None, 1, {"memory": 110 * 2**20}, {}),
     ],
 )

@@ -32,7 +32,10 @@ def test_a_whole_scan(padded: bool) -> None:
     assert found.precision < 1e-4, "streamed in float32 too; ties that rounding decides"
     if padded:
         assert found.blended is not None and 0 < found.blended < 1
-        assert re.search(r"verified on the whole scan: .* by blended windows: \d+\.\d+ %", found.describe())
+        assert re.search(
+            r"verified on the whole scan: .* by blended windows: \d+\.\d+ %, in \d+\.\d times the time",
+            found.describe(),
+        )
     else:
         assert found.blended is None and "blended" not in found.describe()
 

@@ -1,0 +1,32 @@
+"""Where to compute and in which precision: what is asked for is done, and `auto` goes by measurement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medunet.devices import autocast_type, bfloat16_gain, find_device, free_memory
+from medunet.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def test_a_precision_that_is_asked_for_is_taken() -> None:
+    assert autocast_type("fp32", CPU) is None
+    assert autocast_type("bf16", CPU) == torch.bfloat16
+
+
+def test_auto_takes_bfloat16_only_where_it_was_measured_to_be_faster() -> None:
+    gain = bfloat16_gain()
+    assert gain > 0 and bfloat16_gain() == gain, "measured once, so that one process has one answer"
+    if autocast_type("auto", CPU) is not None:
+        assert gain >= 1.2
+    elif torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        assert gain < 1.2
+
+
+def test_devices() -> None:
+    assert find_device("cpu") == CPU and free_memory(CPU) > 2**20
+    for name in ("tpu", "cuda:99", "meta"):
+        with pytest.raises(ConfigError, match="--device"):
+            find_device(name)
