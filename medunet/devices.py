@@ -43,7 +43,7 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
     `auto` takes bfloat16 on CUDA devices since Ampere, and on CPUs where a convolution was just measured to be clearly
     faster in it. What a CPU claims is not enough: with AVX-512 BF16 but without AMX, bfloat16 took from half of
-    float32's time (one processor's training step) to twice as much (another's).
+    float32's time (one processor's training step) to nearly twice as much (another's convolution).
     """
     if precision == "fp32":
         return None

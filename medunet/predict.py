@@ -8,6 +8,7 @@ import json
 import platform
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from medunet.data.formats import default_suffix, write_volume
 from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.devices import find_device
-from medunet.errors import MedunetError, is_out_of_memory
+from medunet.errors import MedunetError, OutputError, is_out_of_memory
 from medunet.files import check_free, write_text
 from medunet.inference.execution import Progress
 from medunet.learning.monitor import ProgressLine
@@ -272,16 +273,27 @@ class _Work:
 
 
 def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bool) -> None:
-    """All files of a scan or none: labels without the probabilities that were asked for would be half a result."""
-    written: list[Path] = []
+    """All files of a scan or none: labels without the probabilities that were asked for would be half a result.
+
+    Several are written into a hidden folder beside their places and moved there once all are whole, so that what they
+    replace is not lost either.
+    """
+    if len(results) == 1:
+        ((path, array),) = results.items()
+        write_volume(like.with_array(array), path, overwrite=overwrite)
+        return
+    for path in results:
+        check_free(path, overwrite)
+    place = next(iter(results)).parent
     try:
-        for path, array in results.items():
-            write_volume(like.with_array(array), path, overwrite=overwrite)
-            written.append(path)
-    except BaseException:
-        for path in written:
-            path.unlink()
-        raise
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
+            for path, array in results.items():
+                write_volume(like.with_array(array), Path(staging) / path.name)
+            for file in sorted(Path(staging).iterdir()):
+                file.replace(place / file.name)
+    except OutputError as error:
+        raise OutputError(str(error).replace(staging, str(place))) from error
 
 
 def _outcome(work: Callable[[], _Job]) -> Outcome:

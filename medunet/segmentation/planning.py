@@ -194,8 +194,8 @@ class Planner:
         windows = Windows(card.patch) if self.method.way == "blend" else None
         sizes = tuple(map(min, windows.size, shape)) if windows else shape
         along = min(range(len(shape)), key=lambda a: sizes[a] / shape[a])
-        # of each opinion: the rows that patches still write to, their weights, and those that are handed on
-        needed = 12 * self.opinions * (network.classes + 1) * math.prod(shape) // shape[along] * sizes[along]
+        # of each opinion: the rows that patches still write to, their weights, a weighted patch, and what is handed on
+        needed = 16 * self.opinions * (network.classes + 1) * math.prod(shape) // shape[along] * sizes[along]
         needed += INTERPOLATING if scan.undo.resampled else 0
         tile: tuple[int, ...] | None = None
         if windows is None:

@@ -133,9 +133,10 @@ def _verify(model: Model, view: Image, segmenter: Segmenter) -> Verification:
     seconds: dict[str, float] = {}
     truth = _timed(seconds, "plain", lambda: _plain(model, view, region, plain))
     labels = truth.argmax(dim=0)
-    streamed = _streamed(model, view, region, stream, plain)
+    streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, plain))
     difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
-    streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, used))
+    if used != plain:
+        streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, used))
     precision = _changed(streamed, labels)
     blended = times = None
     if network.padded:

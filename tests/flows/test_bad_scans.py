@@ -122,17 +122,43 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, more: tuple
     assert not out.exists() or list(out.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
+def test_a_full_disk_does_not_cost_the_results_that_were_to_be_replaced(tmp_path: Path) -> None:
+    """Of labels and probabilities the labels would fit; both old files stay, and both are replaced if both fit."""
+    model, place, out = save(tmp_path / "run"), scan(tmp_path / "a.nii.gz", 60, 50, 40), tmp_path / "out"
+    names = ["a.nii.gz", "a_probabilities.nii.gz"]
+    out.mkdir()
+    for name in names:
+        (out / name).write_bytes(b"old")
+    arguments = ["predict", str(model), str(place), "-o", str(out), "--device", "cpu", "--probabilities", "--overwrite"]
+    answer = subprocess.run(
+        [sys.executable, "-c", FULL.format(limit=40_000), *arguments], capture_output=True, text=True
+    )
+    assert answer.returncode == 1 and f"{out / names[1]}: cannot be written" in answer.stderr
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert all((out / name).read_bytes() == b"old" for name in names)
+    assert run(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert all(medunet.read_volume(out / name).shape == (60, 50, 40) for name in names)
+
+
+HEARING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+from medunet.cli import main
+main()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    if signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("this signal is ignored here, as it is for jobs in the background")
     model, out = save(tmp_path / "run"), tmp_path / "out"
     first = scan(tmp_path / "in" / "case_00.nii.gz", 40, 40, 40)
     for index in range(1, 200):
         (tmp_path / "in" / f"case_{index:02}.nii.gz").write_bytes(first.read_bytes())
     arguments = ["predict", str(model), str(tmp_path / "in"), "-o", str(out), "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-m", "medunet", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HEARING, *arguments], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(list(out.glob("case*"))) < 3:
         time.sleep(0.01)
     process.send_signal(number)
