@@ -10,12 +10,14 @@ process of its own, which is warmed up on one patch; then they are asked in turn
 computes at any moment. Run it alone on the machine.
 
     medunet-fp32, medunet-bf16   the scan streamed through the network once, exactly; made ready anew for each scan
+    openvino, openvino-ready     one pass by OpenVINO; converted and compiled anew for each scan, or kept
     monai                        sliding_window_inference, overlap 0.5, Gaussian, window by window
     monai-batch4                 four windows at a time: for one small float32 map (channels x first two sides up to
                                  20480) torch 2.13 takes a convolution that is several times slower than oneDNN's
     monai-bf16                   window by window, with autocast and channels_last_3d
     nnunet, nnunet-tta           nnUNetPredictor, step 0.5, Gaussian; tta: mirrored along all axes
     whole                        one plain pass over the whole scan, which the labels are compared with
+    whole-compiled               the same by torch.compile, compiled for the scan's size before the first round
 
 Memory is what a process needs at most above the loaded network and the scan, in the first round (Linux). The labels
 say whether the arithmetic agrees; random weights say nothing about the quality of a segmentation.
@@ -60,6 +62,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medunet.inference.compiled import CompiledPass
 from medunet.inference.execution import Execution
 from medunet.inference.stream import Streamer
 from medunet.inference.streamplan import Budget, plan_stream
@@ -136,6 +139,16 @@ def streamed(task: Task, network: UNet, dtype: torch.dtype) -> Segment:
     return segment
 
 
+def openvino(task: Task, network: UNet, kept: bool) -> Segment:
+    ready = CompiledPass(network)
+
+    def segment(scan: Tensor) -> Tensor:
+        logits = next((ready if kept else CompiledPass(network)).run(scan, scan.shape[1]))[2]
+        return largest(logits)
+
+    return segment
+
+
 def monai(task: Task, network: UNet, batch: int) -> Segment:
     from monai.inferers.utils import sliding_window_inference
 
@@ -201,6 +214,13 @@ def whole(task: Task, network: UNet) -> Segment:
     return segment
 
 
+def whole_compiled(task: Task, network: UNet) -> Segment:
+    plain = whole(task, network)
+    network.forward = torch.compile(network.forward)
+    plain(task.scan(task.shape))
+    return plain
+
+
 def largest(logits: Tensor) -> Tensor:
     """Index of the largest logit, by numpy: torch's argmax over the first axis takes eight times as long (2.13)."""
     return torch.from_numpy(logits.float().numpy().argmax(axis=0)).to(torch.uint8)
@@ -224,12 +244,15 @@ class Engine:
 ENGINES = {
     "medunet-fp32": Engine(partial(streamed, dtype=torch.float32), torch.float32),
     "medunet-bf16": Engine(partial(streamed, dtype=torch.bfloat16), torch.bfloat16),
+    "openvino": Engine(partial(openvino, kept=False), torch.float32),
+    "openvino-ready": Engine(partial(openvino, kept=True), torch.float32),
     "monai": Engine(partial(monai, batch=1)),
     "monai-batch4": Engine(partial(monai, batch=4)),
     "monai-bf16": Engine(monai_bf16),
     "nnunet": Engine(partial(nnunet, mirroring=False), nnunet=True),
     "nnunet-tta": Engine(partial(nnunet, mirroring=True), nnunet=True),
     "whole": Engine(whole, torch.float32),
+    "whole-compiled": Engine(whole_compiled, torch.float32),
 }
 DEFAULT_ENGINES = "medunet-fp32,medunet-bf16,monai,nnunet,whole"
 PEAK = "peak"

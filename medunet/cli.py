@@ -150,6 +150,13 @@ def train(
 @click.option("--tta", is_flag=True, help="Average over mirrored versions of the scan.")
 @click.option("--method", type=click.Choice(["auto", "exact", "blend"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["torch", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="OpenVINO (CPU) gains on many large scans of one size, if they fit the memory whole; it loses on others.",
+)
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
@@ -161,7 +168,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     from medunet.segmentation.planning import PredictSettings
 
     settings = PredictSettings(
-        method=options["method"], memory=options["memory"], precision=options["precision"], tta=options["tta"]
+        options["method"], options["memory"], options["precision"], options["tta"], options["engine"]
     )
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,

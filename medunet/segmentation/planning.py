@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from medunet.data.preprocess import Undo
@@ -17,11 +17,13 @@ from medunet.inference.method import Method
 from medunet.inference.sliding import Windows
 from medunet.inference.streamplan import Budget, StreamPlan, plan_stream, split
 from medunet.model import Model
-from medunet.networks.memory import estimate_bytes
+from medunet.networks.memory import estimate_bytes, estimate_compiled_bytes
 from medunet.networks.unet import UNet
 
 INTERPOLATING = 12 * 2**20
 """Memory for bringing scores back to the scan's grid, see `data/restore.py`."""
+HANDED_ON = 2**17
+"""Voxels that are handed on at a time of a scan that went through in one pass."""
 MUCH = 2**30
 """Memory that a person wants to know of."""
 
@@ -36,12 +38,14 @@ class PredictSettings:
         memory: bytes that computing may use, above the loaded models.
         precision: `fp32`, `bf16`, or `auto`: bf16 where it is faster here.
         tta: average over mirrored versions of the scan, along the axes that were mirrored in training.
+        engine: `openvino` makes one pass over scans that fit the memory so, and streams the others.
     """
 
     method: Literal["auto", "exact", "blend"] = "auto"
     memory: int = 4 * 2**30
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tta: bool = False
+    engine: Literal["torch", "openvino"] = "torch"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class ScanPlan:
         stream: for the way `stream`.
         windows: for the way `blend`.
         tile: for the way `tiles`, the input of one.
+        compiled: the scan, or each slice, goes through OpenVINO in one pass; None where that was not asked for.
     """
 
     method: Method
@@ -91,6 +96,7 @@ class ScanPlan:
     stream: StreamPlan | None = None
     windows: Windows | None = None
     tile: tuple[int, ...] | None = None
+    compiled: bool | None = None
 
     @property
     def work(self) -> float:
@@ -98,15 +104,17 @@ class ScanPlan:
         return self.stream.work if self.stream else 1.0
 
     @property
-    def kind(self) -> tuple[str, bool, bool, bool]:
+    def kind(self) -> tuple[str, bool, bool, bool, bool | None]:
         """What is the same for scans that go the same way, though slabs, parts and bytes depend on their sizes."""
         much = self.bytes > MUCH
-        return self.method.reason, self.slices, len(self.parts) > 1, much
+        return self.method.reason, self.slices, len(self.parts) > 1, much, self.compiled
 
     def describe(self) -> str:
         """One line for people."""
-        words = [self.method.reason]
-        if self.stream:
+        words = ["one pass by OpenVINO" if self.compiled else self.method.reason]
+        if self.compiled is False:
+            words.append("OpenVINO would need more memory")
+        if self.stream and not self.compiled:
             words.append(f"slabs of {self.stream.slab} along axis {self.stream.axis}")
             if math.prod(self.stream.parts) > 1:
                 words.append(f"{times_text(self.stream.parts)} parts, {self.stream.work:.2f} times the work")
@@ -124,8 +132,9 @@ class ScanPlan:
             "way": self.method.way,
             "exact": self.method.exact,
             "reason": self.method.reason,
+            "engine": "openvino" if self.compiled else "torch",
             "axis": self.axis,
-            "slab": self.stream.slab if self.stream else None,
+            "slab": self.stream.slab if self.stream and not self.compiled else None,
             "parts": list(self.stream.parts) if self.stream else [1] * len(self.parts[0].kept.shape),
             "work": round(self.work, 4),
             "windows": list(self.windows.size) if self.windows else None,
@@ -144,6 +153,7 @@ class Planner:
         memory: bytes that may be used above the loaded models.
         itemsize: bytes of a number in the precision that is used.
         opinions: models times mirror images.
+        engine: see `PredictSettings`.
     """
 
     models: tuple[Model, ...]
@@ -151,6 +161,7 @@ class Planner:
     memory: int
     itemsize: int
     opinions: int
+    engine: Literal["torch", "openvino"] = "torch"
 
     def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
         """Decide how a scan is segmented within the memory.
@@ -165,7 +176,8 @@ class Planner:
         axis = card.slice_axis if len(scan.shape) > card.network.dimensions else None
         shape = tuple(n for a, n in enumerate(scan.shape) if a != axis)
         if self.method.way == "stream":
-            return self._streamed(scan, shape, axis, slowest if axis is None else None)
+            streamed = self._streamed(scan, shape, axis, slowest if axis is None else None)
+            return self._compiled(streamed, scan, shape) if self.engine == "openvino" else streamed
         return self._by_patches(scan, shape, axis)
 
     def _streamed(self, scan: Scan, shape: tuple[int, ...], axis: int | None, slowest: int | None) -> ScanPlan:
@@ -188,6 +200,20 @@ class Planner:
         parts = (Part.of(scan.undo, axis),) if axis is not None else parts_of(scan.undo, stream)
         along = axis if axis is not None else stream.axis
         return ScanPlan(self.method, along, parts, needed, self.opinions, axis is not None, stream=stream)
+
+    def _compiled(self, streamed: ScanPlan, scan: Scan, shape: tuple[int, ...]) -> ScanPlan:
+        """One pass instead, if its maps fit; each opinion's logits wait whole until all are averaged."""
+        rows = 1 if streamed.slices else max(1, HANDED_ON * shape[streamed.axis] // math.prod(shape))
+        networks = [model.card.network for model in self.models]
+        scores = 4 * networks[0].classes * (rows * math.prod(shape) // shape[streamed.axis])
+        needed = sum(estimate_compiled_bytes(one, one.shape.smallest_for(shape), self.itemsize) for one in networks)
+        needed += 4 * self.opinions * networks[0].classes * math.prod(shape) if self.opinions > 1 else 0
+        needed += 4 * scores + (INTERPOLATING if scan.undo.resampled else 0)
+        if needed > self.memory or streamed.stream is None:
+            return replace(streamed, compiled=False)
+        parts = (Part.of(scan.undo, streamed.axis),)
+        stream = replace(streamed.stream, slab=rows, parts=(1,) * len(shape), work=1.0)
+        return replace(streamed, compiled=True, bytes=needed, parts=parts, stream=stream)
 
     def _by_patches(self, scan: Scan, shape: tuple[int, ...], axis: int | None) -> ScanPlan:
         card, network = self.models[0].card, self.models[0].card.network

@@ -19,6 +19,7 @@ from medunet.geometry.boxes import Box
 from medunet.geometry.grids import identity_orientation
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.average import averaged, mirrorings, probabilities
+from medunet.inference.compiled import CompiledPass
 from medunet.inference.exact import tile_rows
 from medunet.inference.execution import Execution, Image, ImageSlice, Progress, Slab
 from medunet.inference.method import Method, choose_method
@@ -51,6 +52,11 @@ class Segmenter:
         self.execution = Execution(str(device), autocast_type(self.settings.precision, device) or torch.float32)
         self._methods = [_method(model, self.settings.method) for model in models]
         self._streamers: dict[tuple[int, int], Streamer] = {}
+        self._compiled: dict[int, CompiledPass] = {}
+        if self.settings.engine == "openvino":
+            if self.method.way != "stream":
+                raise ConfigError(f"OpenVINO makes whole passes, but {self.method.reason}; use --engine torch")
+            self._compiled = {n: CompiledPass(model.network, self.execution) for n, model in enumerate(self.models)}
 
     @property
     def card(self) -> ModelCard:
@@ -101,7 +107,8 @@ class Segmenter:
     @property
     def planner(self) -> Planner:
         itemsize = self.execution.dtype.itemsize
-        return Planner(self.models, self.method, self.settings.memory, itemsize, self._opinions)
+        settings = self.settings
+        return Planner(self.models, self.method, settings.memory, itemsize, self._opinions, settings.engine)
 
     @property
     def _opinions(self) -> int:
@@ -177,6 +184,9 @@ class Segmenter:
     ) -> Iterator[Slab]:
         """Logits of one model for a mirror image, along the part's axis."""
         model = self.models[number]
+        if plan.stream and plan.compiled:
+            passage = Passage(mirror, part.scores)
+            return _reported(self._compiled[number].run(view, plan.stream.slab, part.axis, passage), report)
         if plan.stream:
             streamer = self._streamer(number, part.axis)
             return streamer.run(view, plan.stream.slab, report, Passage(mirror, part.scores))
@@ -237,6 +247,14 @@ def _require_alike(models: Sequence[Model]) -> None:
         for mine, its, what in same:
             if mine != its:
                 raise ConfigError(f"{model.path} and {models[0].path} differ in their {what}; they cannot be averaged")
+
+
+def _reported(slabs: Iterator[Slab], report: Progress | None) -> Iterator[Slab]:
+    """A pass that is done before its first slab comes."""
+    for number, slab in enumerate(slabs):
+        if report and number == 0:
+            report(1, 1)
+        yield slab
 
 
 def _share(report: Progress | None, number: int, count: int) -> Progress | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.geometry.boxes import Box
+from medunet.inference.compiled import CompiledPass
 from medunet.inference.execution import Execution, Image, ImageSlice
 from medunet.inference.patchwise import PatchReader
 from medunet.inference.sliding import Windows, blended_windows
@@ -105,7 +106,8 @@ def verify(segmenter: Segmenter, scan: Scan, plan: ScanPlan) -> Verification:
         ConfigError: not even a small part fits the memory.
     """
     found = [
-        _verify(model, _flat(view, plan), segmenter) for model, view in zip(segmenter.models, scan.views, strict=True)
+        _verify(model, _flat(view, plan), segmenter, bool(plan.compiled))
+        for model, view in zip(segmenter.models, scan.views, strict=True)
     ]
     worst = replace(
         max(found, key=lambda one: one.difference),
@@ -124,19 +126,20 @@ def _flat(view: Image, plan: ScanPlan) -> Image:
     return ImageSlice(view, plan.axis, view.shape[plan.axis + 1] // 2) if plan.slices else view
 
 
-def _verify(model: Model, view: Image, segmenter: Segmenter) -> Verification:
+def _verify(model: Model, view: Image, segmenter: Segmenter, compiled: bool) -> Verification:
     network, shape = model.card.network, tuple(int(n) for n in view.shape[1:])
     budget = Budget(segmenter.settings.memory, segmenter.execution.dtype.itemsize, beside=4 * network.classes)
     stream = plan_stream(network, shape, budget, tuple(range(len(shape))))
     region = _region(network, shape, stream, segmenter.settings.memory)
     plain, used = Execution(segmenter.execution.device), segmenter.execution
+    answer = _compiled if compiled else _streamed
     seconds: dict[str, float] = {}
     truth = _timed(seconds, "plain", lambda: _plain(model, view, region, plain))
     labels = truth.argmax(dim=0)
-    streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, plain))
+    streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, plain))
     difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
     if used != plain:
-        streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, used))
+        streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, used))
     precision = _changed(streamed, labels)
     blended = times = None
     if network.padded:
@@ -208,6 +211,13 @@ def _plain(model: Model, view: Image, region: Box, execution: Execution) -> Tens
 def _streamed(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
     rows = Streamer(model.network, execution, stream.axis).run(view, stream.slab, passage=Passage(region=region))
     return torch.cat([logits.cpu().float() for _, _, logits in rows], dim=stream.axis + 1)
+
+
+def _compiled(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
+    rows = CompiledPass(model.network, execution).run(
+        view, region.shape[stream.axis], stream.axis, Passage(region=region)
+    )
+    return torch.cat([logits for _, _, logits in rows], dim=stream.axis + 1)
 
 
 def _blended(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:
