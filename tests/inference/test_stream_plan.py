@@ -16,7 +16,7 @@ from medunet.inference.streamplan import SLABS, Budget, estimate_stream_bytes, p
 from medunet.networks.unet import UNetSettings
 
 MEASURE = """
-import torch
+import ctypes, gc, torch
 from pathlib import Path
 from medunet.inference.execution import Execution
 from medunet.inference.stream import Streamer
@@ -30,6 +30,8 @@ network = UNet(UNetSettings({options})).eval()
 image = torch.randn(1, *{scan})
 with torch.inference_mode():
     network(torch.randn(1, 1, *network.settings.shape.smallest))
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free in the heap would hide as much of what is needed
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
 for start, stop, logits in Streamer(network, Execution(dtype=torch.{dtype})).run(image, {slab}):
