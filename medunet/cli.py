@@ -160,6 +160,7 @@ def train(
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
+@click.option("--no-postprocess", is_flag=True, help="Leave out the post-processing that cross-validation chose.")
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
@@ -168,8 +169,9 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     from medunet.segmentation.planning import PredictSettings
 
     settings = PredictSettings(
-        options["method"], options["memory"], options["precision"], options["tta"], options["engine"]
-    )
+        options["method"], options["memory"], options["precision"], options["tta"], options["engine"],
+        not options["no_postprocess"],
+    )  # fmt: skip
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
         options["verify"],

@@ -20,7 +20,7 @@ from medunet.data.preprocess import Normalisation
 from medunet.data.splits import SPLITS_FILE, Fold, read_patients, split_cases
 from medunet.devices import find_device
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.model import MODEL_FILE, ModelCard
+from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard
 from medunet.plan import Budget, plan_data_set
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
@@ -28,7 +28,7 @@ CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
     "last.ckpt",
     "metrics.csv",
     "tensorboard",
-    "report.html",
+    REPORT_FILE,
 )
 RUN_FILES = (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, REPORT)
 RUN_FOLDERS = (BOARD, "validation", "preprocessed")

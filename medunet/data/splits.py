@@ -177,7 +177,9 @@ def _from_json(path: Path) -> list[tuple[str, str]] | None:
     declared = json.loads(path.read_text(encoding="utf-8")).get("patients") if path.exists() else None
     if declared is None:
         return None
-    if isinstance(declared, list) and all(isinstance(row, dict) and {"case", "patient"} <= set(row) for row in declared):
+    if isinstance(declared, list) and all(
+        isinstance(row, dict) and {"case", "patient"} <= set(row) for row in declared
+    ):
         pairs = [(row["case"], row["patient"]) for row in declared]
     elif isinstance(declared, dict):
         pairs = list(declared.items())

@@ -169,7 +169,8 @@ def test_patients_by_a_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"^(seq\d+)_", r"^(.+?)_\d+_\w+$", r"^(sub-[^_*+?]+)_ses-[^_]+", r"(?P<p>a\+\)*)", r"(?:x|y)(a{3})b{1,2}c{4}"]
+    "pattern",
+    [r"^(seq\d+)_", r"^(.+?)_\d+_\w+$", r"^(sub-[^_*+?]+)_ses-[^_]+", r"(?P<p>a\+\)*)", r"(?:x|y)(a{3})b{1,2}c{4}"],
 )
 def test_patterns_that_may_be_used(pattern: str) -> None:
     assert DataSettings(patient_pattern=pattern).patient_pattern == pattern
