@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from medunet.config import load_config
-from medunet.data.catalogue import load_image, load_label, read_data_set, split_cases
+from medunet.data.catalogue import load_image, load_label, read_data_set
 from medunet.data.labels import IGNORE
+from medunet.data.splits import read_patients, split_cases
 from medunet.metrics import count_labels
 from medunet.model import load_model
 from medunet.segmentation.planning import PredictSettings
@@ -43,7 +44,8 @@ def main() -> None:
     model = load_model(options.run)
     table = model.card.labels
     scored = {table.names[index]: index for index in table.foreground}
-    _, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed)
+    patients = read_patients(data, settings.patient_pattern)
+    _, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed, patients)
     ways = {way: Segmenter([model], how) for way, how in WAYS.items()}
     seconds: dict[str, float] = defaultdict(float)
     dice: dict[str, list[list[float]]] = defaultdict(list)

@@ -41,6 +41,18 @@ class MemorySize(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
 
 
+class FoldNumber(click.ParamType[int | str]):
+    """A number from 0 on, or all."""
+
+    name = "K|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        text = str(value).strip().lower()
+        if text != "all" and not re.fullmatch(r"\d{1,4}", text):
+            self.fail(f"{value!r} is no fold; write a number from 0 on, or all", param, ctx)
+        return text if text == "all" else int(text)
+
+
 _PATH = click.Path(path_type=Path)
 _DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 _MINUTES = click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Wall time to fit into.")
@@ -111,16 +123,27 @@ def plan(
 @cli.command()
 @click.argument("source", type=_PATH, metavar="CONFIG.yaml|DATASET")
 @click.option("-o", "--output", type=_PATH, required=True, help="The run's folder.")
-@click.option("--fold", type=click.IntRange(min=0), help="Which part of the cases is held out (of data.folds, 5).")
-@click.option("--resume", is_flag=True, help="Go on where the run in this folder stopped.")
-@_MINUTES
+@click.option(
+    "--fold",
+    type=FoldNumber(),
+    help="Which part of the cases is held out (of data.folds, 5); all trains every fold, one after the other, scores "
+    "every case by the fold that held it out, and leaves one ensemble for predict.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on where the run in this folder stopped; with --fold all, skip finished folds."
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Wall time to fit into; with --fold all, of all trainings together, split evenly (scoring comes on top).",
+)
 @_DEVICE
 @click.option("--set", "overrides", multiple=True, metavar="key.path=value", help="Change one value of the config.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 def train(
     source: Path,
     output: Path,
-    fold: int | None,
+    fold: int | str | None,
     resume: bool,
     minutes: float | None,
     device: str,
@@ -129,15 +152,25 @@ def train(
 ) -> int:
     """Train a network. With a DATASET, the config is planned first."""
     from medunet.experiment import TrainRequest
+
+    if fold == "all":
+        from medunet.crossvalidate import cross_validate
+
+        outcome = cross_validate(TrainRequest(source, output, overrides, device, resume, overwrite), minutes)
+        return _say_outcome(outcome.lines, outcome.signal)
     from medunet.train import train_run
 
     given = list(overrides)
     given += [f"data.fold={fold}"] if fold is not None else []
     given += [f"training.minutes={minutes}"] if minutes is not None else []
     outcome = train_run(TrainRequest(source, output, tuple(given), device, resume, overwrite))
-    for line in outcome.lines:
+    return _say_outcome(outcome.lines, outcome.signal)
+
+
+def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
+    for line in lines:
         click.echo(line)
-    return 128 + outcome.signal if outcome.signal else 0
+    return 128 + stopped_by if stopped_by else 0
 
 
 @cli.command()
@@ -160,6 +193,7 @@ def train(
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
+@click.option("--no-postprocess", is_flag=True, help="Leave out the post-processing that cross-validation chose.")
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
@@ -168,8 +202,9 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     from medunet.segmentation.planning import PredictSettings
 
     settings = PredictSettings(
-        options["method"], options["memory"], options["precision"], options["tta"], options["engine"]
-    )
+        options["method"], options["memory"], options["precision"], options["tta"], options["engine"],
+        not options["no_postprocess"],
+    )  # fmt: skip
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
         options["verify"],

@@ -25,6 +25,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from medunet.data.augment import AugmentSettings
 from medunet.data.patches import PatchSettings
 from medunet.data.preprocess import PreprocessSettings
+from medunet.data.splits import check_pattern
 from medunet.errors import ConfigError
 from medunet.learning.losses import LossSettings
 from medunet.learning.schedule import OptimiserSettings, ScheduleSettings
@@ -42,8 +43,11 @@ class DataSettings:
         path: the data set's folder, relative to where the command runs.
         axes: axis letters of TIFF files that do not state them, such as `ZYX`.
         fold: which of the `folds` parts of the cases is held out for validation.
-        folds: how many parts; 0 trains on all cases and validates on none.
+        folds: how many parts; 0 trains on all cases and validates on none. A single scan is cut into as many along
+            its longest axis.
         seed: of the split.
+        patient_pattern: a regular expression whose first group, in a case's name, is the patient; cases of one
+            patient are held out together. Without it, `dataset.json` or `patients.csv` may name the patients.
     """
 
     path: str | None = None
@@ -51,8 +55,11 @@ class DataSettings:
     fold: int = 0
     folds: int = 5
     seed: int = 0
+    patient_pattern: str | None = None
 
     def __post_init__(self) -> None:
+        if self.patient_pattern is not None:
+            check_pattern(self.patient_pattern)
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(self.folds, 1):
             raise ConfigError(
                 f"data.fold must lie between 0 and data.folds - 1, and data.folds must be 0 (no validation) or at "

@@ -13,13 +13,14 @@ import torch
 
 from medunet import __version__
 from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config, to_plain
-from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, split_cases, with_labels
+from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, with_labels
 from medunet.data.fingerprint import take_fingerprint
 from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Normalisation
+from medunet.data.splits import SPLITS_FILE, Fold, read_patients, split_cases
 from medunet.devices import find_device
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.model import MODEL_FILE, ModelCard
+from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard
 from medunet.plan import Budget, plan_data_set
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
@@ -27,7 +28,7 @@ CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
     "last.ckpt",
     "metrics.csv",
     "tensorboard",
-    "report.html",
+    REPORT_FILE,
 )
 RUN_FILES = (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, REPORT)
 RUN_FOLDERS = (BOARD, "validation", "preprocessed")
@@ -64,6 +65,12 @@ class Setup:
     @property
     def config(self) -> Config:
         return self.file.config
+
+    @property
+    def inside(self) -> Fold | None:
+        """The part of the only scan that is held out, None where whole cases are (or none)."""
+        settings = self.config.data
+        return Fold(settings.fold, settings.folds) if len(self.data.labelled) == 1 and self.held else None
 
     def card(self, record: dict[str, str | int | float | None]) -> ModelCard:
         config, network = self.config, self.config.network
@@ -108,6 +115,19 @@ def check_output(request: TrainRequest) -> None:
         raise OutputError(f"-o {folder}: cannot be written ({probe} is no folder that may be written to)")
 
 
+def require_no_folds(folder: Path) -> None:
+    """Refuse a single run where a cross-validation is.
+
+    Raises:
+        OutputError: it is one.
+    """
+    if (folder / SPLITS_FILE).exists():
+        raise OutputError(
+            f"-o {folder}: holds a cross-validation\n"
+            "say --fold all as well to go on with it or to replace it, or choose another folder"
+        )
+
+
 def set_up(request: TrainRequest, say: Say) -> Setup:
     """Config, data set, labels and split, checked before anything is written or trained."""
     device = find_device(request.device)
@@ -115,7 +135,8 @@ def set_up(request: TrainRequest, say: Say) -> Setup:
     labels = with_labels(data, data.labelled, file.config.data.axes)
     settings = file.config.data
     if settings.folds:
-        learned, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed)
+        patients = read_patients(data, settings.patient_pattern)
+        learned, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed, patients)
     else:
         learned, held = list(data.labelled), []
     resolved = _resolve(file, data, labels, learned)
@@ -123,9 +144,21 @@ def set_up(request: TrainRequest, say: Say) -> Setup:
     _check_sizes(setup.config)
     say(
         f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
-        + (" (the last fifth of the only scan)" if len(data.labelled) == 1 and held else "")
+        + (f" (part {settings.fold} of {settings.folds} of the only scan, from its end)" if setup.inside else "")
         + f"; labels {labels.describe()}; device {device}"
     )
+    return setup
+
+
+def set_up_folds(request: TrainRequest, say: Say) -> Setup:
+    """What all folds of a cross-validation share: the config is resolved from all cases, and none is held out yet."""
+    device = find_device(request.device)
+    file, data = _config_and_data(request, say)
+    labels = with_labels(data, data.labelled, file.config.data.axes)
+    resolved = _resolve(file, data, labels, data.labelled)
+    setup = Setup(resolved, data, labels, list(data.labelled), [], device, request.output)
+    _check_sizes(setup.config)
+    say(f"{data.name}: {len(data.labelled)} cases; labels {labels.describe()}; device {device}")
     return setup
 
 
@@ -233,6 +266,7 @@ def run_identity(setup: Setup) -> str:
         "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
         "iterations": config.training.iterations, "labels": setup.labels,
         "learned": [case.name for case in setup.learned], "held_out": [case.name for case in setup.held],
+        "part": None if setup.inside is None else [setup.inside.number, setup.inside.count],
     }  # fmt: skip
     return json.dumps(to_plain(identity))
 

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from medunet import __version__
 from medunet.config import to_plain
 from medunet.data.labels import LabelTable
+from medunet.data.postprocess import PostStep
 from medunet.data.preprocess import PreprocessSettings
+from medunet.data.splits import SPLITS_FILE, fold_folder, read_splits
 from medunet.errors import ConfigError, DataError, ModelError
 from medunet.files import written_aside
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, REPORT_FILE = "model.safetensors", "report.html"
 _FORMAT = "1"
 
 
@@ -45,6 +47,7 @@ class ModelCard:
         patch: the network's input size in training, per axis; windows are this large.
         mirror_axes: spatial axes that were mirrored in training; mirroring at prediction uses the same.
         slice_axis: for a 2-D network, the axis along which volumes are cut into slices.
+        postprocess: what is done to finished label maps, as it was chosen by cross-validation.
         record: facts about the training for people to read (cases, minutes, score); nothing depends on them.
         version: the medunet that wrote it.
     """
@@ -57,6 +60,7 @@ class ModelCard:
     patch: tuple[int, ...]
     slice_axis: int = 2
     mirror_axes: tuple[int, ...] = ()
+    postprocess: tuple[PostStep, ...] = ()
     record: dict[str, str | int | float | None] = field(default_factory=dict)
     version: str = __version__
 
@@ -108,17 +112,37 @@ def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
 
 
 def load_models(source: Path | str, device: str | torch.device = "cpu") -> list[Model]:
-    """Load the models that are averaged: those of the runs in a folder (one per fold, say), or a single one.
+    """Load the models that are averaged: the folds of a cross-validation, the runs in a folder, or a single one.
 
     Args:
         source: a run folder, a model file, or a folder whose subfolders are runs.
 
     Raises:
-        ModelError: see `load_model`.
+        ModelError: see `load_model`; or a fold of a cross-validation is not finished.
     """
     path = Path(source)
+    if (path / SPLITS_FILE).exists():
+        return [load_model(fold, device) for fold in _finished_folds(path)]
     runs = sorted(path.glob(f"*/{MODEL_FILE}")) if path.is_dir() and not (path / MODEL_FILE).exists() else []
     return [load_model(run, device) for run in runs or [path]]
+
+
+def fold_is_finished(folder: Path) -> bool:
+    """Whether the training in a fold's folder went to its end; its report is what is written last."""
+    return (folder / MODEL_FILE).exists() and (folder / REPORT_FILE).exists()
+
+
+def _finished_folds(run: Path) -> list[Path]:
+    """All folds of a cross-validation; an ensemble with a half-trained member would be worse without a word."""
+    folds = [fold_folder(run, number) for number in range(len(read_splits(run / SPLITS_FILE)))]
+    missing = [fold.name for fold in folds if not fold_is_finished(fold)]
+    if missing:
+        raise ModelError(
+            f"{run}: {', '.join(missing)} of {len(folds)} folds {'is' if len(missing) == 1 else 'are'} not finished\n"
+            f"go on with: medunet train {run / 'config.yaml'} -o {run} --fold all --resume\n"
+            f"or name one fold as the model, such as {next((f for f in folds if f.name not in missing), folds[0])}"
+        )
+    return folds
 
 
 def _model_path(source: Path) -> Path:

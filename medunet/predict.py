@@ -26,10 +26,11 @@ from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, load_image
 from medunet.data.formats import default_suffix, write_volume
+from medunet.data.postprocess import PostStep, postprocess
 from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.devices import find_device
-from medunet.errors import MedunetError, OutputError, is_out_of_memory
+from medunet.errors import ConfigError, MedunetError, OutputError, is_out_of_memory
 from medunet.files import check_free, write_text
 from medunet.inference.execution import Progress
 from medunet.learning.monitor import ProgressLine
@@ -81,8 +82,8 @@ def segment_volume(
         model: one, or several whose class probabilities are averaged.
 
     Returns:
-        A label map `(1, *spatial)` on exactly the scan's grid, with the data set's own label values; an array for an
-        array.
+        A label map `(1, *spatial)` on exactly the scan's grid, with the data set's own label values and the model's
+        post-processing; an array for an array.
 
     Raises:
         DataError: the scan's channels or dimensions are not the model's, or voxels are NaN or infinite.
@@ -91,9 +92,37 @@ def segment_volume(
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
     scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    steps = _post_steps(segmenter)
     canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False)
     segmenter.segment(scan, segmenter.plan(scan), canvas.put)
+    grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
+    postprocess(canvas.labels, grid, segmenter.card.labels, steps)
     return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
+
+
+def _post_steps(segmenter: Segmenter) -> tuple[PostStep, ...]:
+    """What is done to finished label maps.
+
+    Raises:
+        ConfigError: the models do not agree on it.
+    """
+    first, *others = segmenter.models
+    if not segmenter.settings.postprocess:
+        return ()
+    for model in others:
+        if model.card.postprocess != first.card.postprocess:
+            raise ConfigError(
+                f"{model.path} and {first.path} differ in their post-processing; say --no-postprocess to leave it out"
+            )
+    return first.card.postprocess
+
+
+def _on_own_grid(array: NDArray[Any], segmenter: Segmenter) -> Volume:
+    """A bare array with the voxel size that the models work on, where they have one."""
+    how = segmenter.card.preprocess
+    if how.spacing is None:
+        return Volume(array, unit=how.unit)
+    return Volume(array, np.diag([*how.spacing, 1.0][:3] + [1.0]), how.unit)
 
 
 def segment_files(model_source: str, request: PredictRequest, settings: PredictSettings) -> Summary:
@@ -113,7 +142,7 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     if request.verify:
         require_verifiable(segmenter)
     bar, summary = ProgressLine("predict"), Summary()
-    work = _Work(segmenter, request, Scratch(existing_folder(request.output)), bar)
+    work = _Work(segmenter, _post_steps(segmenter), request, Scratch(existing_folder(request.output)), bar)
     try:
         for case, outcome in work.run(list(zip(cases, targets, strict=True))):
             if isinstance(outcome, BaseException):
@@ -162,6 +191,7 @@ class _Job:
     verified: Verification | None = None
     lines: list[str] = field(default_factory=list)
     checksums: dict[str, str] | None = None
+    changed: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         return {
@@ -173,6 +203,7 @@ class _Job:
             "plan": self.plan.record(),
             "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
             "verified": self.verified.record() if self.verified else None,
+            "postprocessed_voxels": self.changed,
             "sha256": self.checksums,
         }
 
@@ -183,8 +214,16 @@ Outcome = _Job | BaseException
 class _Work:
     """Scans one after the other; a second thread reads ahead, and a third writes behind."""
 
-    def __init__(self, segmenter: Segmenter, request: PredictRequest, scratch: Scratch, bar: ProgressLine) -> None:
-        self._segmenter, self._request, self._scratch, self._bar = segmenter, request, scratch, bar
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        steps: Sequence[PostStep],
+        request: PredictRequest,
+        scratch: Scratch,
+        bar: ProgressLine,
+    ) -> None:
+        self._segmenter, self._steps, self._request = segmenter, steps, request
+        self._scratch, self._bar = scratch, bar
         self._said: Any = None
 
     def run(self, tasks: Sequence[tuple[Case, Path | None]]) -> Iterator[tuple[Case, Outcome]]:
@@ -234,11 +273,18 @@ class _Work:
             scores = self._request.probabilities
             job.canvas = Canvas.blank(job.volume, job.scan.undo, self._segmenter.card.labels, self._scratch, scores)
             self._segmenter.segment(job.scan, job.plan, job.canvas.put, scores, report)
+        if self._steps:
+            with job.watch.stage("postprocess"):
+                changed = postprocess(job.canvas.labels, job.volume, self._segmenter.card.labels, self._steps)
+            job.changed = {s.describe(job.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
         return job
 
     def _announce(self, job: _Job) -> None:
         """Say how the scan is segmented, where it is another way than the last one."""
         name = job.case.name
+        if self._said is None and self._steps:
+            words = ", ".join(step.describe(job.volume.dimensions) for step in self._steps)
+            self._bar.say(f"post-processing: {words} (chosen by cross-validation; --no-postprocess leaves it out)")
         if job.plan.kind != self._said:
             self._bar.say(f"{name}: {job.plan.describe()}")
             self._said = job.plan.kind
@@ -331,6 +377,7 @@ def _record(segmenter: Segmenter, summary: Summary, seconds: float) -> dict[str,
             {"path": str(model.path), "sha256": model.checksum, "name": model.card.name} for model in segmenter.models
         ],
         "settings": asdict(segmenter.settings),
+        "postprocess": [asdict(step) for step in _post_steps(segmenter)],
         "device": segmenter.execution.device,
         "precision": str(segmenter.execution.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -33,6 +33,7 @@ from medunet.experiment import (
     Setup,
     TrainRequest,
     check_output,
+    require_no_folds,
     require_same_run,
     run_identity,
     set_up,
@@ -81,6 +82,7 @@ def train_run(request: TrainRequest) -> Outcome:
     """
     started = time.monotonic()
     check_output(request)
+    require_no_folds(request.output)
     line = ProgressLine("train")
     scratch = request.output / "preprocessed"
     try:
@@ -119,8 +121,8 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
         line.update(0.0, f"read {len(done)}/{len(everything)} {name}")
 
     prepared = {case.name: case for case in prepare_cases(everything, how, step)}
-    if len(setup.data.labelled) == 1 and setup.held:
-        learned, held = split_inside(prepared[everything[0].name], setup.labels)
+    if setup.inside:
+        learned, held = split_inside(prepared[everything[0].name], setup.labels, setup.inside)
         return [learned], [held]
     return [prepared[c.name] for c in setup.learned], [prepared[c.name] for c in setup.held]
 
@@ -386,7 +388,7 @@ def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
         (setup.folder / MODEL_FILE).unlink(missing_ok=True)
     _ensure_model(session)
     session.board.close()
-    held_out = HeldOut(setup.held, setup.labels, setup.config.data.axes, inside=len(setup.data.labelled) == 1)
+    held_out = HeldOut(setup.held, setup.labels, setup.config.data.axes, setup.inside)
     lines = finish_run(setup.folder, held_out, session.line, setup.device)
     minutes = session.clock.elapsed() / 60
     return [*lines, f"model: {setup.folder / MODEL_FILE} ({session.state.step} steps, {minutes:.1f} minutes)"]

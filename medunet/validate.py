@@ -18,7 +18,9 @@ from medunet.data.formats import default_suffix, write_volume
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase
 from medunet.data.prepare import held_out_mask
+from medunet.data.preprocess import Undo
 from medunet.data.restore import restore_labels
+from medunet.data.splits import Fold
 from medunet.data.volume import Volume
 from medunet.evaluate import EvaluateSettings, Pair, evaluate_pairs, report_page, write_evaluation
 from medunet.files import write_text
@@ -98,13 +100,13 @@ class HeldOut:
     """The cases whose results stand at the end of a training.
 
     Attributes:
-        inside: the only scan was split: scores are taken in its held-out part alone.
+        inside: the part of the only scan that was held out, where it was split: scores are taken in it alone.
     """
 
     cases: Sequence[Case]
     labels: LabelTable
     axes: str | None
-    inside: bool
+    inside: Fold | None
 
 
 def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.device) -> list[str]:
@@ -138,12 +140,21 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     write_volume(predicted, target, overwrite=True)
     reference: Path | Volume = case.label
     if held.inside:
-        outside = ~held_out_mask(scan.shape)
-        mask = restore_labels(np.stack([~outside, outside]).astype(np.float32), scan.undo, outside=1)
         truth = load_label(case, held.labels, volume, held.axes)
-        truth[mask == 1] = IGNORE
+        truth[fold_of_voxels(scan.undo, held.inside.count) != held.inside.number] = IGNORE
         reference = volume.with_array(_values(truth, widened(held.labels)))
     return Pair(case.name, target, reference, case.images[0], held.axes)
+
+
+def fold_of_voxels(undo: Undo, folds: int) -> NDArray[np.uint8]:
+    """`(1, *spatial)`, in which fold each voxel of a single scan is held out; `folds` where it was cut away."""
+    found = np.ascontiguousarray(undo.orientation.undo(np.full((1, *undo.oriented), folds, dtype=np.uint8)))
+    for number in range(folds):
+        held = held_out_mask(undo.shape, Fold(number, folds))
+        inside = restore_labels(np.stack([held, ~held]).astype(np.float32), undo, outside=1) == 0
+        # Halfway between two parts a voxel could belong to both.
+        found[inside & (found == folds)] = number
+    return found
 
 
 def widened(labels: LabelTable) -> LabelTable:

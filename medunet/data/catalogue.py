@@ -353,17 +353,3 @@ def _require_alike(first: tuple[str, int, int], other: tuple[str, int, int]) -> 
             f"{other[0]}: has {other[1]} channel(s) and {other[2]} dimensions, {first[0]} has {first[1]} and {first[2]}"
             "\nall cases of a data set need the same; take the odd ones out"
         )
-
-
-def split_cases(cases: tuple[Case, ...], fold: int, folds: int, seed: int) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases of one fold of a fixed, seeded cross-validation split.
-
-    With fewer cases than folds, every case is held out once. With one case both lists hold it: the caller then
-    splits inside the scan.
-    """
-    if len(cases) == 1:
-        return [cases[0]], [cases[0]]
-    folds = min(folds, len(cases))
-    order = np.random.default_rng(seed).permutation(len(cases))
-    held = {int(i) for i in order[fold % folds :: folds]}
-    return [c for i, c in enumerate(cases) if i not in held], [c for i, c in enumerate(cases) if i in held]

@@ -14,9 +14,8 @@ from medunet.data.formats import read_grid
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase, find_foreground
 from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label
-
-HELD_OUT = 0.2
-"""The part of a single scan that is held out where there is no second one."""
+from medunet.data.splits import Fold
+from medunet.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,33 @@ def _mapped(path: Path, array: NDArray) -> NDArray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def held_out_mask(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where a single scan of this shape is held out: the last fifth along its longest axis."""
+def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:
+    """Where a single scan of this shape is held out: one of as many parts along its longest axis as there are folds.
+
+    Fold 0 is the last part, fold 1 the one before it; of five, each is a fifth.
+
+    Raises:
+        DataError: the scan is shorter than there are folds.
+    """
     axis = int(np.argmax(shape))
+    length = shape[axis]
+    if length < fold.count:
+        raise DataError(
+            f"the only scan has {length} voxels along its longest axis, from which {fold.count} parts cannot be cut\n"
+            "give a smaller data.folds"
+        )
     mask = np.zeros(shape, dtype=bool)
-    np.moveaxis(mask, axis, 0)[shape[axis] - max(1, round(shape[axis] * HELD_OUT)) :] = True
+    first, last = (length - round(length * (fold.number + n) / fold.count) for n in (1, 0))
+    np.moveaxis(mask, axis, 0)[first:last] = True
     return mask
 
 
-def split_inside(case: PreparedCase, labels: LabelTable) -> tuple[PreparedCase, PreparedCase]:
+def split_inside(case: PreparedCase, labels: LabelTable, fold: Fold) -> tuple[PreparedCase, PreparedCase]:
     """One scan as a training and a validation case, which see all of the image but not each other's labels.
 
     The other's labels are IGNORE.
     """
-    held = held_out_mask(case.label.shape[1:])[None]
+    held = held_out_mask(case.label.shape[1:], fold)[None]
     learned, validated = np.where(held, IGNORE, case.label), np.where(held, case.label, IGNORE)
     return _relabelled(case, learned.astype(np.uint8), labels), _relabelled(case, validated.astype(np.uint8), labels)
 

@@ -46,6 +46,7 @@ class PredictSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tta: bool = False
     engine: Literal["torch", "openvino"] = "torch"
+    postprocess: bool = True
 
 
 @dataclass(frozen=True)

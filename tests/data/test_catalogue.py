@@ -17,7 +17,6 @@ from medunet.data.catalogue import (
     load_image,
     load_label,
     read_data_set,
-    split_cases,
     with_labels,
 )
 from medunet.data.formats import write_volume
@@ -187,24 +186,6 @@ def test_float_labels_are_read_exactly(tmp_path: Path) -> None:
     data = read_data_set(tmp_path)
     label = load_label(data.cases[0], data.labels, load_image(data.cases[0]))
     np.testing.assert_array_equal(label[0], stored)
-
-
-def test_splits_are_fixed_disjoint_and_cover_everything() -> None:
-    cases = tuple(Case(f"c{i}", (Path(f"c{i}"),)) for i in range(13))
-    held = []
-    for fold in range(5):
-        learned, out = split_cases(cases, fold, 5, seed=1)
-        assert not set(learned) & set(out) and len(learned) + len(out) == 13
-        assert (learned, out) == split_cases(cases, fold, 5, seed=1)
-        held += out
-    assert sorted(c.name for c in held) == sorted(c.name for c in cases)
-    assert split_cases(cases, 0, 5, seed=2)[1] != split_cases(cases, 0, 5, seed=1)[1]
-
-
-def test_few_cases_still_leave_something_to_learn_from() -> None:
-    cases = tuple(Case(f"c{i}", (Path(f"c{i}"),)) for i in range(2))
-    learned, held = split_cases(cases, 4, 5, 0)
-    assert len(learned) == 1 and len(held) == 1
 
 
 @pytest.mark.data
