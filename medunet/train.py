@@ -148,7 +148,7 @@ def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: Pro
     columns += [
         "validation_dice",
         "validation_iou",
-        *(f"dice:{setup.labels.names[i]}" for i in setup.labels.foreground),
+        *(f"dice:{name}" for name in setup.labels.scored),
     ]
     board = Board(setup.folder / BOARD, purge_step=state.step if resume else None)
     board.text("config", setup.file.to_yaml())
