@@ -64,7 +64,7 @@ class Evaluation:
     """The scores of all cases.
 
     Attributes:
-        labels: the table that was used; scored are all its labels but the background.
+        labels: the table that was used; scored are its regions or, without any, all its labels but the background.
         pairs: the scored cases by name, for pictures.
     """
 
@@ -224,7 +224,7 @@ def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> byt
     grid = _physical(_volume(pair.reference, pair.axes), _volume(pair.prediction, pair.axes))
     reference = _indices(pair.reference, table, _volume(pair.reference, pair.axes))
     overlay = Overlay(
-        names={table.names[index]: index for index in table.foreground},
+        names=table.scored,
         spacing=grid.spacing,
         image=_shown_image(pair, reference.shape),
         reference=reference,
@@ -252,7 +252,9 @@ def _record(evaluation: Evaluation) -> dict[str, Any]:
 
     table = evaluation.labels
     values = dict(zip(table.names, table.values, strict=True))
-    labels = {"names": values, "ignore": table.ignore, "kind": table.kind}
+    labels: dict[str, Any] = {"names": values, "ignore": table.ignore, "kind": table.kind}
+    if table.regions:
+        labels["regions"] = {name: [table.values[i] for i in indices] for name, indices in table.scored.items()}
     return {"medunet": __version__, "label_table": labels, **score_record(evaluation.card)}
 
 
@@ -282,8 +284,7 @@ def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tupl
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)
     predicted, true = _indices(pair.prediction, labels, prediction), _indices(pair.reference, labels, reference)
     ignore = None if labels.ignore is None else IGNORE
-    scored = {labels.names[index]: index for index in labels.foreground}
-    scores = score_case(predicted, true, grid.spacing, scored, ignore, tolerance)
+    scores = score_case(predicted, true, grid.spacing, labels.scored, ignore, tolerance)
     return CaseScores(pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance), grid.unit
 
 

@@ -198,7 +198,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     needs_numbers = not all(n.complete for n in config.preprocess.normalise)
     found = take_fingerprint(learned if needs_numbers else learned[:1], labels, config.data.axes)
     _check_dimensions(config, found.dimensions, data.name)
-    wanted = {"in_channels": found.channels, "classes": labels.classes}
+    wanted = {"in_channels": found.channels, "classes": labels.outputs}
     for key, value in wanted.items():
         if f"network.{key}" in stated and getattr(config.network, key) != value:
             raise ConfigError(
@@ -212,7 +212,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     loss = config.loss if labels.has_background else replace(config.loss, include_background=True)
     resolved = replace(
         config,
-        network=replace(config.network, in_channels=found.channels, classes=labels.classes),
+        network=replace(config.network, in_channels=found.channels, classes=labels.outputs),
         preprocess=replace(
             config.preprocess,
             normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,

@@ -305,7 +305,7 @@ def _network(found: Fingerprint, topology: Topology, base: int) -> UNetSettings:
     return UNetSettings(
         dimensions=3 if dimensions == 3 else 2,
         in_channels=found.channels,
-        classes=found.labels.classes,
+        classes=found.labels.outputs,
         channels=tuple(min(base * 2**level, most) for level in range(topology.levels)),
         kernels=topology.kernels,
         strides=topology.strides,
@@ -340,7 +340,7 @@ def _plan_augment(
     if dimensions == 3 and max(spacing) > _COARSE * min(spacing):
         coarse = int(np.argmax(spacing))
         notes["augment.coarse_axis"] = "thick slices are rotated and scaled in their own plane only"
-    pairs = _opposites(found.labels.names)
+    pairs = _opposites((*found.labels.names, *found.labels.scored))
     if not pairs:
         return replace(settings, coarse_axis=coarse)
     axes = tuple(axis for axis in range(dimensions) if axis not in pairs)

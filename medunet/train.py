@@ -20,7 +20,7 @@ from torch import nn
 from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
-from medunet.data.prepare import Preparation, prepare_cases, split_inside
+from medunet.data.prepare import Preparation, prepare_cases, split_inside, teaching_notes
 from medunet.devices import autocast_type, free_memory
 from medunet.errors import ConfigError
 from medunet.experiment import (
@@ -88,6 +88,8 @@ def train_run(request: TrainRequest) -> Outcome:
     try:
         setup = set_up(request, line.say)
         cases, held = _prepare(setup, scratch, line)
+        for note in teaching_notes(cases, setup.labels):
+            line.say(note)
         patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)
         # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
         session = _start(setup, recipe, request.resume, started, line)
@@ -150,7 +152,7 @@ def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: Pro
     columns += [
         "validation_dice",
         "validation_iou",
-        *(f"dice:{setup.labels.names[i]}" for i in setup.labels.foreground),
+        *(f"dice:{name}" for name in setup.labels.scored),
     ]
     board = Board(setup.folder / BOARD, purge_step=state.step if resume else None)
     board.text("config", setup.file.to_yaml())
@@ -201,7 +203,8 @@ def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
     voxels = None
     if setup.config.loss.class_weights == "balanced":
         voxels = [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
-    return make_loss(setup.config.loss, setup.labels.classes, voxels)
+    regions = [region.indices for region in setup.labels.regions]
+    return make_loss(setup.config.loss, setup.labels.classes, voxels, regions)
 
 
 def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:

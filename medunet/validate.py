@@ -68,7 +68,7 @@ def validate(
 ) -> Validation:
     """Predict preprocessed cases whole and count; no distances, no files."""
     table = model.card.labels
-    scored = {table.names[index]: index for index in table.foreground}
+    scored = table.scored
     counted: list[dict[str, Counts]] = []
     predictions: list[NDArray[np.uint8]] = []
     segmenter = Segmenter([model], PredictSettings(precision=precision))
@@ -89,7 +89,7 @@ def _by_label(counted: Sequence[dict[str, Counts]], measure: str) -> dict[str, f
     return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
 
-def _picture(case: PreparedCase, prediction: NDArray[np.uint8], names: dict[str, int]) -> NDArray[np.uint8]:
+def _picture(case: PreparedCase, prediction: NDArray[np.uint8], names: dict[str, tuple[int, ...]]) -> NDArray[np.uint8]:
     label = np.array(case.label[0])
     overlay = Overlay(names, (1.0,) * label.ndim, np.asarray(case.image[0]), label, prediction, unit="voxel")
     return overlay_array(overlay, title=case.name)

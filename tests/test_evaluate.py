@@ -83,6 +83,21 @@ def test_folder_against_data_set(tmp_path: Path, data_set: Path) -> None:
     assert evaluation.pairs["a"].image == data_set / "images" / "a.nii.gz"
 
 
+def test_regions_beside_the_references_are_scored_as_unions(tmp_path: Path) -> None:
+    """A core that is taken for rim is a wrong core and a right whole."""
+    folder = tmp_path / "data"
+    declare(folder, labels={"background": 0, "core": 1, "rim": 5}, regions={"whole": [1, 5], "inner": [1]})
+    save(folder / "labels", a=cube() + 5 * cube(1, 8, 3))
+    evaluation = evaluate_folders(save(tmp_path / "pred", a=cube(5) + 5 * cube(1, 8, 3)), folder)
+    scores = {label.label: label for label in evaluation.cases[0].labels}
+    assert set(scores) == {"whole", "inner"} and scores["whole"].dice == 1.0 and scores["inner"].outcome == "missed"
+    assert scores["whole"].counts.reference == 125 + 18, "the small one is cut by the border"
+    write_evaluation(evaluation, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert record["label_table"]["regions"] == {"whole": [1, 5], "inner": [1]}
+    assert set(record["summary"]["labels"]) == {"whole", "inner"}
+
+
 def test_a_bad_case_and_a_missing_one_do_not_stop_the_others(tmp_path: Path, data_set: Path) -> None:
     predictions = save(tmp_path / "pred", a=cube())
     (predictions / "b.nii.gz").write_bytes(b"no scan")

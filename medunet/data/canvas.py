@@ -25,7 +25,7 @@ class Canvas:
         labels: `(1, *spatial)`, values as the data set has them.
         values: the label value of each class.
         undo: from the network's grid to the scan's.
-        probabilities: `(class, *spatial)`; None where they are not asked for.
+        probabilities: `(class, *spatial)`, or one channel per region; None where they are not asked for.
         found: whether there is a voxel of any class but the first.
     """
 
@@ -39,7 +39,7 @@ class Canvas:
     def blank(volume: Volume, undo: Undo, table: LabelTable, empty: Empty, scores: bool) -> Canvas:
         """Arrays that lie in memory as the volume does, so that a writer finds neighbours together.
 
-        What preprocessing cut away is the first class, surely; all else is not yet anything.
+        What preprocessing cut away is the first class, surely, and in no region; all else is not yet anything.
 
         Args:
             empty: makes the arrays.
@@ -50,12 +50,12 @@ class Canvas:
         stored = [volume.shape[axis] for axis in order]
         back = (0, *(order.index(axis) + 1 for axis in range(volume.dimensions)))
         labels = empty((1, *stored), values.dtype)
-        given = empty((table.classes, *stored), np.float32) if scores else None
+        given = empty((table.outputs, *stored), np.float32) if scores else None
         if undo.kept != undo.oriented:
             _fill(labels, values[0])
             if given is not None:
                 for index, one in enumerate(given):
-                    _fill(one, 1.0 if index == 0 else 0.0)
+                    _fill(one, 1.0 if index == 0 and not table.regions else 0.0)
         return Canvas(labels.transpose(back), values, undo, None if given is None else given.transpose(back))
 
     def put(self, box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 
 from medunet.data.blocks import copy_in_tiles
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume
-from medunet.data.labels import LabelTable, table_from_names, table_from_values
+from medunet.data.labels import LabelTable, table_from_names, table_from_values, with_regions
+from medunet.data.regions import split_declaration
 from medunet.data.scratch import Scratch
 from medunet.data.volume import Volume
 from medunet.errors import DataError
@@ -181,21 +182,29 @@ def _label_table(declared: Mapping[str, Any], path: Path) -> LabelTable | None:
     if kind not in ("classes", "instances"):
         raise DataError(f'{path}: "label_kind" must be "classes" or "instances", found "{kind}"')
     if not labels and kind == "classes":
+        if declared.get("regions"):
+            raise DataError(f'{path}: declares "regions" but no "labels"; declare the values that regions are made of')
         return None
-    named = _named_values(labels or {"background": 0, "object": 1}, path)
+    labels = labels or {"background": 0, "object": 1}
+    if not isinstance(labels, dict):
+        raise DataError(f'{path}: "labels" must be an object like {{"background": 0, "liver": 1}}, found {labels!r}')
+    try:
+        plain, regions = split_declaration(labels, declared)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    named = _named_values(plain, path)
     ignore = declared.get("ignore", named.pop("ignore", None))
     if ignore is not None and not isinstance(ignore, int):
         raise DataError(f'{path}: "ignore" must be the integer value of unannotated voxels, found {ignore!r}')
     try:
-        return table_from_names(named, ignore, kind)
+        table = table_from_names(named, ignore, kind)
+        return table if regions is None else with_regions(table, regions)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _named_values(labels: Any, path: Path) -> dict[str, int]:
+def _named_values(labels: Mapping[str, Any], path: Path) -> dict[str, int]:
     """`{"liver": 1}` or the Decathlon's `{"1": "liver"}`."""
-    if not isinstance(labels, dict):
-        raise DataError(f'{path}: "labels" must be an object like {{"background": 0, "liver": 1}}, found {labels!r}')
     named: dict[str, int] = {}
     for key, value in labels.items():
         if isinstance(value, str) and re.fullmatch(r"-?\d+", key):
@@ -205,7 +214,7 @@ def _named_values(labels: Any, path: Path) -> dict[str, int]:
         else:
             raise DataError(
                 f'{path}: label "{key}" must have one integer value, found {value!r}\n'
-                "colour-coded masks and regions made of several labels must be turned into label maps first"
+                "colour-coded masks must be turned into label maps first"
             )
     return named
 

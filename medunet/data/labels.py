@@ -7,12 +7,13 @@ Networks see class indices 0, 1, 2, …; files hold whatever the data set declar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.regions import DeclaredRegions, Region
 from medunet.errors import DataError
 
 IGNORE = 255
@@ -30,12 +31,14 @@ class LabelTable:
         values: the integer that stands for the class in label files.
         ignore: the value of unannotated voxels, or None.
         kind: `classes`, or `instances` when label files hold object ids: every id above 0 is then class 1.
+        regions: unions of classes that are learned and scored in the classes' place; none for most data sets.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     ignore: int | None = None
     kind: Literal["classes", "instances"] = "classes"
+    regions: tuple[Region, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.values) or len(set(self.values)) != len(self.values):
@@ -48,6 +51,18 @@ class LabelTable:
             raise DataError(f"label names must differ, found {', '.join(self.names)}")
         if self.ignore is not None and self.ignore in self.values:
             raise DataError(f"value {self.ignore} is declared both as a label and as the ignore value")
+        if self.regions:
+            self._check_regions()
+
+    def _check_regions(self) -> None:
+        names = [region.name for region in self.regions]
+        if self.kind != "classes" or not self.has_background:
+            raise DataError("regions need labels with a background, for the voxels that are in no region")
+        if len(set(names)) != len(names) or len(names) >= IGNORE:
+            raise DataError(f"regions need different names, at most {IGNORE - 1}; found {', '.join(names[:20])}")
+        for region in self.regions:
+            if not set(region.indices) <= set(range(1, self.classes)) or region.paints not in region.indices:
+                raise DataError(f'region "{region.name}" must be made of foreground labels, and write one of them')
 
     @property
     def classes(self) -> int:
@@ -58,9 +73,28 @@ class LabelTable:
         return self.names[0].lower() == "background"
 
     @property
+    def outputs(self) -> int:
+        """Channels of a network: one per region where there are regions, else one per class."""
+        return len(self.regions) or self.classes
+
+    @property
     def foreground(self) -> tuple[int, ...]:
-        """Indices of the classes that are scored and oversampled: all but the background."""
+        """Indices of the classes that are learned as more than background, and oversampled."""
+        if self.regions:
+            return tuple(sorted({index for region in self.regions for index in region.indices}))
         return tuple(range(1 if self.has_background else 0, self.classes))
+
+    @property
+    def scored(self) -> dict[str, tuple[int, ...]]:
+        """What is scored, by name, with the classes that it is made of: each region, or each foreground class."""
+        if self.regions:
+            return {region.name: region.indices for region in self.regions}
+        return {self.names[index]: (index,) for index in self.foreground}
+
+    @property
+    def unlearned(self) -> tuple[str, ...]:
+        """Labels that no region holds; they are background to a network that learns regions."""
+        return tuple(self.names[i] for i in range(1, self.classes) if self.regions and i not in self.foreground)
 
     def to_indices(self, values: NDArray[Any], where: str) -> NDArray[np.uint8]:
         """Translate file values to class indices, `IGNORE` for the ignore value.
@@ -108,7 +142,16 @@ class LabelTable:
         pairs = [f"{v} {n}" for n, v in zip(self.names, self.values, strict=True)]
         if self.ignore is not None:
             pairs.append(f"{self.ignore} ignored")
-        return ", ".join(pairs if len(pairs) <= 12 else [*pairs[:11], f"… ({len(pairs)} in all)"])
+        text = ", ".join(pairs if len(pairs) <= 12 else [*pairs[:11], f"… ({len(pairs)} in all)"])
+        return f"{text}; regions {self._described_regions()}" if self.regions else text
+
+    def _described_regions(self) -> str:
+        """`core (2+3, writes 2), …`, in file values."""
+        return ", ".join(
+            f"{region.name} ({'+'.join(str(self.values[i]) for i in region.indices)}, "
+            f"writes {self.values[region.paints]})"
+            for region in self.regions
+        )
 
 
 def _as_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
@@ -145,3 +188,25 @@ def table_from_values(values: Sequence[int]) -> LabelTable:
     """A table from the values that were found; 0 is the background, the others are named after their value."""
     named = {("background" if value == 0 else f"label_{value}"): int(value) for value in values}
     return table_from_names(named, None)
+
+
+def with_regions(table: LabelTable, declared: DeclaredRegions) -> LabelTable:
+    """A table whose regions are those declared by file values.
+
+    Raises:
+        DataError: a region holds a value that is no label, or the background's; or see `DeclaredRegions.written`.
+    """
+    known = {value: index for index, value in enumerate(table.values)}
+    for name, values in declared.values.items():
+        unknown = [value for value in values if value not in known or value == table.values[0]]
+        if unknown:
+            raise DataError(
+                f'region "{name}" holds {", ".join(map(str, unknown))}; expected values of foreground labels, '
+                f"which are {table.describe()}"
+            )
+    written = declared.written()
+    regions = tuple(
+        Region(name, tuple(sorted(known[value] for value in values)), known[value])
+        for (name, values), value in zip(declared.values.items(), written, strict=True)
+    )
+    return replace(table, regions=regions)

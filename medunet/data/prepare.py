@@ -56,6 +56,30 @@ def prepare_cases(
     return prepared
 
 
+def teaching_notes(cases: Sequence[PreparedCase], labels: LabelTable) -> list[str]:
+    """What training cases cannot teach, one line each; nothing where every label and region is in one of them.
+
+    A label that a fold happens to lack must not end a training (Dice and cross-entropy teach it to be absent), but
+    nobody should find that out from scores of 0.
+    """
+    seen = {index for case in cases for index, voxels in case.foreground.items() if len(voxels)}
+    missing = [name for name, indices in labels.scored.items() if seen.isdisjoint(indices)]
+    notes = []
+    if missing:
+        what = "region" if labels.regions else "label"
+        notes.append(
+            f"NOTE: no training case holds the {what}{'s' if len(missing) > 1 else ''} {_few(missing)}, so it cannot "
+            "be learned and will not be found; train on cases that hold it, or take it out of dataset.json"
+        )
+    if labels.unlearned:
+        notes.append(f"NOTE: no region holds {_few(labels.unlearned)}; its voxels are learned as background")
+    return notes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:8], f"… ({len(names)} in all)"] if len(names) > 8 else names)
+
+
 def _bytes(case: Case, how: Preparation) -> float:
     """Of a case in memory: float32 channels and one byte of label per voxel, after resampling."""
     grid = read_grid(case.images[0], axes=how.axes)

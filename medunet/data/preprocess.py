@@ -32,6 +32,8 @@ from medunet.geometry.grids import (
 SAME_SPACING = 0.01
 """Relative difference up to which voxel sizes are the same: resampling would blur more than it mends."""
 
+_RESOLVED = float(np.finfo(np.float32).eps)
+"""Relative difference of neighbouring float32 numbers."""
 _BLOCK = 2**21
 """Voxels that statistics are taken of at a time."""
 _REACH = 4.0
@@ -294,7 +296,9 @@ def _measure(channel: NDArray[Any], how: Normalisation) -> _Scale:
         assert how.low is not None and how.high is not None and how.mean is not None and how.std is not None
         return _Scale(how.mean, max(how.std, 1e-8), (how.low, how.high))
     mean, std = _mean_and_std(channel, how.nonzero)
-    return _Scale(mean, max(std, 1e-8), nonzero=how.nonzero)
+    # Below what float32 tells apart, differences are rounding, which must not be blown up to a contrast of 1.
+    constant = std <= abs(mean) * _RESOLVED
+    return _Scale(mean, 1.0 if constant else max(std, 1e-8), nonzero=how.nonzero)
 
 
 def _mean_and_std(channel: NDArray[Any], nonzero: bool) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.decision import Decision, LargestWins
 from medunet.data.preprocess import Undo
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import Resampling
@@ -15,6 +16,7 @@ from medunet.geometry.grids import Resampling
 Slab = tuple[int, int, NDArray[np.float32]]
 """Rows `start` to `stop` of the network's grid along one axis, and their scores `(class, *spatial)`."""
 
+LARGEST_WINS = LargestWins()
 _CHUNK = 2**20
 """Voxels that are brought back at a time."""
 
@@ -62,20 +64,13 @@ class Piece:
     def classes(self) -> int:
         return len(self._scores)
 
-    def winners(self) -> NDArray[np.uint8]:
-        """`(*box.shape)`, the class of the largest score, the first one in a tie; one class is held at a time.
+    def winners(self, decision: Decision = LARGEST_WINS) -> NDArray[np.uint8]:
+        """`(*box.shape)`, the class that is decided on; one class is held at a time.
 
-        Scores are interpolated and then the largest wins; interpolating finished masks would cost accuracy
+        Scores are interpolated and then decided on; interpolating finished masks would cost accuracy
         (Dice 0.967 against 0.937 in a measurement).
         """
-        best = self.scores(0).copy()
-        winner = np.zeros(best.shape, dtype=np.uint8)
-        for index in range(1, self.classes):
-            scores = self.scores(index)
-            larger = scores > best
-            winner[larger] = index
-            np.copyto(best, scores, where=larger)
-        return winner
+        return decision.decide_one_by_one(self.classes, self.scores)
 
 
 def restored(slabs: Iterable[Slab], undo: Undo, part: Part) -> Iterator[Piece]:
@@ -114,12 +109,15 @@ def _with_rows(box: Box, axis: int, rows: tuple[int, int]) -> Box:
     return Box(starts, tuple(rows[1] if a == axis else n for a, n in enumerate(box.stop)))
 
 
-def restore_labels(scores: NDArray[np.float32], undo: Undo, outside: int = 0) -> NDArray[np.uint8]:
+def restore_labels(
+    scores: NDArray[np.float32], undo: Undo, outside: int = 0, decision: Decision = LARGEST_WINS
+) -> NDArray[np.uint8]:
     """Class indices on the scan's own grid from all scores at once.
 
     Args:
-        scores: `(class, *network grid)` logits or probabilities.
+        scores: `(class, *network grid)` logits or probabilities; probabilities for regions.
         outside: the class of voxels that were cut away.
+        decision: what scores come to.
 
     Returns:
         `(1, *spatial)` uint8.
@@ -127,12 +125,15 @@ def restore_labels(scores: NDArray[np.float32], undo: Undo, outside: int = 0) ->
     whole = undo.orientation.undo(np.full((1, *undo.oriented), outside, dtype=np.uint8))
     kept = undo.kept_part(whole)
     for piece in restored([(0, scores.shape[1], scores)], undo, Part.of(undo, 0)):
-        kept[0][piece.box.slices] = piece.winners()
+        kept[0][piece.box.slices] = piece.winners(decision)
     return np.ascontiguousarray(whole)
 
 
 def restore_scores(scores: NDArray[np.float32], undo: Undo, outside: int = 0) -> NDArray[np.float32]:
-    """Probabilities `(class, *spatial)` on the scan's own grid; what was cut away is surely `outside`."""
+    """Probabilities `(class, *spatial)` on the scan's own grid; what was cut away is surely `outside`.
+
+    Not for regions, none of which is where a scan was cut away; see `Canvas`.
+    """
     blank = np.zeros((len(scores), *undo.oriented), dtype=np.float32)
     blank[outside] = 1.0
     whole = undo.orientation.undo(blank)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from medunet.inference.execution import Slab
+
+Activation = Callable[[Tensor], Tensor]
+"""From logits `(class, *spatial)` to probabilities."""
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -16,15 +19,20 @@ def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
-def probabilities(slabs: Iterator[Slab]) -> Iterator[Slab]:
-    """The softmax over classes of logits."""
+def softmax(logits: Tensor) -> Tensor:
+    """Of classes that exclude each other."""
+    return logits.softmax(dim=0)
+
+
+def probabilities(slabs: Iterator[Slab], activation: Activation = softmax) -> Iterator[Slab]:
+    """The probabilities of logits, slab by slab."""
     for start, stop, logits in slabs:
-        scores = logits.softmax(dim=0)
+        scores = activation(logits)
         del logits  # or it would be held as long as the scores are
         yield start, stop, scores
 
 
-def averaged(opinions: Sequence[Iterator[Slab]], axis: int) -> Iterator[Slab]:
+def averaged(opinions: Sequence[Iterator[Slab]], axis: int, activation: Activation = softmax) -> Iterator[Slab]:
     """The mean of the class probabilities of several opinions.
 
     They are asked in turn, each for its next rows, so that what is held besides is one slab of each.
@@ -32,11 +40,12 @@ def averaged(opinions: Sequence[Iterator[Slab]], axis: int) -> Iterator[Slab]:
     Args:
         opinions: at least one; logits of the same rows along the same axis, cut at any places.
         axis: the spatial axis along which rows come.
+        activation: of each opinion, before the mean.
 
     Returns:
         ``(start, stop, probabilities)`` in order, covering the same rows once.
     """
-    streams = [probabilities(opinion) for opinion in opinions]
+    streams = [probabilities(opinion, activation) for opinion in opinions]
     held: list[Slab | None] = [None] * len(streams)
     position = 0
     while True:

@@ -88,7 +88,7 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     torch.manual_seed((recipe.seed << 32) + state.step)
-    loss = _forward(state.network, batch, recipe)
+    loss = _forward(state.network, batch, recipe, progress)
     if not torch.isfinite(loss):
         raise MedunetError(
             f"the loss became {loss.item()} at step {state.step} with the cases {', '.join(batch.cases)}\n"
@@ -105,13 +105,13 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     return StepFacts(float(loss.detach()), float(norm), rate)
 
 
-def _forward(network: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+def _forward(network: nn.Module, batch: Batch, recipe: Recipe, progress: float) -> Tensor:
     image = batch.image.to(recipe.device, non_blocking=True)
     label = batch.label.to(recipe.device, non_blocking=True)
     precision = torch.autocast(recipe.device.type, dtype=recipe.dtype) if recipe.dtype else nullcontext()
     with precision:
         logits = network(image)
-    return recipe.loss(logits, label)
+    return recipe.loss(logits, label, progress=progress)
 
 
 def run_epoch(

@@ -2,7 +2,8 @@
 
 MONAI's losses know no ignored voxels (a label of 255 is an index error) and no voxel weights, and read the residual
 probability of an absent class as a nearly full error; so these are our own, checked against MONAI's where both apply.
-All compute in float32, also under autocast, and all treat a voxel of weight 0 exactly like an ignored one.
+All compute in float32, also under autocast, and all treat a voxel of weight 0 exactly like an ignored one. The terms
+are in `terms.py`, what they are made of in `agreement.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,27 @@ import torch
 from torch import Tensor
 
 from medunet.errors import ConfigError
+from medunet.learning import terms
+from medunet.learning.agreement import IGNORE, Reduce, judge_classes, judge_regions, membership_of, one_process
 
-IGNORE = 255
-"""The class index of voxels that no loss uses; the same as in the label tables of `medunet.data`."""
+__all__ = ["IGNORE", "Loss", "LossSettings", "balanced_weights", "deeply_supervised", "make_loss"]
 
 Loss: TypeAlias = Callable[..., Tensor]
-"""``loss(logits, target, weight=None)``; see `make_loss`."""
+"""``loss(logits, target, weight=None, progress=1.0)``; see `make_loss`."""
+
+Kind: TypeAlias = Literal[
+    "dice",
+    "cross_entropy",
+    "dice_cross_entropy",
+    "focal",
+    "dice_focal",
+    "tversky",
+    "tversky_cross_entropy",
+    "generalized_dice",
+    "generalized_dice_cross_entropy",
+    "top_k",
+    "dice_top_k",
+]
 
 
 @dataclass(frozen=True)
@@ -28,35 +44,59 @@ class LossSettings:
     """What a prediction is judged by while training.
 
     Attributes:
-        kind: `dice_cross_entropy` is the sum of both.
-        class_weights: for cross-entropy and focal loss; one weight per class, or `balanced`: inverse to the number of
-            the class's voxels in the data set; None weighs all voxels alike.
-        include_background: whether class 0 counts in Dice and Tversky; true for data without a background class.
+        kind: `dice_cross_entropy` is the sum of both, and so on. `generalized_dice` weighs classes by the inverse
+            square of their size, `top_k` is the cross-entropy of the hardest voxels. For data with regions,
+            cross-entropy and focal loss are binary ones of each region.
+        class_weights: for cross-entropy, top-k and focal loss; one weight per class (or region), or `balanced`:
+            inverse to the number of its voxels in the data set; None weighs all voxels alike.
+        include_background: whether class 0 counts in Dice and its relatives; true for data without a background class.
         smooth: voxels added above and below the fraction of Dice and Tversky.
         gamma: focal loss's exponent (Lin et al. 2017).
         alpha: weight of false positives in Tversky.
         beta: weight of false negatives in Tversky (Salehi et al. 2017); alpha = beta = 0.5 is Dice.
+        batch_dice: take the sums of Dice and its relatives over the whole batch; false takes them patch by patch.
+        squared: square probabilities in the denominator of Dice and generalized Dice (Milletari et al. 2016).
+        top_k: the share of voxels, the hardest ones, that top-k cross-entropy averages over.
+        blob_weight: of an additional Dice of each connected piece by itself, so that small ones count as much as
+            large ones (Kofler et al. 2023, with 1 beside 2 for the whole); 0 leaves it out.
+        surface: an additional term that weighs errors by their distance to the surface, in voxels: `boundary`
+            (Kervadec et al. 2019) or `hausdorff` (Karimi et al. 2019; slow). Distances are computed on the CPU.
+        surface_weight: of that term.
+        surface_warm_in: the share of the training over which that weight grows from 0, in proportion.
 
     Raises:
         ConfigError: a number is out of its range.
     """
 
-    kind: Literal["dice", "cross_entropy", "dice_cross_entropy", "focal", "tversky"] = "dice_cross_entropy"
+    kind: Kind = "dice_cross_entropy"
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     include_background: bool = False
     smooth: float = 1.0
     gamma: float = 2.0
     alpha: float = 0.3
     beta: float = 0.7
+    batch_dice: bool = True
+    squared: bool = False
+    top_k: float = 0.1
+    blob_weight: float = 0.0
+    surface: Literal["none", "boundary", "hausdorff"] = "none"
+    surface_weight: float = 0.01
+    surface_warm_in: float = 0.5
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise ConfigError(f"loss kind {self.kind!r} is unknown; choose one of {', '.join(_KINDS)}")
-        for name in ("smooth", "gamma", "alpha", "beta"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"loss.{name} cannot be negative, found {getattr(self, name)}")
+        if self.surface not in _SURFACES:
+            raise ConfigError(f"loss.surface {self.surface!r} is unknown; choose one of {', '.join(_SURFACES)}")
+        for name in ("smooth", "gamma", "alpha", "beta", "blob_weight", "surface_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name} must be finite and cannot be negative, found {getattr(self, name)}")
         if self.alpha + self.beta == 0:
             raise ConfigError("loss.alpha and loss.beta are both 0, so errors would cost nothing; set at least one")
+        if not 0 < self.top_k <= 1:
+            raise ConfigError(f"loss.top_k is a share of the voxels, above 0 and up to 1; found {self.top_k}")
+        if not 0 <= self.surface_warm_in <= 1:
+            raise ConfigError(f"loss.surface_warm_in is a share of the run, 0 to 1; found {self.surface_warm_in}")
         weights = self.class_weights
         if isinstance(weights, str) and weights != "balanced":
             raise ConfigError(f"loss.class_weights is 'balanced', a list of numbers or empty; found {weights!r}")
@@ -64,35 +104,72 @@ class LossSettings:
             raise ConfigError(f"loss.class_weights must be finite, not negative and not all 0; found {weights}")
 
 
-def make_loss(settings: LossSettings, classes: int, voxels: Sequence[int] | None = None) -> Loss:
-    """Build the loss of a network with `classes` outputs.
+def make_loss(
+    settings: LossSettings,
+    classes: int,
+    voxels: Sequence[int] | None = None,
+    regions: Sequence[Sequence[int]] = (),
+    reduce: Reduce = one_process,
+) -> Loss:
+    """Build the loss of a network.
 
     Args:
         settings: which loss.
-        classes: number of classes, background included; at least 2.
+        classes: number of classes in the targets, background included; at least 2.
         voxels: voxels of each class in the data set; needed by `class_weights: balanced` alone.
+        regions: the classes that each region is made of. With regions the network has an output for each one, which
+            are not exclusive; without, one for each class.
+        reduce: adds a tensor of sums up over all processes of a distributed training, in a way that gradients go
+            through. All that the loss knows of other processes goes through it, equally often in each of them.
 
     Returns:
-        ``loss(logits, target, weight=None)``, a scalar float32 tensor. Logits are ``(batch, classes, *spatial)``, or a
-        sequence of them from fine to coarse (deep supervision, `deeply_supervised`); the target holds class indices
-        of any integer type, ``(batch, 1, *spatial)`` or ``(batch, *spatial)``, and `IGNORE`; the weight holds one
-        number per voxel in the target's shape. Where every voxel is ignored, loss and gradient are 0.
+        ``loss(logits, target, weight=None, progress=1.0)``, a scalar float32 tensor. Logits are
+        ``(batch, outputs, *spatial)``, or a sequence of them from fine to coarse (deep supervision,
+        `deeply_supervised`); the target holds class indices of any integer type, ``(batch, 1, *spatial)`` or
+        ``(batch, *spatial)``, and `IGNORE`; the weight holds one number per voxel in the target's shape; the progress
+        is the share of the training that is over. Where every voxel is ignored, loss and gradient are 0.
 
     Raises:
         ConfigError: there are fewer than two classes, or the weights do not fit them.
     """
     if classes < 2:
         raise ConfigError(f"a segmentation needs at least 2 classes, background included; found {classes}")
-    terms = [_TERMS[name] for name in _KINDS[settings.kind]]
-    weights = _class_weights(settings, classes, voxels)
+    membership = membership_of(regions, classes) if regions else None
+    how = terms.Judging(
+        weights=_class_weights(settings, classes, voxels, regions),
+        first=0 if regions or settings.include_background else 1,
+        smooth=settings.smooth,
+        squared=settings.squared,
+        per_patch=not settings.batch_dice,
+        gamma=settings.gamma,
+        errors=(settings.alpha, settings.beta),
+        top=settings.top_k,
+        reduce=reduce,
+    )
 
-    def loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, progress: float = 1.0) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            judged = _judged(logits, target, weight)
-            values = [term(judged, settings, weights) for term in terms]
+            if membership is None:
+                judged = judge_classes(logits, target, weight)
+            else:
+                judged = judge_regions(logits, target, weight, membership.to(logits.device))
+            values = [term(judged, how) for term in _KINDS[settings.kind]]
+            values += [factor * term(judged, how) for term, factor in _additions(settings, progress)]
             return torch.stack(values).sum()
 
     return deeply_supervised(loss)
+
+
+def _additions(settings: LossSettings, progress: float) -> list[tuple[terms.Term, float]]:
+    """Terms beside the kind's own, with their weights. Which ones there are does not depend on the progress."""
+    added: list[tuple[terms.Term, float]] = []
+    if settings.blob_weight > 0:
+        added.append((terms.blobs, settings.blob_weight))
+    surface = _SURFACES[settings.surface]
+    if surface is not None:
+        warm = min(1.0, progress / settings.surface_warm_in) if settings.surface_warm_in > 0 else 1.0
+        added.append((surface, warm * settings.surface_weight))
+    return added
 
 
 def balanced_weights(voxels: Sequence[int]) -> tuple[float, ...]:
@@ -110,15 +187,17 @@ def deeply_supervised(loss: Loss) -> Loss:
         ConfigError: (when called) a resolution is no whole fraction of the target's.
     """
 
-    def supervised(logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def supervised(
+        logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None, progress: float = 1.0
+    ) -> Tensor:
         if isinstance(logits, Tensor):
-            return loss(logits, target, weight)
+            return loss(logits, target, weight, progress)
         shares = [0.5**level for level in range(len(logits))]
         values = []
         for level in logits:
             size = level.shape[2:]
             thinner = None if weight is None else _thinned(weight, size)
-            values.append(loss(level, _thinned(target, size), thinner))
+            values.append(loss(level, _thinned(target, size), thinner, progress))
         return torch.stack([s * v for s, v in zip(shares, values, strict=True)]).sum() / sum(shares)
 
     return supervised
@@ -140,113 +219,33 @@ def _thinned(voxels: Tensor, size: Sequence[int]) -> Tensor:
     return voxels
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """What was predicted beside what is true.
-
-    Attributes:
-        log_probabilities: ``(batch, classes, *spatial)`` float32.
-        right: the log-probability of the true class, ``(batch, *spatial)``.
-        target: ``(batch, *spatial)`` int64; 0 where ignored.
-        weight: ``(batch, *spatial)`` float32; 0 where ignored.
-    """
-
-    log_probabilities: Tensor
-    right: Tensor
-    target: Tensor
-    weight: Tensor
-
-
-def _judged(logits: Tensor, target: Tensor, weight: Tensor | None) -> _Judged:
-    if target.ndim == logits.ndim:
-        target = target.squeeze(1)
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit")
-    valid = target != IGNORE
-    weights = valid.float()
-    if weight is not None:
-        weights = weights * weight.float().reshape(target.shape)
-    known = target.long().masked_fill(~valid, 0)
-    log_probabilities = logits.float().log_softmax(dim=1)
-    return _Judged(log_probabilities, log_probabilities.gather(1, known[:, None])[:, 0], known, weights)
-
-
-_Term: TypeAlias = Callable[[_Judged, LossSettings, Tensor | None], Tensor]
-
-
-def _cross_entropy(judged: _Judged, settings: LossSettings, weights: Tensor | None) -> Tensor:
-    return _weighted_mean(-judged.right, judged, weights)
-
-
-def _focal(judged: _Judged, settings: LossSettings, weights: Tensor | None) -> Tensor:
-    """Softmax focal loss: cross-entropy times (1 - p of the true class) to the power gamma."""
-    # The smallest number keeps the slope finite where p is 1 and gamma below 1.
-    missing = -torch.expm1(judged.right)
-    return _weighted_mean(missing.clamp_min(1e-7) ** settings.gamma * -judged.right, judged, weights)
-
-
-def _weighted_mean(values: Tensor, judged: _Judged, weights: Tensor | None) -> Tensor:
-    weight = judged.weight
-    if weights is not None:
-        weight = weight * weights.to(weight.device)[judged.target]
-    total = weight.sum()
-    return (values * weight).sum() / torch.where(total > 0, total, 1.0)
-
-
-def _dice(judged: _Judged, settings: LossSettings, weights: Tensor | None) -> Tensor:
-    """Soft Dice, its sums taken over the whole batch (as Tversky's with half of both errors)."""
-    return _overlap(judged, settings, (0.5, 0.5), settings.smooth / 2)
-
-
-def _tversky(judged: _Judged, settings: LossSettings, weights: Tensor | None) -> Tensor:
-    return _overlap(judged, settings, (settings.alpha, settings.beta), settings.smooth)
-
-
-def _overlap(judged: _Judged, settings: LossSettings, errors: tuple[float, float], smooth: float) -> Tensor:
-    """Mean loss of the classes that are in the batch, plus that of those that are not.
-
-    A class that is in the batch costs ``1 - (hit + s) / (hit + a * false positives + b * false negatives + s)``. For
-    one that is not, that fraction would read the residual probability of 1e-5 per voxel in a batch of 200,000 as a
-    loss of 0.5; it costs the mean probability that it is given instead, which is harmless where it is rightly absent.
-    """
-    first = 0 if settings.include_background else 1
-    classes, weight, target = judged.log_probabilities.shape[1], judged.weight, judged.target.flatten()
-    # Sums over classes by index: a one-hot truth would be as large as the logits, gigabytes for a hundred classes.
-    hits = weight.new_zeros(classes).index_add(0, target, (judged.right.exp() * weight).flatten())[first:]
-    true = weight.new_zeros(classes).index_add(0, target, weight.flatten())[first:]
-    probabilities = judged.log_probabilities.exp().flatten(2)
-    given = torch.einsum("bkn,bn->k", probabilities, weight.flatten(1))[first:]
-    voxels = weight.sum()
-    false_positives, false_negatives = errors[0] * (given - hits), errors[1] * (true - hits)
-    # The tiny number only matters for smooth = 0, where an absent class would divide 0 by 0.
-    present = 1 - (hits + smooth) / (hits + false_positives + false_negatives + smooth).clamp_min(1e-12)
-    absent = given / torch.where(voxels > 0, voxels, 1.0)
-    here = true > 0
-    return _mean_where(present, here) + _mean_where(absent, ~here)
-
-
-def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp_min(1)
-
-
-def _class_weights(settings: LossSettings, classes: int, voxels: Sequence[int] | None) -> Tensor | None:
+def _class_weights(
+    settings: LossSettings, classes: int, voxels: Sequence[int] | None, regions: Sequence[Sequence[int]]
+) -> Tensor | None:
     weights = settings.class_weights
     if weights is None:
         return None
     if weights == "balanced":
         if voxels is None:
             raise ConfigError("loss.class_weights 'balanced' needs the data set's voxel counts; give numbers instead")
-        weights = balanced_weights(voxels)
-    if len(weights) != classes:
-        raise ConfigError(f"loss.class_weights has {len(weights)} numbers, but there are {classes} classes")
+        weights = balanced_weights([sum(voxels[i] for i in region) for region in regions] if regions else voxels)
+    expected, what = (len(regions), "regions") if regions else (classes, "classes")
+    if len(weights) != expected:
+        raise ConfigError(f"loss.class_weights has {len(weights)} numbers, but there are {expected} {what}")
     return torch.tensor(weights, dtype=torch.float32)
 
 
-_TERMS: dict[str, _Term] = {"dice": _dice, "cross_entropy": _cross_entropy, "focal": _focal, "tversky": _tversky}
-_KINDS: dict[str, tuple[str, ...]] = {
-    "dice": ("dice",),
-    "cross_entropy": ("cross_entropy",),
-    "dice_cross_entropy": ("dice", "cross_entropy"),
-    "focal": ("focal",),
-    "tversky": ("tversky",),
+_KINDS: dict[str, tuple[terms.Term, ...]] = {
+    "dice": (terms.dice,),
+    "cross_entropy": (terms.cross_entropy,),
+    "dice_cross_entropy": (terms.dice, terms.cross_entropy),
+    "focal": (terms.focal,),
+    "dice_focal": (terms.dice, terms.focal),
+    "tversky": (terms.tversky,),
+    "tversky_cross_entropy": (terms.tversky, terms.cross_entropy),
+    "generalized_dice": (terms.generalized_dice,),
+    "generalized_dice_cross_entropy": (terms.generalized_dice, terms.cross_entropy),
+    "top_k": (terms.top_k,),
+    "dice_top_k": (terms.dice, terms.top_k),
 }
+_SURFACES: dict[str, terms.Term | None] = {"none": None, "boundary": terms.boundary, "hausdorff": terms.hausdorff}

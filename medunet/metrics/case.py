@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.metrics.overlap import Counts, count_overlap, label_masks
+from medunet.metrics.overlap import Counts, Structure, count_overlap, label_masks
 from medunet.metrics.surface import NOTHING_TO_MEASURE, SurfaceScores, surface_scores, worst_surface_scores
 
 POLICY = (
@@ -163,7 +163,7 @@ def score_case(
     prediction: NDArray[Any],
     reference: NDArray[Any],
     spacing: tuple[float, ...],
-    labels: Mapping[str, int],
+    labels: Mapping[str, Structure],
     ignore: int | None = None,
     tolerance: float = 1.0,
 ) -> list[LabelScores]:
@@ -173,7 +173,8 @@ def score_case(
         prediction: label map `(x, y)` or `(x, y, z)`.
         reference: label map of the same shape.
         spacing: per axis, in the unit in which distances are wanted.
-        labels: name and value of each structure to score; leave the background out unless it is a structure.
+        labels: name of each structure to score, and its value or values; leave the background out unless it is a
+            structure.
         ignore: the value of unannotated voxels in the reference.
         tolerance: of the surface Dice, in the spacing's unit.
 

@@ -92,11 +92,22 @@ def count_overlap(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -
     return Counts(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(reference)) - both)
 
 
+Structure = int | tuple[int, ...]
+"""The value of a structure in label maps, or the values whose union it is."""
+
+
+def label_mask(labels: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
+    """Where a label map holds a structure."""
+    if isinstance(structure, int):
+        return labels == structure
+    return labels == structure[0] if len(structure) == 1 else np.isin(labels, structure)
+
+
 def label_masks(
-    prediction: NDArray[Any], reference: NDArray[Any], value: int, ignore: int | None = None
+    prediction: NDArray[Any], reference: NDArray[Any], value: Structure, ignore: int | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The masks of one label in prediction and reference, without the voxels that the reference ignores."""
-    predicted, true = prediction == value, reference == value
+    """The masks of one structure in prediction and reference, without the voxels that the reference ignores."""
+    predicted, true = label_mask(prediction, value), label_mask(reference, value)
     if ignore is not None:
         known = reference != ignore
         predicted &= known
@@ -105,14 +116,14 @@ def label_masks(
 
 
 def count_labels(
-    prediction: NDArray[Any], reference: NDArray[Any], labels: Mapping[str, int], ignore: int | None = None
+    prediction: NDArray[Any], reference: NDArray[Any], labels: Mapping[str, Structure], ignore: int | None = None
 ) -> dict[str, Counts]:
     """Voxel counts by name, without any distance: quick enough for every validation during training.
 
     Args:
         prediction: label map of any shape.
         reference: label map of the same shape.
-        labels: name and value of each structure to count.
+        labels: name of each structure to count, and its value or values.
         ignore: the value of unannotated voxels in the reference.
     """
     return {name: count_overlap(*label_masks(prediction, reference, value, ignore)) for name, value in labels.items()}

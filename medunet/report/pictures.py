@@ -140,9 +140,9 @@ def _draw_outlines(ax: Axes, plane: Plane, overlay: Overlay, wide: float) -> Non
     _tint(ax, plane, overlay)
     for value, colour in _coloured(overlay):
         for labels, dashed in ((plane.reference, False), (plane.prediction, True)):
-            if labels is None or not (labels == value).any():
+            if labels is None or not (mask := np.isin(labels, value)).any():
                 continue
-            lines = _contour(ax, labels == value, plane.steps)
+            lines = _contour(ax, mask, plane.steps)
             lines.set(edgecolor=tinted(colour, 0.7) if dashed else colour, linewidth=0.65 * wide if dashed else wide)
             if dashed:
                 lines.set_linestyle(_DASHES)
@@ -168,7 +168,7 @@ def _tint(ax: Axes, plane: Plane, overlay: Overlay) -> None:
     height, width = plane.extent
     layer = np.zeros((*plane.shape, 4), dtype=np.float32)
     for value, colour in _coloured(overlay):
-        layer[plane.reference == value] = to_rgba(colour, 0.2)
+        layer[np.isin(plane.reference, value)] = to_rgba(colour, 0.2)
     ax.imshow(layer, extent=(0, width, height, 0), interpolation="nearest", aspect="equal")
 
 
@@ -184,7 +184,7 @@ def _contour(ax: Axes, mask: NDArray[np.bool_], steps: tuple[float, float]) -> A
     return lines
 
 
-def _coloured(overlay: Overlay) -> list[tuple[int, str]]:
+def _coloured(overlay: Overlay) -> list[tuple[int | tuple[int, ...], str]]:
     return list(zip(overlay.names.values(), label_colours(len(overlay.names)), strict=True))
 
 
@@ -221,7 +221,7 @@ def _legend_entries(overlay: Overlay, planes: Sequence[Plane]) -> list[Any]:
     entries = [
         Line2D([], [], color=colour, linewidth=4, label=names[value])
         for value, colour in _coloured(overlay)
-        if value in present
+        if not present.isdisjoint(np.atleast_1d(value).tolist())
     ]
     if overlay.reference is not None:
         entries.append(Line2D([], [], color=_LIGHT, linewidth=1.7, label="reference"))

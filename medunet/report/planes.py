@@ -19,7 +19,8 @@ class Overlay:
     """A scan and the label maps to draw on it.
 
     Attributes:
-        names: name and value of each label to outline; leave the background out.
+        names: name of each structure to outline, and its value or the values whose union it is; leave the background
+            out.
         spacing: per axis, in `unit`.
         image: `(x, y)` or `(x, y, z)`, any number type; None shows the outlines alone.
         reference: label map of the same shape, or None.
@@ -30,7 +31,7 @@ class Overlay:
             right, y and z run down.
     """
 
-    names: Mapping[str, int]
+    names: Mapping[str, int | tuple[int, ...]]
     spacing: tuple[float, ...]
     image: NDArray[Any] | None = None
     reference: NDArray[Any] | None = None
@@ -125,7 +126,7 @@ def _name(overlay: Overlay, axis: int) -> str:
 def _largest_areas(overlay: Overlay) -> tuple[int, ...]:
     for labels in (overlay.reference, overlay.prediction):
         if labels is not None:
-            mask = np.isin(labels, list(overlay.names.values()))
+            mask = np.isin(labels, [v for value in overlay.names.values() for v in np.atleast_1d(value)])
             if mask.any():
                 return tuple(
                     int(np.argmax(np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medunet.data.decision import Decision, decision_of
 from medunet.data.preprocess import ScanView, Undo
 from medunet.data.restore import Part, restored
 from medunet.data.volume import Volume
@@ -31,7 +32,7 @@ from medunet.networks.unet import UNet
 from medunet.segmentation.planning import Planner, PredictSettings, Scan, ScanPlan, parts_of
 
 Sink = Callable[[Box, NDArray[np.uint8], Sequence[NDArray[np.float32]]], None]
-"""Takes a box of the kept part, its class indices, and the probabilities of all classes if they were asked for."""
+"""Takes a box of the kept part, its class indices, and all classes' (or regions') probabilities if asked for."""
 
 
 class Segmenter:
@@ -61,6 +62,16 @@ class Segmenter:
     @property
     def card(self) -> ModelCard:
         return self.models[0].card
+
+    @property
+    def decision(self) -> Decision:
+        """What scores come to: the largest class, or regions painted one over the other."""
+        return decision_of(self.card.labels)
+
+    def decided(self, logits: torch.Tensor) -> torch.Tensor:
+        """Class indices `(*spatial)` uint8 of one opinion's logits `(class, *spatial)`, on their device."""
+        decision = self.decision
+        return decision.decide(decision.activate(logits) if decision.needs_probabilities else logits)
 
     @property
     def method(self) -> Method:
@@ -126,19 +137,20 @@ class Segmenter:
         Scores are interpolated as probabilities, so that labels do not depend on what else is asked for.
 
         Args:
-            scores: whether the sink wants the probabilities of all classes as well.
+            scores: whether the sink wants the probabilities of all classes (or regions) as well.
         """
+        decision = self.decision
         for number, part in enumerate(plan.parts):
             slabs = self._part_scores(scan, plan, part, _share(report, number, len(plan.parts)))
-            if plan.opinions == 1 and (scores or scan.undo.resampled):
-                slabs = probabilities(slabs)
+            if plan.opinions == 1 and (scores or scan.undo.resampled or decision.needs_probabilities):
+                slabs = probabilities(slabs, decision.activate)
             if not scores and not scan.undo.resampled:
-                _label_slabs(slabs, part, sink)
+                _label_slabs(slabs, part, decision, sink)
                 continue
             arrays = ((start, stop, logits.cpu().float().numpy()) for start, stop, logits in slabs)
             for piece in restored(arrays, scan.undo, part):
                 given = [piece.scores(index) for index in range(piece.classes)] if scores else []
-                sink(piece.box, piece.winners(), given)
+                sink(piece.box, piece.winners(decision), given)
 
     def _part_scores(self, scan: Scan, plan: ScanPlan, part: Part, report: Progress | None) -> Iterator[Slab]:
         """Logits of one opinion, or mean probabilities of several, along the plan's axis."""
@@ -171,7 +183,7 @@ class Segmenter:
             for number in range(len(self.models))
             for mirror in self._mirrorings
         ]
-        return opinions[0] if len(opinions) == 1 else averaged(opinions, part.axis)
+        return opinions[0] if len(opinions) == 1 else averaged(opinions, part.axis, self.decision.activate)
 
     def _opinion(
         self,
@@ -215,10 +227,10 @@ class Segmenter:
         return np.ascontiguousarray(whole)
 
 
-def _label_slabs(slabs: Iterable[Slab], part: Part, sink: Sink) -> None:
-    """Labels of scores that need no interpolation: the largest wins on the device, and one byte a voxel leaves it."""
+def _label_slabs(slabs: Iterable[Slab], part: Part, decision: Decision, sink: Sink) -> None:
+    """Labels of scores that need no interpolation: decided on the device, and one byte a voxel leaves it."""
     for start, stop, scores in slabs:
-        winners = scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        winners = decision.decide(scores).cpu().numpy()
         starts = [start if a == part.axis else n for a, n in enumerate(part.kept.start)]
         stops = [stop if a == part.axis else n for a, n in enumerate(part.kept.stop)]
         sink(Box(tuple(starts), tuple(stops)), winners, [])

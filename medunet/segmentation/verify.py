@@ -135,23 +135,23 @@ def _verify(model: Model, view: Image, segmenter: Segmenter, compiled: bool) -> 
     answer = _compiled if compiled else _streamed
     seconds: dict[str, float] = {}
     truth = _timed(seconds, "plain", lambda: _plain(model, view, region, plain))
-    labels = truth.argmax(dim=0)
+    labels = segmenter.decided(truth)
     streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, plain))
     difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
     if used != plain:
         streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, used))
-    precision = _changed(streamed, labels)
+    precision = _changed(segmenter.decided(streamed), labels)
     blended = times = None
     if network.padded:
         part = _middle(region, BLENDED_VOXELS)
         found = _timed(seconds, "blended", lambda: _blended(model, view, part, plain))
-        blended = _changed(found, labels[part.relative_to(region.start).slices])
+        blended = _changed(segmenter.decided(found), labels[part.relative_to(region.start).slices])
         times = seconds["blended"] / _around(model, view, part).voxels / (seconds["streamed"] / region.voxels)
     return Verification(region.shape, region.shape == shape, difference, precision, blended, times, seconds)
 
 
-def _changed(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(dim=0) != labels).double().mean())
+def _changed(found: Tensor, labels: Tensor) -> float:
+    return float((found != labels).double().mean())
 
 
 def _timed(seconds: dict[str, float], name: str, work: Callable[[], Tensor]) -> Tensor:

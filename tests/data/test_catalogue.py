@@ -138,8 +138,8 @@ def test_what_is_no_data_set_says_why(tmp_path: Path, what: str) -> None:
         "no scans": "holds no scan",
         "orphan label": "without an image of the same name, first: x",
         "bad json": "not valid JSON",
-        "colours": "must have one integer value",
-        "regions": "must have one integer value",
+        "colours": "turned into label maps first",
+        "regions": "not clear which one it writes",
     }[what]
     if what == "no scans":
         (tmp_path / "images").mkdir()

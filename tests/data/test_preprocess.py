@@ -161,6 +161,32 @@ def test_a_constant_channel_becomes_zero() -> None:
     assert not array.any()
 
 
+@pytest.mark.parametrize("kind", ["zscore", "minmax", "ct"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [0.0, 1.0, 100.1, 1e7 / 3, -1e-3])
+def test_constant_scans_are_never_divided_by_nothing(kind: str, dtype: type, value: float) -> None:
+    """Also with statistics of the data set's own constant foreground, or over no voxel at all (all are 0)."""
+    if np.issubdtype(dtype, np.integer):
+        value = float(np.clip(round(value), 0, np.iinfo(dtype).max))
+    constant = Volume(np.full((1, 7, 6, 5), value, dtype))
+    numbers = {"low": value, "high": value, "mean": value, "std": 0.0} if kind == "ct" else {}
+    for nonzero in (False, True):
+        how = Normalisation(kind, nonzero, **numbers)  # type: ignore[arg-type]
+        array, _ = preprocess(constant, PreprocessSettings(normalise=(how,)))
+        assert np.isfinite(array).all() and np.abs(array).max() <= 1e-7 * max(1.0, abs(value))
+
+
+def test_rounding_is_not_blown_up_to_a_contrast() -> None:
+    """Two neighbouring float32 numbers are one intensity; nearly constant scans that are none keep their contrast."""
+    values = np.full((1, 4, 4, 4), 1e6, np.float32)
+    values[0, :2] = np.nextafter(np.float32(1e6), np.float32(2e6))
+    array, _ = preprocess(Volume(values), PreprocessSettings())
+    assert np.abs(array).max() < 0.1
+    values[0, :2] = 1e6 + 10
+    array, _ = preprocess(Volume(values), PreprocessSettings())
+    np.testing.assert_allclose(np.abs(array), 1, rtol=1e-2)
+
+
 def test_microscopes_have_no_patient_orientation() -> None:
     """In um there is no 'right': axes stay as they are even where the affine runs backwards."""
     array = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)

@@ -62,3 +62,12 @@ def test_ignored_voxels_count_on_neither_side() -> None:
 
 def test_everything_ignored_has_no_accuracy() -> None:
     assert isnan(pixel_accuracy(np.ones((3, 3)), np.full((3, 3), 9), ignore=9))
+
+
+def test_unions_of_labels_are_structures(rng: np.random.Generator) -> None:
+    """The region of labels 1 and 3 is what it is where both are written as one label."""
+    prediction, reference = rng.integers(0, 5, (2, 7, 6, 5))
+    found = count_labels(prediction, reference, {"one": 1, "also one": (1,), "both": (1, 3)}, ignore=4)
+    merged = [np.where(np.isin(labels, (1, 3)), 1, np.where(labels == 4, 4, 0)) for labels in (prediction, reference)]
+    assert found["one"] == found["also one"] == count_labels(prediction, reference, {"one": 1}, ignore=4)["one"]
+    assert found["both"] == count_labels(*merged, {"both": 1}, ignore=4)["both"] != found["one"]
