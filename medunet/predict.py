@@ -276,6 +276,7 @@ class _Work:
         if self._steps:
             with job.watch.stage("postprocess"):
                 changed = postprocess(job.canvas.labels, job.volume, self._segmenter.card.labels, self._steps)
+            job.canvas.look_again()
             job.changed = {s.describe(job.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
         return job
 

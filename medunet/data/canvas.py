@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.blocks import Empty, blocks
+from medunet.data.blocks import Empty, as_stored, blocks
 from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Undo
 from medunet.data.scratch import release
@@ -57,6 +57,11 @@ class Canvas:
                 for index, one in enumerate(given):
                     _fill(one, 1.0 if index == 0 and not table.regions else 0.0)
         return Canvas(labels.transpose(back), values, undo, None if given is None else given.transpose(back))
+
+    def look_again(self) -> None:
+        """Set `found` anew, after labels were changed in place."""
+        parts = blocks(as_stored(self.labels[0]))
+        self.found = any(bool((part != self.values[0]).any()) for part in parts)
 
     def put(self, box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:
         """Take a box of the kept part (see `Undo`).

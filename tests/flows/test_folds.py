@@ -118,6 +118,13 @@ def test_a_model_with_postprocessing_applies_it_and_can_be_told_not_to(
         record = ["--record", str(tmp_path / f"{name}.json"), *more]
         assert run(["predict", str(copied), image, "-o", str(tmp_path / f"{name}.nii.gz"), *record]) == 0
     assert "remove components of bright below 1e+06 mm³" in capsys.readouterr().err
+    everything = tmp_path / "all.nii.gz"
+    model = load_model(copied / "fold_0")
+    nothing = tuple(PostStep("remove_small", name, 1e6, "mm") for name in ("bright", "dark"))
+    single = tmp_path / "single.safetensors"
+    save_model(single, model.network.state_dict(), replace(model.card, postprocess=nothing))
+    assert run(["predict", str(single), image, "-o", str(everything)]) == 0
+    assert "NOTE: nothing but background was found" in capsys.readouterr().out
     one, two = (medunet.read_volume(tmp_path / f"{name}.nii.gz").array for name in ("with", "without"))
     assert (two == 7).any() and not (one == 7).any()
     np.testing.assert_array_equal(one, np.where(two == 7, 0, two))
@@ -157,7 +164,7 @@ def test_postprocessing_that_helps_reaches_every_fold_and_predict(done: tuple[Pa
     assert record["dice_after"]["dark"] == record["dice_before"]["dark"] == 1
     assert all(model.card.postprocess == (PostStep(**step),) for model in load_models(copied))
     scores = json.loads((copied / "validation" / "scores.json").read_text())
-    means = {label: scores["summary"]["labels"][label]["dice"]["mean"] for label in ("bright", "dark")}
+    means = {label: scores["labels"][label]["statistics"]["dice"]["mean"] for label in ("bright", "dark")}
     assert means["bright"] == pytest.approx(record["dice_before"]["bright"], abs=1e-5), "the scores are without it"
 
 
