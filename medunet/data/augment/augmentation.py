@@ -24,7 +24,8 @@ class Augmentation:
     """Changes patches at random; what happens depends on the draw alone.
 
     It runs where the arrays are, on a CPU or a GPU, with the same draws. Patches of a batch are changed one after the
-    other: on one core, batches of eight took as long as eight patches, and on a GPU one patch is work enough.
+    other: on one core torch gains nothing from larger batches (`benchmarks/augment_speed.py --parts`), and patches that
+    were read with their surroundings differ in size.
 
     Rotation, scaling, elastic displacement and mirrors are drawn with their own probabilities and share one
     resampling, or none where only mirrors were drawn. MONAI's RandAffined has one probability for all, shifts by half

@@ -6,16 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunet.data.augment.sampling import Look, along_axes, blur_matrix, linear_matrix, resample
+from medunet.data.augment.sampling import SLACK, Look, along_axes, blur_matrix, linear_matrix, resample
 from medunet.data.augment.settings import AugmentSettings
 
 _LATTICE_CELLS_PER_SIGMA = 2
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,14 @@ class Move:
 
     def read_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The input that fills an output of `size`; longer than it by an even number per axis, often 0."""
-        half = (np.asarray(size) - 1) / 2
-        reach = self._extents(half) if self.matrix is None else np.abs(self._whole_matrix()) @ half + 3 * self.amplitude
-        beyond = np.ceil(np.round(reach - half, 6)).astype(int)
-        return tuple(int(n + 2 * max(b, 0)) for n, b in zip(size, beyond, strict=True))
+        half = [(n - 1) / 2 for n in size]
+        if self.matrix is None:
+            reach = list(self._extents(half))
+        else:
+            rows = self._whole_matrix().tolist()
+            reach = [sum(abs(a) * h for a, h in zip(row, half, strict=True)) + 3 * self.amplitude for row in rows]
+            reach = [far + SLACK for far in reach]
+        return tuple(n + 2 * max(math.ceil(r - h), 0) for n, h, r in zip(size, half, reach, strict=True))
 
     def apply(
         self, image: Tensor, label: Tensor, size: tuple[int, ...], field: Tensor | None = None
@@ -67,17 +73,16 @@ class Move:
         assert self.matrix is not None
         return self.matrix[:, list(self.order)] * np.where(self.flipped, -1.0, 1.0)
 
-    def _extents(self, size: Sequence[int] | NDArray[np.float64]) -> NDArray[np.float64]:
+    def _extents(self, size: Sequence[T]) -> tuple[T, ...]:
         """The output's size, one number per axis of the input."""
-        extents = np.zeros(len(size), np.asarray(size).dtype)
-        extents[list(self.order)] = size
-        return extents
+        return tuple(n for _, n in sorted(zip(self.order, size, strict=True)))
 
-    def _turned(self, array: Tensor, extents: Sequence[int] | NDArray[np.float64]) -> Tensor:
+    def _turned(self, array: Tensor, extents: tuple[int, ...]) -> Tensor:
         """The centre of the array, reordered and mirrored: a copy."""
-        starts = [(n - int(m)) // 2 for n, m in zip(array.shape[1:], extents, strict=True)]
-        part = array[(slice(None), *(slice(s, s + int(m)) for s, m in zip(starts, extents, strict=True)))]
-        part = part.permute(0, *(axis + 1 for axis in self.order))
+        starts = [(n - m) // 2 for n, m in zip(array.shape[1:], extents, strict=True)]
+        part = array[(slice(None), *(slice(s, s + m) for s, m in zip(starts, extents, strict=True)))]
+        if self.order != tuple(range(len(self.order))):
+            part = part.permute(0, *(axis + 1 for axis in self.order))
         # Unlike contiguous(), flip copies even where nothing needs to move.
         return part.flip([axis for axis, backwards in enumerate(self.flipped, start=1) if backwards]).contiguous()
 
