@@ -6,8 +6,9 @@ worker processes changes nothing, and a resumed run sees the patches it would ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,36 @@ class PreparedCase:
                 f"{self.name}: image {self.image.shape} and label {self.label.shape} do not fit; "
                 "expected (channel, …) and (1, …) with equal, not empty spatial shapes"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class RawPatch:
+    """A patch as read, with all that its augmentation needs: on a GPU, where there is one.
+
+    Attributes:
+        image: ``(channel, *spatial)`` in the case's dtype; larger than a patch where its move needs surroundings. An
+            array may be a view of the case, and is never written to.
+        label: ``(1, *spatial)``, the same voxels.
+        draw: decides the augmentation.
+        case: its name.
+    """
+
+    image: NDArray[Any] | Tensor
+    label: NDArray[Any] | Tensor
+    draw: Draw
+    case: str
+
+    def to(self, device: torch.device) -> RawPatch:
+        """The same patch on a device; arrays become tensors."""
+        image, label = (
+            torch.as_tensor(_owned(a)) if not isinstance(a, Tensor) else a for a in (self.image, self.label)
+        )
+        return replace(self, image=image.to(device, non_blocking=True), label=label.to(device, non_blocking=True))
+
+    def pin_memory(self) -> RawPatch:
+        """The patch in page-locked memory; the data loader calls this."""
+        image, label = (torch.as_tensor(_owned(a)) for a in (self.image, self.label))
+        return replace(self, image=image.pin_memory(), label=label.pin_memory())
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +208,7 @@ class PatchDataset(Dataset[PatchBatch]):
         size = self.settings.size
         if not self.cases or self.per_epoch < 1:
             raise ConfigError(f"nothing to train on: {len(self.cases)} cases, {self.per_epoch} patches per epoch")
+        self.augmentation.check_size(size)
         margin = self.margin or (0,) * len(size)
         if len(margin) != len(size) or min(n - 2 * m for n, m in zip(size, margin, strict=True)) < 1 or min(margin) < 0:
             raise ConfigError(f"a network with margin {self.margin} has no output for patches.size {size}")
@@ -189,20 +221,39 @@ class PatchDataset(Dataset[PatchBatch]):
 
     def __getitem__(self, number: int) -> PatchBatch:
         """One patch as a batch of one."""
+        return self.augmented([self.read(number)])
+
+    def read(self, number: int) -> RawPatch:
+        """One patch before its augmentation."""
         draw = Draw(self.seed, *divmod(number, self.per_epoch))
         case = self.cases[self._turn(number)]
-        size = self.settings.size
         frame = _Frame.of(case, self.settings, self.margin)
         start = frame.place(case, self.settings.oversample, draw.generator(_PLACE))
-        image, label = frame.read(case, start, self.augmentation.read_size(size, draw))
-        moved, after = self.augmentation(image, label, draw, size)
-        inner = (slice(None), *(slice(m, n - m) for m, n in zip(frame.margin, size, strict=True)))
-        return PatchBatch(moved[None], after[inner].contiguous()[None], [case.name])
+        image, label = frame.read(case, start, self.augmentation.read_size(self.settings.size, draw))
+        return RawPatch(image, label, draw, case.name)
+
+    def augmented(self, patches: Sequence[RawPatch]) -> PatchBatch:
+        """Augment patches, at least one, where they are: on a CPU or a GPU, each as it would be alone."""
+        size, margin = self.settings.size, self.margin or (0,) * len(self.settings.size)
+        images, labels = self.augmentation.batch(
+            [patch.image for patch in patches],
+            [patch.label for patch in patches],
+            [patch.draw for patch in patches],
+            size,
+        )
+        inner = (slice(None), slice(None), *(slice(m, n - m) for m, n in zip(margin, size, strict=True)))
+        return PatchBatch(images, labels[inner].contiguous(), [patch.case for patch in patches])
 
     def _turn(self, number: int) -> int:
         """Which case's turn it is."""
         turn, place = divmod(number, len(self.cases))
-        return int(Draw(self.seed, 0, turn).generator(_ORDER).permutation(len(self.cases))[place])
+        return _round(self.seed, turn, len(self.cases))[place]
+
+
+@lru_cache(maxsize=2)
+def _round(seed: int, turn: int, count: int) -> tuple[int, ...]:
+    """The order of the cases in one round; kept, as the patches after this one are mostly of the same round."""
+    return tuple(Draw(seed, 0, turn).generator(_ORDER).permutation(count).tolist())
 
 
 @dataclass(frozen=True)
@@ -242,12 +293,18 @@ class _Frame:
     def read(
         self, case: PreparedCase, start: tuple[int, ...], size: tuple[int, ...]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Image and label of the patch of `size` (the network's dimensions) with the same centre as the output."""
+        """Image and label of the patch of `size` (the network's dimensions) with the same centre as the output.
+
+        Views of the case where the patch lies within it.
+        """
         inner = [n for axis, n in enumerate(self.output) if axis != self.across]
         beyond = tuple((n - m) // 2 for n, m in zip(size, inner, strict=True))
         box = Box.of_shape(self.output, start).grown(_widened(beyond, self.across, 0))
-        image = read_box(case.image, box, "reflect" if any(self.margin) else "constant")
-        label = read_box(case.label, box, "constant", IGNORE)
+        if Box.of_shape(case.label.shape[1:]).contains(box):
+            image, label = (array[(slice(None), *box.slices)] for array in (case.image, case.label))
+        else:
+            image = read_box(case.image, box, "reflect" if any(self.margin) else "constant")
+            label = read_box(case.label, box, "constant", IGNORE)
         if self.across is None:
             return image, label
         return image.squeeze(self.across + 1), label.squeeze(self.across + 1)
@@ -285,7 +342,9 @@ class EpochSampler(Sampler[int]):
         return self._dataset.per_epoch - self._skipped
 
 
-def make_loader(dataset: PatchDataset, workers: int = 0, pin_memory: bool = False) -> DataLoader[PatchBatch]:
+def make_loader(
+    dataset: PatchDataset, workers: int = 0, pin_memory: bool = False, device: torch.device | None = None
+) -> DataLoader[PatchBatch] | DeviceLoader:
     """A loader whose batches do not depend on the number of workers, nor touch any global generator.
 
     Call ``loader.sampler.set_epoch(epoch)`` before iterating over an epoch. The workers live as long as the loader.
@@ -294,18 +353,63 @@ def make_loader(dataset: PatchDataset, workers: int = 0, pin_memory: bool = Fals
         dataset: gives the batch size, too; the last batch of an epoch may be smaller.
         workers: processes that prepare patches; 0 prepares them in this one.
         pin_memory: prepare batches for copying to a GPU.
+        device: where to augment; the workers then only read, and batches arrive on it. None augments in the workers.
     """
+    if device is not None:
+        return DeviceLoader(dataset, _loader(_Reading(dataset), dataset, list, workers, pin_memory), device)
+    return _loader(dataset, dataset, collate, workers, pin_memory)
+
+
+class DeviceLoader:
+    """Batches (`PatchBatch`) whose patches workers read, and a device augments."""
+
+    def __init__(self, dataset: PatchDataset, loader: DataLoader[Any], device: torch.device) -> None:
+        self._dataset = dataset
+        self._loader = loader
+        self._device = device
+        self.sampler = loader.sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        for patches in self._loader:
+            yield self._dataset.augmented([patch.to(self._device) for patch in patches])
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading(Dataset[RawPatch]):
+    """The patches of a dataset before their augmentation."""
+
+    dataset: PatchDataset
+
+    def __getitem__(self, number: int) -> RawPatch:
+        patch = self.dataset.read(number)
+        # A view would keep, and pinning would copy, what lies around it.
+        return replace(patch, image=_owned(patch.image), label=_owned(patch.label))
+
+
+def _loader(
+    items: Dataset[Any], dataset: PatchDataset, join: Callable[[Sequence[Any]], Any], workers: int, pin_memory: bool
+) -> DataLoader[Any]:
     return DataLoader(
-        dataset,
+        items,
         batch_size=dataset.settings.batch,
         sampler=EpochSampler(dataset),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=join,
         pin_memory=pin_memory,
         worker_init_fn=_single_threaded,
         generator=torch.Generator(),  # without one of its own, the loader draws from the global generator
         persistent_workers=workers > 0,
     )
+
+
+def _owned(array: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
+    """The array itself where it has memory of its own that may be written to, else a copy; tensors stay."""
+    if isinstance(array, Tensor) or (array.flags.owndata and array.flags.writeable and array.flags.c_contiguous):
+        return array
+    return np.array(array, order="C")
 
 
 def _single_threaded(worker: int) -> None:

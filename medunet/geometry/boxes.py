@@ -138,6 +138,8 @@ def read_box(array: NDArray[Any], box: Box, mode: Fill = "constant", value: floa
 
 def _read_constant(array: NDArray[Any], box: Box, value: float) -> NDArray[Any]:
     inside = box.intersection(Box.of_shape(array.shape[1:]))
+    if inside == box:
+        return np.array(array[(slice(None), *box.slices)], order="C")
     result = np.full((array.shape[0], *box.shape), value, dtype=array.dtype)
     if inside.voxels:
         result[(slice(None), *inside.relative_to(box.start).slices)] = array[(slice(None), *inside.slices)]

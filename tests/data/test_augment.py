@@ -257,6 +257,94 @@ def test_only_the_named_axes_are_mirrored(axes: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(classes, np.flip(label, [a + 1 for a in axes]))
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_batch_becomes_what_its_patches_become_alone(dimensions: int) -> None:
+    augmentation, size = Augmentation(ALWAYS, dimensions), (9, 12, 10)[:dimensions]
+    draws = [Draw(4, 1, index) for index in range(12)]
+    pairs = [blob(augmentation.read_size(size, draw), centre=(6, 5, 7)[:dimensions]) for draw in draws]
+    images, labels = augmentation.batch([i for i, _ in pairs], [k for _, k in pairs], draws, size)
+    assert images.shape == (12, 1, *size) and labels.shape == (12, 1, *size)
+    for index, ((image, label), draw) in enumerate(zip(pairs, draws, strict=True)):
+        one, known = augmentation.batch([image], [label], [draw], size)
+        alone, classes = augmentation(image, label, draw, size)
+        assert torch.equal(images[index], one[0]) and torch.equal(labels[index], known[0])
+        assert torch.equal(images[index], alone) and torch.equal(labels[index], classes)
+    with pytest.raises(ValueError, match="at least one"):
+        augmentation.batch([], [], [], size)
+
+
+def test_threads_do_not_change_a_moved_patch() -> None:
+    image, label = blob((80, 80, 80), centre=(30, 40, 50))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(Augmentation(ALWAYS, 3)(image, label, Draw(0, 0, 3), (64, 62, 60)))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("moving", [False, True])
+def test_quarter_turns_are_exact_turns_of_the_patch(dimensions: int, moving: bool) -> None:
+    """With a vanishing rotation the turn goes through the resampling, and must come out the same."""
+    turns = only(quarter_turns=1, rotation=Chance(float(moving), 1e-9, 1e-9))
+    size = (4, 6, 8)[:dimensions]
+    rng, augmentation, seen = np.random.default_rng(0), Augmentation(turns, dimensions), set()
+    for index in range(60):
+        draw = Draw(0, 0, index)
+        read = augmentation.read_size(size, draw)
+        image = rng.normal(size=(1, *read)).astype(np.float32)
+        label = (image > 0).astype(np.uint8)
+        after, classes = augmentation(image, label, draw, size)
+        np.testing.assert_array_equal(classes, after > 0)
+        planes = [(k, axes) for axes in ((1, 2), (1, 3), (2, 3)) if max(axes) <= dimensions for k in (1, 2, 3)]
+        turned = {plane: np.rot90(image, *plane) for plane in planes}
+        large = [p for p, t in turned.items() if all(n >= m for n, m in zip(t.shape[1:], size, strict=True))]
+        fits = [p for p in large if np.allclose(after, middle(turned[p], size), atol=1e-5)]
+        assert len(fits) == 1
+        seen.add(fits[0])
+    assert len(seen) == (3 if dimensions == 2 else 9)
+
+
+def test_quarter_turns_leave_the_coarse_axis_alone_and_do_not_mirror() -> None:
+    augmentation = Augmentation(only(quarter_turns=1, coarse_axis=2), 3)
+    slices = np.broadcast_to(np.arange(5, dtype=np.float32), (1, 6, 6, 5))
+    letter = np.zeros((1, 6, 6, 5), np.uint8)
+    letter[0, 1:5, 1] = letter[0, 4, 1:4] = 1
+    turned = [np.rot90(letter, k, (1, 2)) for k in (1, 2, 3)]
+    for index in range(20):
+        after, classes = augmentation(slices, letter, Draw(0, 0, index))
+        np.testing.assert_array_equal(after, slices)
+        assert any(np.array_equal(classes, t) for t in turned)
+
+
+def test_scaling_per_axis_changes_proportions() -> None:
+    image, label = blob((40, 40, 40), centre=(20, 20, 20), width=100)
+    for per_axis in (False, True):
+        augmentation = Augmentation(only(scaling=Chance(1, 0.7, 1.4), scaling_per_axis=per_axis), 3)
+        spreads = []
+        for index in range(12):
+            _, classes = augmentation(image, label, Draw(0, 0, index))
+            extent = np.argwhere(classes[0].numpy() == 1).std(axis=0)
+            spreads.append(extent.max() / extent.min())
+        assert (max(spreads) > 1.2) == per_axis and (max(spreads) < 1.05) == (not per_axis)
+
+
+def test_mirrors_fold_into_the_resampling() -> None:
+    image, label = blob((15, 14, 13), centre=(5, 8, 6))
+    chance = Chance(1, 1e-9, 1e-9)
+    for index in range(8):
+        still = Augmentation(only(flip_axes=(0, 2), flip_probability=0.5), 3)(image, label, Draw(0, 0, index))
+        moved = Augmentation(only(flip_axes=(0, 2), flip_probability=0.5, rotation=chance), 3)(
+            image, label, Draw(0, 0, index)
+        )
+        np.testing.assert_allclose(still[0], moved[0], atol=1e-5)
+        np.testing.assert_array_equal(still[1], moved[1])
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -270,6 +358,8 @@ def test_only_the_named_axes_are_mirrored(axes: tuple[int, ...]) -> None:
         (lambda: AugmentSettings(rotation=Chance(1, -200, 0)), "'rotation'"),
         (lambda: AugmentSettings(flip_axes=(3,)), "axes are 0, 1 and 2"),
         (lambda: AugmentSettings(flip_probability=2), "flip_probability"),
+        (lambda: AugmentSettings(quarter_turns=-0.1), "quarter_turns"),
+        (lambda: Augmentation(AugmentSettings(quarter_turns=0.5), 3).check_size((8, 9, 8)), "odd and even"),
         (lambda: Augmentation(AugmentSettings(flip_axes=(2,)), 2), "axis 2"),
         (lambda: Augmentation(AugmentSettings(coarse_axis=0), 2), "coarse_axis"),
         (lambda: Draw(-1, 0, 0), "negative"),
@@ -288,6 +378,11 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"do not fit|cannot give"):
         Augmentation(STILL, len(label))(np.zeros((1, *image)), np.zeros((1, *label), np.uint8), Draw(0, 0, 0), size)
+
+
+def middle(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    starts = [(n - m) // 2 for n, m in zip(array.shape[1:], size, strict=True)]
+    return array[(slice(None), *(slice(s, s + n) for s, n in zip(starts, size, strict=True)))]
 
 
 def blob(shape: tuple[int, ...], centre: tuple[float, ...], width: float = 60) -> tuple[np.ndarray, np.ndarray]:

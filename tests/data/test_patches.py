@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +226,47 @@ def test_batches_join_patches_in_order() -> None:
     batch = collate([data[0], data[1]])
     assert batch.image.shape == (2, 1, 8, 8, 8) and batch.label.dtype == torch.uint8
     assert torch.equal(batch.image[1], data[1].image[0]) and batch.cases == [*data[0].cases, *data[1].cases]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_device_augments_as_workers_do(workers: int, dtype: type) -> None:
+    case = numbered((20, 18, 16))
+    case = replace(case, image=(case.image / 6000).astype(dtype))
+    data = replace(lively(), cases=[case], settings=PatchSettings((8, 10, 8), batch=3), margin=(1, 2, 0))
+    loaders = [make_loader(data), make_loader(data, workers, device=torch.device("cpu"))]
+    for epoch in (0, 2):
+        batches = []
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            batches.append(list(loader))
+        assert len(batches[0]) == len(batches[1]) == len(loaders[1]) == 3
+        for one, two in zip(*batches, strict=True):
+            assert torch.equal(one.image, two.image) and torch.equal(one.label, two.label) and one.cases == two.cases
+
+
+def test_augmentation_never_writes_to_a_case() -> None:
+    """Patches are views of their case until they are augmented."""
+    case = numbered((20, 18, 16))
+    image, label = case.image.copy(), case.label.copy()
+    every = {
+        field.name: replace(field.default, probability=0.5)
+        for field in fields(AugmentSettings)
+        if isinstance(field.default, Chance)
+    }
+    data = PatchDataset([case], PatchSettings((8, 8, 8)), 100, Augmentation(AugmentSettings(**every), 3))
+    for index in range(40):
+        patch = data[index]
+        patch.image.zero_()
+        patch.label.zero_()
+    np.testing.assert_array_equal(case.image, image)
+    np.testing.assert_array_equal(case.label, label)
+
+
+def test_quarter_turns_of_sizes_that_cannot_turn_are_refused() -> None:
+    turning = Augmentation(AugmentSettings(quarter_turns=0.5), 3)
+    with pytest.raises(ConfigError, match="odd and even"):
+        PatchDataset([numbered((20, 18, 16))], PatchSettings((8, 7, 8)), 10, turning)
 
 
 def test_a_memory_mapped_case_gives_the_same_patches(tmp_path: Path) -> None:

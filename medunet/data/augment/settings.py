@@ -1,0 +1,142 @@
+"""What may happen to a training patch, how often and how strongly, and which random draw decides it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Names one random draw: the same three numbers give the same patch in any process and in any order.
+
+    Raises:
+        ConfigError: a number is negative.
+    """
+
+    seed: int
+    epoch: int
+    index: int
+
+    def __post_init__(self) -> None:
+        if min(self.seed, self.epoch, self.index) < 0:
+            raise ConfigError(f"seed, epoch and index must not be negative, found {self}")
+
+    def bits(self, stream: int) -> np.random.PCG64:
+        """A fresh source of random bits; each `stream` is independent of the others."""
+        return np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch, self.index], spawn_key=(stream,)))
+
+    def generator(self, stream: int) -> np.random.Generator:
+        return np.random.Generator(self.bits(stream))
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How often a change happens, and the range its strength is drawn from (uniformly).
+
+    Raises:
+        ConfigError: the probability lies outside 0 to 1, or the range is reversed or not finite.
+    """
+
+    probability: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ConfigError(f"a probability lies between 0 and 1, found {self.probability}")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ConfigError(f"a range runs from low to high, both finite; found low {self.low}, high {self.high}")
+
+    def drawn(self, random: np.random.Generator) -> float | None:
+        """A strength, or None where the change does not happen; uses two random numbers in either case."""
+        strengths = self.drawn_each(random, 1)
+        return None if strengths is None else float(strengths[0])
+
+    def drawn_each(self, random: np.random.Generator, count: int) -> NDArray[np.float64] | None:
+        """That many strengths, or None where the change does not happen; uses 1 + count random numbers."""
+        numbers = random.random(1 + count)
+        return self.low + (self.high - self.low) * numbers[1:] if numbers[0] < self.probability else None
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Which changes a training patch may undergo. Intensities are thought of as normalised, about unit variance.
+
+    The ranges are nnU-Net's (Isensee et al. 2021, nnU-Net v2 `get_training_transforms`), with milder scaling.
+
+    Attributes:
+        flip_axes: spatial axes that may be mirrored; None for all, () for none (left and right differ by name).
+        flip_probability: for each of these axes on its own.
+        rotation: degrees about each axis.
+        scaling: factor for all axes; above 1 enlarges.
+        scaling_per_axis: a factor of its own for each axis, so that proportions change, too.
+        quarter_turns: probability of a turn by 90, 180 or 270 degrees in the plane of two random axes, without any
+            interpolation; for pictures and scans without a preferred direction, as in microscopy.
+        elastic: root-mean-square displacement per axis in voxels.
+        elastic_sigma: smoothness of the displacement in voxels (Gaussian).
+        coarse_axis: the axis of thick slices, which turns, rotation, scaling and elastic displacement leave alone.
+        noise: standard deviation of added Gaussian noise; its range starts at 0.
+        blur: standard deviation of a Gaussian in voxels, drawn for each axis.
+        brightness: factor, drawn for each channel.
+        shift: summand, drawn for each channel.
+        contrast: factor about the channel's mean.
+        low_resolution: factor by which the image is shrunk before it is enlarged again.
+        gamma: exponent; mean and variance are kept.
+        gamma_inverted: exponent, applied to the negated image.
+
+    Raises:
+        ConfigError: a range makes no sense for its change.
+    """
+
+    flip_axes: tuple[int, ...] | None = None
+    flip_probability: float = 0.5
+    rotation: Chance = Chance(0.3, -30, 30)
+    scaling: Chance = Chance(0.3, 0.8, 1.25)
+    scaling_per_axis: bool = False
+    quarter_turns: float = 0
+    elastic: Chance = Chance(0, 0, 3)
+    elastic_sigma: float = 8
+    coarse_axis: int | None = None
+    noise: Chance = Chance(0.15, 0, 0.2)
+    blur: Chance = Chance(0.1, 0.5, 1)
+    brightness: Chance = Chance(0.2, 0.75, 1.25)
+    shift: Chance = Chance(0.2, -0.2, 0.2)
+    contrast: Chance = Chance(0.15, 0.75, 1.25)
+    low_resolution: Chance = Chance(0.1, 0.5, 1)
+    gamma: Chance = Chance(0.2, 0.7, 1.5)
+    gamma_inverted: Chance = Chance(0.1, 0.7, 1.5)
+
+    def __post_init__(self) -> None:
+        for name in ("flip_probability", "quarter_turns"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augmentation '{name}' lies between 0 and 1, found {getattr(self, name)}")
+        unknown = {*(self.flip_axes or ()), self.coarse_axis} - {0, 1, 2, None}
+        if unknown:
+            raise ConfigError(f"axes are 0, 1 and 2 (x, y, z); found {unknown}")
+        for name in ("scaling", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"):
+            self._require(name, getattr(self, name).low > 0, "factors and exponents must be above 0")
+        for name in ("elastic", "blur"):
+            self._require(name, getattr(self, name).low >= 0, "it cannot be negative")
+        self._require("noise", self.noise.low == 0 <= self.noise.high, "its range starts at 0")
+        self._require("low_resolution", self.low_resolution.high <= 1, "it shrinks, so at most 1")
+        self._require("rotation", max(-self.rotation.low, self.rotation.high) <= 180, "degrees lie within -180 to 180")
+        # Beyond half a sigma the displacement's slope often passes -1, where the image folds over itself.
+        self._require("elastic", self.elastic.high <= self.elastic_sigma / 2, "at most half of elastic_sigma")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            found: Chance = getattr(self, name)
+            raise ConfigError(f"augmentation '{name}' has range {found.low} to {found.high}: {rule}")
+
+    @classmethod
+    def none(cls) -> AugmentSettings:
+        """Settings that leave every patch as it is."""
+        chances = {field.name: field.default for field in fields(cls) if isinstance(field.default, Chance)}
+        never = {name: replace(chance, probability=0) for name, chance in chances.items()}
+        return replace(cls(flip_axes=(), flip_probability=0), **never)  # type: ignore[arg-type]
