@@ -66,7 +66,8 @@ class Planned:
     def to_yaml(self) -> str:
         """The config with a comment of reasons above each planned value."""
         wrapped = {key: _wrapped(note) for key, note in self.notes.items()}
-        return annotated_yaml(self.config, wrapped, "\n".join(_wrapped(line) for line in self.header))
+        header = self.header or ("Planned from what was measured.",)
+        return annotated_yaml(self.config, wrapped, "\n".join(_wrapped(line) for line in header))
 
 
 def write_plan(folder: Path, output: Path, budget: Budget, axes: str | None, overwrite: bool) -> str:

@@ -96,12 +96,14 @@ class Task:
     """What networks of one data set are planned from.
 
     Attributes:
-        resident: bytes of prepared scans that the process keeps in memory.
+        prepared: bytes of all prepared scans.
+        resident: bytes of them that the process keeps in memory.
         voxels: of all scans, after preprocessing.
     """
 
     found: Fingerprint
     grid: Grid
+    prepared: float
     resident: float
     voxels: float
 
@@ -110,9 +112,14 @@ class Task:
         """`scan`: voxels of the median scan after preprocessing."""
         voxels = scan * found.total
         prepared = voxels * (4 * found.channels + 1)
-        # Larger sets are read from files as they are needed, and none lie on a GPU.
-        kept = prepared if prepared <= budget.memory / 3 and not budget.device.startswith("cuda") else 0.0
-        return Task(found, grid, kept, voxels)
+        on_gpu = budget.device.startswith("cuda")
+        kept = 0.0 if on_gpu or not _kept(prepared, budget.memory) else prepared
+        return Task(found, grid, prepared, kept, voxels)
+
+
+def _kept(prepared: float, memory: float) -> bool:
+    """Whether training keeps the prepared scans in memory; larger sets are read from files as they are needed."""
+    return prepared <= memory / 3
 
 
 def plan_network(task: Task, budget: Budget, notes: Notes) -> tuple[Choice, PatchSettings]:
@@ -173,12 +180,15 @@ def choose(task: Task, budget: Budget) -> Choice:
 
 def _refuse(task: Task, budget: Budget, settings: UNetSettings, patch: tuple[int, ...]) -> None:
     step = step_memory(settings, patch, 2) * budget.growth
-    needed = math.ceil((step + task.resident + budget.process) / 2**20) * 2**20
+    needed = step + budget.process
+    scans = (
+        task.prepared if not budget.device.startswith("cuda") and _kept(task.prepared, needed + task.prepared) else 0
+    )
     raise ConfigError(
         f"--memory: {size(budget.memory)} on {budget.device} is too little: a step of the smallest network planned "
         f"({settings.channels[0]} channels, two patches of {times(patch)}) needs {size(step)}, the prepared scans "
-        f"{size(task.resident)} and the process {size(budget.process)}\n"
-        f"--memory {math.ceil(needed / 2**20)}M would do"
+        f"{size(scans)} and the process {size(budget.process)}\n"
+        f"--memory {math.ceil((needed + scans) / 2**20)}M would do"
     )
 
 
@@ -257,9 +267,10 @@ def _traded(task: Task, budget: Budget, chosen: Choice) -> str:
         return f"traded for memory, not for time: without its limit {wider.describe()}"
     text = [f"traded for time: {budget.minutes:g} min gave {chosen.describe()}"]
     longer = choose(task, budget.lasting(4 * budget.minutes))
-    if not _same(longer, chosen) and not _same(longer, free):
+    if not _same(longer, chosen):
         text.append(f"with {4 * budget.minutes:g} min it would have been {longer.describe()}")
-    text.append(f"without a limit of time {free.describe()} (from some {duration(60 * _minutes_for(free))} on)")
+    if not _same(longer, free):
+        text.append(f"without a limit of time {free.describe()}, from some {duration(60 * _minutes_for(free))} on")
     return "; ".join(text)
 
 
