@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -105,3 +108,46 @@ def training_speed(device: torch.device, dtype: torch.dtype | None, dimensions: 
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
     return operations / best
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process has now; half a GiB, what Python and PyTorch take, where it is unknown."""
+    return _status_bytes("VmRSS:") or 2**29
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start to look for a new peak; `peak_memory` says what it can be asked for where the system cannot forget one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Linux forgets a process' highest resident size on request; elsewhere it stays the highest of its whole life.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held since `reset_peak_memory`: reserved by PyTorch on a GPU, else resident of the whole process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    highest = _status_bytes("VmHWM:")
+    if highest:
+        return highest
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _status_bytes(key: str) -> int:
+    """An entry of Linux' record of this process; 0 where there is none."""
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def loader_workers(asked: int | None, device: torch.device) -> int:
+    """Processes that prepare patches: as many as asked for, else by the machine."""
+    if asked is not None:
+        return asked
+    # On the CPU, workers would only take cores from the network, which waits little for patches.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1) if device.type == "cuda" else 0

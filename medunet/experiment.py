@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from medunet import __version__
-from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config, to_plain
+from medunet.config import Config, ConfigFile, load_config, parse_config, to_plain
 from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, with_labels
 from medunet.data.fingerprint import take_fingerprint
 from medunet.data.labels import LabelTable
@@ -172,8 +172,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
         say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
         given = parse_config("", "--set", request.overrides).config
         budget = Budget.of(None, given.training.minutes, request.device)
-        config, notes, _ = plan_data_set(data, budget, given.data.axes)
-        text = annotated_yaml(config, notes, f"planned by medunet {__version__} for {data.name}")
+        text = plan_data_set(data, budget, given.data.axes).to_yaml()
         return parse_config(text, "the plan", request.overrides), data
     file = load_config(request.source, request.overrides)
     data = _data_set(file)
@@ -246,7 +245,12 @@ def _check_sizes(config: Config) -> None:
     size, network = config.patches.size, config.network
     if len(size) != network.dimensions:
         raise ConfigError(f"patches.size {size} has {len(size)} numbers for a {network.dimensions}-D network")
-    network.shape.check(size)
+    if not network.shape.is_legal(size):
+        nearest = list(network.shape.nearest_legal(size))
+        try:
+            network.shape.check(size)
+        except ConfigError as error:
+            raise ConfigError(f"patches.size: {error}\nthe nearest legal patch is {nearest}") from error
     if network.deep_supervision and not network.padded:
         raise ConfigError("network.deep_supervision needs a padded network; set one of the two otherwise")
     deepest = math.prod(network.shape.encoder_sizes(size)[-1])

@@ -6,7 +6,6 @@ config -> cases and split -> preprocessed cases -> patches -> loop; validation i
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside, teaching_notes
-from medunet.devices import autocast_type, free_memory
+from medunet.devices import autocast_type, free_memory, loader_workers
 from medunet.errors import ConfigError
 from medunet.experiment import (
     BOARD,
@@ -47,6 +46,7 @@ from medunet.learning.schedule import Ema, Progress, make_optimiser
 from medunet.learning.signals import StopSignal, caught_signals
 from medunet.model import MODEL_FILE, Model, save_model
 from medunet.networks.unet import UNet
+from medunet.planning.trial import try_steps
 from medunet.validate import HeldOut, Validation, finish_run, validate
 
 
@@ -91,6 +91,7 @@ def train_run(request: TrainRequest) -> Outcome:
         for note in teaching_notes(cases, setup.labels):
             line.say(note)
         patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)
+        line.say(f"expected: {try_steps(setup.config, recipe, patches).describe(setup.config)}")
         # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
         session = _start(setup, recipe, request.resume, started, line)
         with caught_signals() as session.stop:
@@ -221,7 +222,9 @@ def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:
 def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]) -> None:
     """Epoch after epoch, until the clock says it is over or a signal arrives."""
     config, state = session.setup.config, session.state
-    loader = make_loader(patches, _workers(config, session.setup.device), session.setup.device.type == "cuda")
+    loader = make_loader(
+        patches, loader_workers(config.training.workers, session.setup.device), session.setup.device.type == "cuda"
+    )
     sampler = loader.sampler
     assert isinstance(sampler, EpochSampler)
     while session.clock.fraction(state.step) < 1 and not session.stop.received:
@@ -236,14 +239,6 @@ def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]
             due = held and not session.stop.received and _validation_due(session)
             _log_epoch(session, loss, watch, _validate(session, held) if due else None)
         save_checkpoint(session.setup.folder / CHECKPOINT, state, run_identity(session.setup))
-
-
-def _workers(config: Config, device: torch.device) -> int:
-    if config.training.workers is not None:
-        return config.training.workers
-    # On the CPU, workers would only take cores from the network, which waits little for patches.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores - 1) if device.type == "cuda" else 0
 
 
 class _Watch:

@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "model": 3,
     "scorecard": 3,
     "plan": 4,
+    "planning": 4,
     "experiment": 4,
     "train": 4,
     "crossvalidate": 4,
@@ -49,9 +50,11 @@ FLOORS: dict[str, int] = {
 SIDEWAYS = {
     ("files", "errors"),
     ("model", "config"),
+    ("plan", "planning"),
     ("experiment", "plan"),
     ("train", "experiment"),
     ("train", "validate"),
+    ("train", "planning"),
     ("predict", "outputs"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.

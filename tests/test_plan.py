@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.config import Config, annotated_yaml, parse_config
-from medunet.data.fingerprint import CaseFacts, Fingerprint, Intensities
+from medunet.config import Config, parse_config, to_plain
+from medunet.data.augment import Augmentation
+from medunet.data.fingerprint import CaseFacts, Fingerprint, Intensities, ScanRange
 from medunet.data.labels import table_from_names
-from medunet.networks.cost import step_cost
-from medunet.plan import Budget, plan, plan_topology
+from medunet.errors import ConfigError
+from medunet.networks.cost import step_cost, step_memory
+from medunet.plan import Budget, plan, plan_measured
+from medunet.planning.grid import Grid
+from medunet.planning.recipe import warnings
+from medunet.planning.trial import Trial
 
 VALUES = Intensities(-900.0, 1200.0, 80.0, 200.0, -1024.0, 3000.0)
 SPEED = 3.6e11
@@ -24,6 +32,7 @@ def facts(shape: tuple[int, ...], spacing: tuple[float, ...], **other: object) -
 
 def fingerprint(*cases: CaseFacts, labels: dict[str, int] | None = None, channels: int = 1) -> Fingerprint:
     table = table_from_names(labels or {"background": 0, "organ": 1}, None)
+    cases = tuple(replace(c, voxels=(*c.voxels, *[100] * table.classes)[: table.classes]) for c in cases)
     return Fingerprint(cases, (VALUES,) * channels, table)
 
 
@@ -32,7 +41,7 @@ def budget(minutes: float = 15, memory: int = 16 * 2**30) -> Budget:
 
 
 def planned(found: Fingerprint, names: tuple[str, ...] = (), **limits: float) -> Config:
-    return plan(found, names, budget(**limits))[0]
+    return plan(found, names, budget(**limits)).config
 
 
 def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
@@ -52,7 +61,7 @@ def test_the_target_spacing_is_the_median_and_unknown_without_a_physical_size() 
 
 
 def test_thick_slices_keep_kernels_of_one_until_the_axes_are_alike() -> None:
-    config = planned(fingerprint(facts((256, 256, 24), (0.8, 0.8, 6.5))))
+    config = planned(fingerprint(facts((256, 256, 48), (0.8, 0.8, 6.5))))
     kernels, strides = config.network.kernels, config.network.strides
     assert kernels[0] == (3, 3, 1) and strides[0] == (2, 2, 1)
     assert config.augment.coarse_axis == 2
@@ -85,45 +94,211 @@ def test_masked_heads_are_normalised_inside_the_mask_and_cropped() -> None:
     assert config.preprocess.crop == "nonzero" and config.preprocess.normalise[0].nonzero
 
 
-def test_left_and_right_switch_mirroring_off_across_them() -> None:
-    sided = {"background": 0, "kidney_left": 1, "kidney_right": 2}
-    assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=sided)).augment.flip_axes == (1, 2)
-    both = {"background": 0, "upper_left": 1, "upper_right": 2, "lower_left": 3, "lower_right": 4}
-    assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=both)).augment.flip_axes == (1,)
-    ends = {"background": 0, "anterior": 1, "posterior": 2}
-    assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=ends)).augment.flip_axes == (0, 2)
-    picture = fingerprint(facts((64, 64), (1, 1), unit="pixel"), labels=sided)
-    assert planned(picture).augment.flip_axes == ()
-    plain = {"background": 0, "cleft": 1, "upright": 2, "inferior_vena_cava": 3}
-    assert planned(fingerprint(facts((64, 64, 64), (1, 1, 1)), labels=plain)).augment.flip_axes is None
-
-
 def test_less_time_or_memory_means_less_work() -> None:
     found = fingerprint(facts((180, 200, 180), (1, 1, 1)))
     work = [step_cost(c.network, c.patches.size).operations * c.patches.batch for c in
             (planned(found, minutes=m) for m in (5, 30, 240))]  # fmt: skip
     assert work == sorted(work) and work[0] < work[-1]
     small = planned(found, minutes=240, memory=2**30)
-    cost = step_cost(small.network, small.patches.size)
-    assert cost.bytes * small.patches.batch <= 2**30
+    assert step_memory(small.network, small.patches.size, small.patches.batch) <= 2**30
+
+
+def test_hippocampus_in_a_quarter_of_an_hour_on_two_cores_is_the_measured_recipe() -> None:
+    found = fingerprint(facts((35, 50, 36), (1, 1, 1)), labels={"background": 0, "anterior": 1, "posterior": 2})
+    config = planned(replace(found, of=60))
+    assert config.network.channels == (16, 32, 64, 128)
+    assert config.patches.size == (40, 56, 40) and config.patches.batch == 2
+    assert config.augment.gamma.probability == 0 and config.augment.flip_axes == (0, 2)
+
+
+def test_the_file_says_why_for_every_planned_value_and_what_was_traded() -> None:
+    result = plan(fingerprint(facts((180, 200, 180), (1, 1, 1))), (), budget(15))
+    text = result.to_yaml()
+    defaults = to_plain(Config())
+    for section, values in to_plain(result.config).items():
+        for key, value in values.items():
+            if value != defaults[section][key] and key not in PARTS_OF_THE_STRENGTH:
+                assert f"{section}.{key}" in result.notes, f"{section}.{key} is planned without a reason"
+    for note in result.notes.values():
+        assert note.split()[0] in text
+    assert "with 60 min it would have been" in result.notes["network.channels"]
+    assert (
+        "32 channels and patch 40×56×40"
+        in plan(fingerprint(facts((35, 50, 36), (1, 1, 1))), (), budget(15)).notes["network.channels"]
+    )
+    wide = plan(fingerprint(facts((35, 50, 36), (1, 1, 1))), (), budget(1e5))
+    assert "nothing was traded" in wide.notes["network.channels"]
+
+
+PARTS_OF_THE_STRENGTH = {"scaling", "brightness", "shift", "blur", "contrast", "low_resolution", "gamma",
+                         "gamma_inverted"}  # fmt: skip
+"""Settings of augmentation that one reason, at rotation and noise, stands for."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((200, 180, 4), (1, 1, 5), 2),
+        ((4, 200, 180), (1, 1, 1), 0),
+        ((256, 256, 25), (0.78, 0.78, 6.5), 2),
+        ((22, 256, 256), (6.5, 0.8, 0.8), 0),
+        ((1024, 1024, 20), (4.6, 4.6, 50), 2),
+        ((256, 256, 60), (0.78, 0.78, 6.5), None),
+        ((128, 128, 31), (0.15, 0.15, 0.6), None),
+        ((8, 8, 8), (1, 1, 1), None),
+    ],
+)
+def test_few_slices_far_apart_are_learned_one_by_one(
+    shape: tuple[int, ...], spacing: tuple[float, ...], axis: int | None
+) -> None:
+    config = planned(fingerprint(facts(shape, spacing)))
+    assert config.network.dimensions == (3 if axis is None else 2) == len(config.patches.size)
+    if axis is not None:
+        assert config.patches.slice_axis == axis
+        assert len(config.preprocess.spacing or ()) == 3
+
+
+def test_mirroring_of_slices_is_named_in_the_networks_axes() -> None:
+    sided = {"background": 0, "kidney_left": 1, "kidney_right": 2}
+    axial = planned(fingerprint(facts((200, 180, 4), (1, 1, 5)), labels=sided))
+    coronal = planned(fingerprint(facts((200, 4, 180), (1, 5, 1)), labels=sided))
+    sagittal = planned(fingerprint(facts((4, 200, 180), (5, 1, 1)), labels=sided))
+    assert axial.augment.flip_axes == coronal.augment.flip_axes == (1,)
+    assert sagittal.augment.flip_axes == (0, 1)
+    picture = fingerprint(facts((64, 64), (1, 1), unit="pixel"), labels=sided)
+    microscope = fingerprint(facts((64, 64, 64), (1, 1, 1), unit="um"), labels=sided)
+    assert planned(picture).augment.flip_axes == planned(microscope).augment.flip_axes == ()
+
+
+@pytest.mark.parametrize(("cases", "folds"), [(1, 5), (2, 2), (3, 3), (4, 4), (5, 5), (60, 5)])
+def test_few_cases_are_left_out_one_by_one(cases: int, folds: int) -> None:
+    assert planned(fingerprint(*[facts((64, 64, 64), (1, 1, 1))] * cases)).data.folds == folds
+
+
+@pytest.mark.parametrize(("voxels", "share"), [((999_950, 50), 2 / 3), ((999_500, 500), 1 / 2), ((900, 100), 1 / 3)])
+def test_rare_labels_are_looked_for_more_often(voxels: tuple[int, ...], share: float) -> None:
+    config = planned(fingerprint(facts((64, 64, 64), (1, 1, 1), voxels=voxels)))
+    assert config.patches.oversample == pytest.approx(share)
+
+
+def test_hounsfield_units_are_known_without_a_name() -> None:
+    air, dark = ScanRange(-1000, 1200, -1024, 3000), ScanRange(-20, 600, -40, 700)
+    assert planned(fingerprint(facts((64,) * 3, (1, 1, 1), ranges=(air,)))).preprocess.normalise[0].kind == "ct"
+    assert planned(fingerprint(facts((64,) * 3, (1, 1, 1), ranges=(dark,)))).preprocess.normalise[0].kind == "zscore"
+    named = fingerprint(facts((64,) * 3, (1, 1, 1), ranges=(air,)))
+    assert planned(named, ("T1",)).preprocess.normalise[0].kind == "zscore"
+    both = planned(fingerprint(facts((64,) * 3, (1, 1, 1), ranges=(air, air)), channels=2), ("CT", "PET"))
+    assert [n.kind for n in both.preprocess.normalise] == ["ct", "zscore"]
+
+
+def test_too_little_memory_is_refused_with_what_would_do() -> None:
+    found = fingerprint(facts((180, 200, 180), (1, 1, 1)))
+    with pytest.raises(ConfigError, match=r"16.0 MiB|16 MiB") as refused:
+        planned(found, memory=2**24)
+    enough = re.search(r"--memory (\d+)M would do", str(refused.value))
+    assert enough
+    planned(found, memory=int(enough[1]) * 2**20)
+    with pytest.raises(ConfigError):
+        planned(found, memory=(int(enough[1]) - 8) * 2**20)
+
+
+def trial(seconds: float, memory: int = 2**29) -> Trial:
+    return Trial(seconds, 0.0, 0, memory, 3)
+
+
+def test_a_step_that_is_slower_than_counted_is_planned_anew() -> None:
+    found = fingerprint(facts((180, 200, 180), (1, 1, 1)))
+    counted = plan(found, (), budget(60))
+    seen: list[Config] = []
+
+    def slow(config: Config, grid: Grid) -> Trial:
+        seen.append(config)
+        return trial(4 * step_cost(config.network, config.patches.size).operations * config.patches.batch / SPEED)
+
+    result = plan_measured(found, (), budget(60), slow)
+    assert len(seen) == 2 and seen[0] == counted.config
+    work = [step_cost(c.network, c.patches.size).operations * c.patches.batch for c in seen]
+    assert work[1] < 0.6 * work[0]
+    assert result.trial and result.config.network == seen[1].network
+    assert result.config.training.iterations == max(10, min(250, round(3600 / result.trial.seconds / 20)))
+    # Within a third of what was counted the plan stays as it is.
+    as_counted = plan_measured(found, (), budget(60), lambda config, grid: trial(1.2 * counted.choice.seconds))
+    assert as_counted.config.network == counted.config.network
+
+
+def test_a_step_that_needs_more_memory_than_counted_is_planned_anew() -> None:
+    found = fingerprint(facts((180, 200, 180), (1, 1, 1)))
+
+    def large(config: Config, grid: Grid) -> Trial:
+        return trial(0.01, int(2 * step_memory(config.network, config.patches.size, config.patches.batch)))
+
+    result = plan_measured(found, (), budget(240, memory=2**30), large)
+    assert result.trial and result.trial.memory <= 2**30
+
+    def none(config: Config, grid: Grid) -> Trial:
+        raise MemoryError
+
+    with pytest.raises(ConfigError, match="--memory"):
+        plan_measured(found, (), budget(240), none)
+
+
+def test_what_a_person_should_know_is_said() -> None:
+    flat, plain = ScanRange(7, 7, 7, 7), ScanRange(0, 100, 0, 120)
+    names = {"background": 0, "organ": 1, "rare": 2}
+    cases = [
+        replace(facts((64,) * 3, (1, 1, 1), voxels=(900, 100, 0), ranges=(plain,)), name="good"),
+        replace(facts((64,) * 3, (1, 1, 1), voxels=(1000, 0, 0), ranges=(flat,)), name="empty"),
+        replace(facts((64,) * 3, (1, 1, 1), voxels=(900, 9, 0), ranges=(ScanRange(0, 9, 0, 9e5),)), name="bright"),
+    ]
+    said = "\n".join(warnings(fingerprint(*cases, labels=names)))
+    assert "no measured case has a voxel of rare" in said
+    assert "1 case(s) without any foreground (empty)" in said
+    assert "1 case(s) with a constant channel (empty)" in said
+    assert "1 case(s) with voxels far above all others (bright)" in said
+    assert warnings(fingerprint(facts((64,) * 3, (1, 1, 1), ranges=(plain,)))) == []
+
+
+def check_legal(config: Config) -> None:
+    """What `medunet train` would refuse."""
+    config.network.shape.check(config.patches.size)
+    assert len(config.patches.size) == config.network.dimensions
+    deepest = math.prod(config.network.shape.encoder_sizes(config.patches.size)[-1])
+    assert deepest * config.patches.batch > 1
+    Augmentation(config.augment, config.network.dimensions)
+
+
+LABELS = st.sampled_from([
+    {"background": 0, "organ": 1},
+    {"membrane": 0, "cell": 255},
+    {"background": 0, "kidney_left": 1, "kidney_right": 2},
+    {"background": 0, **{f"part_{n}": n for n in range(1, 118)}},
+])  # fmt: skip
 
 
 @settings(deadline=None, max_examples=25)
 @given(
-    shape=st.tuples(*[st.integers(1, 300)] * 3),
-    spacing=st.tuples(*[st.floats(0.1, 8)] * 3),
-    minutes=st.floats(1, 300),
+    shape=st.lists(st.integers(1, 700), min_size=2, max_size=3),
+    spacing=st.tuples(*[st.floats(1e-3, 12)] * 3),
+    unit=st.sampled_from(["mm", "um", "pixel"]),
+    minutes=st.floats(1, 3000),
+    memory=st.floats(29, 36),
     channels=st.integers(1, 12),
+    labels=LABELS,
+    cases=st.integers(1, 6),
 )
-def test_every_plan_is_legal_and_survives_its_file(shape, spacing, minutes, channels) -> None:
-    found = fingerprint(facts(shape, spacing), channels=channels)
-    config, notes = plan(found, (), budget(minutes))
-    config.network.shape.check(config.patches.size)
-    assert config.network.in_channels == channels
-    assert parse_config(annotated_yaml(config, notes, "h"), "c").config == config
-
-
-def test_topology_never_pools_below_four_voxels() -> None:
-    topology = plan_topology((64, 64, 9), (1, 1, 1), most=6)
-    assert math.prod(s[2] for s in topology.strides) == 2
-    assert topology.stride[0] == 16
+def test_every_plan_is_legal_fits_and_survives_its_file(
+    shape, spacing, unit, minutes, memory, channels, labels, cases
+) -> None:
+    pitch = (1.0,) * len(shape) if unit == "pixel" else spacing[: len(shape)]
+    case = facts(tuple(shape), pitch, unit=unit, voxels=(900, *[1] * (len(labels) - 1)))
+    found = fingerprint(*[case] * cases, channels=channels, labels=labels)
+    try:
+        result = plan(found, (), budget(minutes, int(2**memory)))
+    except ConfigError as error:
+        assert "would do" in str(error) and memory < 33
+        return
+    config = result.config
+    check_legal(config)
+    assert config.network.in_channels == channels and config.network.classes == len(labels)
+    assert step_memory(config.network, config.patches.size, config.patches.batch) <= 2**memory
+    assert parse_config(result.to_yaml(), "c").config == config

@@ -284,6 +284,11 @@ def _joined(arrays: Sequence[np.ndarray], scratch: Scratch) -> np.ndarray:
 
 def load_label(case: Case, table: LabelTable, image: Volume, axes: str | None = None) -> np.ndarray:
     """The label map of a case as class indices `(1, *spatial)` uint8, checked against the image's grid."""
+    return table.to_indices(load_label_values(case, image, axes), str(case.label))
+
+
+def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.ndarray:
+    """The label map of a case as its file has it, `(1, *spatial)`, checked against the image's grid."""
     assert case.label is not None
     label = read_volume(case.label, axes=axes)
     if label.channels != 1:
@@ -292,7 +297,7 @@ def load_label(case: Case, table: LabelTable, image: Volume, axes: str | None = 
             "colour-coded masks must be turned into label maps first"
         )
     _require_same_grid(case.name, image, label, "label")
-    return table.to_indices(label.array, str(case.label))
+    return label.array
 
 
 def _require_same_grid(name: str, image: Volume, other: Volume, what: str) -> None:

@@ -1,22 +1,29 @@
-"""What a data set is like: shapes, spacings, intensities and label sizes, measured once and planned from."""
+"""What a data set is like: shapes, spacings, intensities, label sizes and objects, measured once and planned from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.catalogue import Case, load_image, load_label
+from medunet.data.catalogue import Case, load_image, load_label_values
+from medunet.data.formats import read_grid
 from medunet.data.labels import IGNORE, LabelTable
+from medunet.data.objects import Objects, connected_parts, instance_objects
 from medunet.data.preprocess import nonzero_box
-from medunet.data.volume import Volume
+from medunet.data.volume import MILLIMETRES, Volume
 from medunet.errors import DataError
 from medunet.geometry.grids import closest_ras
 
+MOST_CASES, MOST_VOXELS = 200, 3e9
+"""A data set with more of either is measured on a part of its cases; medians hardly change, the wait would."""
+
 _SAMPLES = 20_000
 """Foreground voxels per case and channel that the intensity statistics are taken from."""
+_SCAN_SAMPLES = 200_000
+"""Voxels per case and channel that the whole scan's range is taken from."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,20 @@ class Intensities:
 
 
 @dataclass(frozen=True)
+class ScanRange:
+    """One channel of one whole scan: 0.5 and 99.5 percentiles (of a part of its voxels) and its two extremes."""
+
+    low: float
+    high: float
+    minimum: float
+    maximum: float
+
+    @property
+    def constant(self) -> bool:
+        return self.minimum == self.maximum
+
+
+@dataclass(frozen=True)
 class CaseFacts:
     """One case, after orientation.
 
@@ -40,6 +61,9 @@ class CaseFacts:
         content: share of the scan inside the bounding box of voxels that are not 0.
         zeros: share of voxels that are 0 in all channels.
         voxels: labelled voxels per class index; `ignored` is not among them.
+        kept: shape of that bounding box; () where it was not measured.
+        objects: connected parts per class index, or the objects of an instance map for its class; () likewise.
+        ranges: per channel; () likewise.
     """
 
     name: str
@@ -50,15 +74,23 @@ class CaseFacts:
     zeros: float
     voxels: tuple[int, ...]
     ignored: int
+    kept: tuple[int, ...] = ()
+    objects: tuple[Objects, ...] = ()
+    ranges: tuple[ScanRange, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Facts of all cases and the intensities of each channel."""
+    """Facts of the measured cases and the intensities of each channel.
+
+    Attributes:
+        of: how many cases the data set has; 0 where all were measured.
+    """
 
     cases: tuple[CaseFacts, ...]
     intensities: tuple[Intensities, ...]
     labels: LabelTable
+    of: int = 0
 
     @property
     def dimensions(self) -> int:
@@ -67,6 +99,11 @@ class Fingerprint:
     @property
     def channels(self) -> int:
         return len(self.intensities)
+
+    @property
+    def total(self) -> int:
+        """Cases of the data set."""
+        return max(self.of, len(self.cases))
 
     def median_shape(self) -> tuple[float, ...]:
         return tuple(float(m) for m in np.median([c.shape for c in self.cases], axis=0))
@@ -79,11 +116,45 @@ class Fingerprint:
         total = np.sum([c.voxels for c in self.cases], axis=0, dtype=float)
         return tuple(float(v) for v in total / max(total.sum(), 1.0))
 
+    def present(self, index: int) -> int:
+        """How many cases have a voxel of a class."""
+        return sum(case.voxels[index] > 0 for case in self.cases)
+
+    def annotated(self) -> float:
+        """Share of all voxels that are labelled, background included."""
+        labelled, ignored = sum(sum(c.voxels) for c in self.cases), sum(c.ignored for c in self.cases)
+        return labelled / max(labelled + ignored, 1)
+
+    def objects_of(self, index: int) -> list[Objects]:
+        """The objects of a class in each case that has any."""
+        return [c.objects[index] for c in self.cases if c.objects and c.objects[index].count]
+
+
+def choose_cases(cases: Sequence[Case], axes: str | None = None) -> list[Case]:
+    """The cases to measure: all, or evenly spaced ones of a large data set, judged by the files' headers.
+
+    Raises:
+        DataError: a header cannot be read.
+    """
+    chosen = _evenly(cases, MOST_CASES)
+    voxels = [float(np.prod(read_grid(case.images[0], axes=axes).shape)) * len(case.images) for case in chosen]
+    if sum(voxels) <= MOST_VOXELS:
+        return chosen
+    return _evenly(chosen, max(4, int(MOST_VOXELS / np.mean(voxels))))
+
+
+def _evenly(cases: Sequence[Case], most: int) -> list[Case]:
+    if len(cases) <= most:
+        return list(cases)
+    return [cases[int(i)] for i in np.linspace(0, len(cases) - 1, most).round()]
+
 
 def take_fingerprint(
-    cases: Iterable[Case], labels: LabelTable, axes: str | None = None, step: Callable[[str], None] = lambda _: None
+    cases: Sequence[Case], labels: LabelTable, axes: str | None = None, step: Callable[[str], None] = lambda _: None
 ) -> Fingerprint:
     """Read every case once and measure it; `step` is called with each case's name when it is done.
+
+    One case is in memory at a time. See `choose_cases` for data sets too large to be measured whole.
 
     Raises:
         DataError: cases that cannot be read, pairs on different grids, undeclared labels, differing channel counts.
@@ -92,13 +163,15 @@ def take_fingerprint(
     samples: list[NDArray[np.float32]] = []
     for case in cases:
         image = load_image(case, axes)
-        label = load_label(case, labels, image, axes)
-        facts.append(_facts(case, image, label, labels.classes))
+        values = load_label_values(case, image, axes)
+        label = labels.to_indices(values, str(case.label))
+        facts.append(replace(_facts(case, image, label, labels.classes), objects=_objects(values, label, labels)))
         samples.append(_foreground_samples(image, label, labels))
         step(case.name)
     _require_uniform([(f.name, s.shape[0], len(f.shape)) for f, s in zip(facts, samples, strict=True)])
     pooled = np.concatenate(samples, axis=1)
-    return Fingerprint(tuple(facts), tuple(_statistics(channel) for channel in pooled), labels)
+    alike = tuple(_in_unit(case, facts[0].unit) for case in facts)
+    return Fingerprint(alike, tuple(_statistics(channel) for channel in pooled), labels)
 
 
 def _require_uniform(found: list[tuple[str, int, int]]) -> None:
@@ -112,21 +185,46 @@ def _require_uniform(found: list[tuple[str, int, int]]) -> None:
             )
 
 
+def _in_unit(case: CaseFacts, unit: str) -> CaseFacts:
+    """The same case with its spacing in another physical unit; as it is where either has none."""
+    if case.unit == unit or "pixel" in (case.unit, unit):
+        return case
+    scale = MILLIMETRES[case.unit] / MILLIMETRES[unit]
+    return replace(case, unit=unit, spacing=tuple(s * scale for s in case.spacing))
+
+
 def _facts(case: Case, image: Volume, label: NDArray[np.uint8], classes: int) -> CaseFacts:
     axes = closest_ras(image.affine).axes if image.dimensions == 3 and image.unit == "mm" else range(image.dimensions)
-    box = nonzero_box(image.array)
+    kept = [s.stop - s.start for s in nonzero_box(image.array)]
     counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
-    kept = np.prod([s.stop - s.start for s in box]) / np.prod(image.shape)
     return CaseFacts(
         name=case.name,
         shape=tuple(image.shape[a] for a in axes),
         spacing=tuple(image.spacing[a] for a in axes),
         unit=image.unit,
-        content=float(kept),
+        content=float(np.prod(kept) / np.prod(image.shape)),
         zeros=float(np.mean(~np.any(image.array != 0, axis=0))),
         voxels=tuple(int(n) for n in counts[:classes]),
         ignored=int(counts[IGNORE]),
+        kept=tuple(kept[a] for a in axes),
+        ranges=tuple(_scan_range(channel) for channel in image.array),
     )
+
+
+def _objects(values: NDArray, label: NDArray[np.uint8], labels: LabelTable) -> tuple[Objects, ...]:
+    """Per class index. Of the background nothing is measured: it is one part nearly everywhere."""
+    if labels.kind == "instances":
+        return Objects(0, 0, 0), instance_objects(np.rint(values[0]).astype(np.int64), labels.ignore)
+    nothing = (Objects(0, 0, 0),) * (labels.classes - len(labels.foreground))
+    return (*nothing, *connected_parts(label[0], labels.foreground))
+
+
+def _scan_range(channel: NDArray) -> ScanRange:
+    """Of finite voxels alone; those that are not are refused when the scan is prepared, with their count."""
+    some = channel.reshape(-1)[:: max(1, channel.size // _SCAN_SAMPLES)].astype(np.float32)
+    some = some[np.isfinite(some)]
+    low, high = np.percentile(some, (0.5, 99.5)) if some.size else (0.0, 0.0)
+    return ScanRange(float(low), float(high), float(channel.min()), float(channel.max()))
 
 
 def _foreground_samples(image: Volume, label: NDArray[np.uint8], labels: LabelTable) -> NDArray[np.float32]:

@@ -54,3 +54,36 @@ def step_cost(settings: UNetSettings, patch: Sequence[int]) -> Cost:
 
 def _convolutions(channels: Sequence[int], taps: int, voxels: int) -> float:
     return sum(2.0 * taps * source * target * voxels for source, target in pairwise(channels))
+
+
+_BUFFERS = 112 * 2**20
+"""What libraries keep for themselves once they compute: the growth of a step on 16 voxels, measured."""
+
+
+def step_memory(settings: UNetSettings, patch: Sequence[int], batch: int) -> float:
+    """Bytes by which a process grows when it trains: weights, two moments, average, activations, loss.
+
+    Measured on nine networks (2-D and 3-D, 8 to 32 channels, 2 to 60 classes, float32 and bfloat16, CPU) the
+    estimate was 0.97 to 1.8 times the truth; most too high for pictures, whose activations are freed early.
+
+    Raises:
+        ConfigError: the patch is not legal for the network.
+    """
+    # The loss holds logits, log-probabilities, probabilities and their gradients, in float32.
+    loss = 12.0 * settings.classes * math.prod(settings.shape.output_size(patch))
+    # Weights, gradients, two moments of Adam and the running average.
+    weights = 5 * 4.0 * _parameters(settings)
+    return _BUFFERS + weights + batch * (step_cost(settings, patch).bytes + loss)
+
+
+def _parameters(settings: UNetSettings) -> float:
+    """Of all convolutions, without biases, norms, gates and shortcuts."""
+    total = 0.0
+    for level in range(settings.levels):
+        taps = math.prod(settings.shape.kernels[level])
+        rows = [settings.encoder_channels(level)]
+        if level < settings.levels - 1:
+            rows.append(settings.decoder_channels(level))
+            total += math.prod(settings.up_channels(level)) * math.prod(settings.shape.strides[level])
+        total += sum(taps * source * target for row in rows for source, target in pairwise(row))
+    return total + settings.channels[0] * settings.classes

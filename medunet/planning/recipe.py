@@ -1,0 +1,164 @@
+"""How the network is taught: augmentation and mirroring, loss, oversampling, folds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from medunet.config import DataSettings
+from medunet.data.augment import AugmentSettings
+from medunet.data.fingerprint import Fingerprint, ScanRange
+from medunet.learning.losses import LossSettings
+from medunet.planning.budget import Notes
+from medunet.planning.grid import Grid
+from medunet.planning.rules import COARSE, FOLDS, LIGHT_AUGMENTATION, LIGHT_STEPS, MOST_LABELS, OUTLIER, RARE
+from medunet.planning.sides import sides
+from medunet.planning.words import share, some
+
+
+def plan_data(found: Fingerprint, notes: Notes) -> DataSettings:
+    """The split into folds; the path is for the caller to add."""
+    cases = found.total
+    notes["data.fold"] = "the first fold is held out"
+    if cases == 1:
+        notes["data.folds"] = (
+            "there is one case: the last fifth along its longest axis is held out, the rest is learned from"
+        )
+        return DataSettings(folds=FOLDS)
+    if cases < FOLDS:
+        notes["data.folds"] = f"leave one out: {cases} cases, each held out in one fold"
+        return DataSettings(folds=cases)
+    notes["data.folds"] = f"{cases} cases: {cases // FOLDS} or more held out, {cases - cases // FOLDS} learned from"
+    return DataSettings(folds=FOLDS)
+
+
+def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> AugmentSettings:
+    """Strength by the number of steps, mirroring by the labels' names, thick slices left in their plane."""
+    settings = AugmentSettings()
+    if steps < LIGHT_STEPS:
+        settings = LIGHT_AUGMENTATION
+        strength = f"about {steps:.0f} steps (below {LIGHT_STEPS}): light changes of intensity, frequent ones of shape"
+    else:
+        strength = f"about {steps:.0f} steps (from {LIGHT_STEPS} on): nnU-Net's changes of shape and intensity"
+    notes["augment.rotation"] = notes["augment.noise"] = strength
+    coarse = None
+    if grid.dimensions == 3 and max(grid.spacing) > COARSE * min(grid.spacing):
+        coarse = int(np.argmax(grid.spacing))
+        notes["augment.coarse_axis"] = (
+            f"{max(grid.spacing) / min(grid.spacing):.2g} times as coarse as the finest (above {COARSE:g}): "
+            "thick slices are rotated and scaled in their own plane only"
+        )
+    return replace(settings, flip_axes=_flip_axes(found, grid, notes), coarse_axis=coarse)
+
+
+def _flip_axes(found: Fingerprint, grid: Grid, notes: Notes) -> tuple[int, ...] | None:
+    """The network's axes that may be mirrored; None for all."""
+    names = (*(found.labels.names[i] for i in found.labels.foreground), *found.labels.scored)
+    told = sides(names)
+    if not told:
+        notes["augment.flip_axes"] = "all axes: no label is told from another by its side"
+        return None
+    examples = "; ".join(told.values())
+    if found.dimensions == 2 or found.cases[0].unit != "mm":
+        # In a picture, or under a microscope, nobody knows which way left and right lie.
+        notes["augment.flip_axes"] = f"no axis: labels differ by side ({examples}), and which axis that is is not known"
+        return ()
+    kept = [axis for axis in range(3) if axis != grid.slice_axis]
+    notes["augment.flip_axes"] = f"labels differ by side ({examples}): no mirroring along the axes that exchange them"
+    return tuple(index for index, axis in enumerate(kept) if axis not in told)
+
+
+def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
+    """Dice with cross-entropy; the note says what the labels' sizes are."""
+    labels, shares = found.labels, found.shares()
+    rarest = sorted(labels.foreground, key=lambda index: shares[index])[:MOST_LABELS]
+    sizes = "; ".join(_about(found, index, shares[index]) for index in sorted(rarest))
+    if len(rarest) < len(labels.foreground):
+        sizes = f"the {len(rarest)} rarest of {len(labels.foreground)} labels: {sizes}"
+    notes["loss.kind"] = (
+        "Dice counts each label alike, however small; cross-entropy has a slope where Dice has none\n"
+        f"measured: {sizes}" + _annotated(found)
+    )
+    notes["loss.class_weights"] = (
+        "none: Dice balances the labels already, and weights for rare ones cost precision; rare labels get more patches"
+    )
+    notes["loss.include_background"] = (
+        "the first class is background, which Dice leaves out"
+        if labels.has_background
+        else "no label is a background: each counts in Dice"
+    )
+    return LossSettings(include_background=not labels.has_background)
+
+
+def plan_oversampling(found: Fingerprint, notes: Notes) -> float:
+    """The share of patches that are made to contain foreground: more of them the rarer the rarest label is."""
+    shares = {found.labels.names[i]: s for i in found.labels.foreground if (s := found.shares()[i]) > 0}
+    rarest = min(shares, key=lambda name: shares[name])
+    for below, patches in RARE:
+        if shares[rarest] < below:
+            notes["patches.oversample"] = (
+                f"{rarest} has {share(shares[rarest])} of the voxels (below {share(below)}): more than a third of the "
+                "patches are made to hold a random label of their case"
+            )
+            return patches
+    notes["patches.oversample"] = f"a third, as in nnU-Net: the rarest label, {rarest}, has {share(shares[rarest])}"
+    return 1 / 3
+
+
+def _about(found: Fingerprint, index: int, part: float) -> str:
+    """One label: share, cases, objects."""
+    name, objects = found.labels.names[index], found.objects_of(index)
+    text = f"{name} {share(part)} of the voxels in {found.present(index)} of {len(found.cases)} cases"
+    if not objects:
+        return text
+    counts = [o.count for o in objects]
+    what = "objects" if found.labels.kind == "instances" else "connected part(s)"
+    text += (
+        f", {_span(min(counts), max(counts))} {what} a case (smallest {min(o.smallest for o in objects)}, "
+        f"median {int(np.median([o.median for o in objects]))} voxels)"
+    )
+    if found.labels.kind == "instances":
+        text += f", {share(sum(o.touching for o in objects) / sum(counts))} of them touch another"
+    return text
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _annotated(found: Fingerprint) -> str:
+    part = found.annotated()
+    return "" if part == 1 else f"\n{share(part)} of the voxels are annotated; the others are not learned from"
+
+
+def warnings(found: Fingerprint) -> list[str]:
+    """What a person should know of the data before training: absent labels, empty cases, constant scans, outliers."""
+    labels, said = found.labels, []
+    absent = [labels.names[i] for i in range(labels.classes) if not found.present(i)]
+    if absent:
+        said.append(f"no measured case has a voxel of {some(absent)}: it cannot be learned, and stays an unused class")
+    empty = [c.name for c in found.cases if not any(c.voxels[i] for i in labels.foreground)]
+    if empty:
+        said.append(f"{len(empty)} case(s) without any foreground ({some(empty)}): they teach what is not one")
+    constant = [c.name for c in found.cases if any(r.constant for r in c.ranges)]
+    if constant:
+        said.append(f"{len(constant)} case(s) with a constant channel ({some(constant)}): look whether they are whole")
+    outliers = [c.name for c in found.cases if any(_outlying(r) for r in c.ranges)]
+    if outliers:
+        said.append(
+            f"{len(outliers)} case(s) with voxels far above all others ({some(outliers)}), which scale the rest"
+        )
+    if labels.kind == "instances":
+        objects = found.objects_of(1)
+        touching = sum(o.touching for o in objects) / max(sum(o.count for o in objects), 1)
+        if touching > 0:
+            said.append(
+                f"{share(touching)} of the objects touch another; a mask of the foreground alone does not part them"
+            )
+    return said
+
+
+def _outlying(values: ScanRange) -> bool:
+    width = values.high - values.low
+    return width > 0 and values.maximum - values.high > OUTLIER * width

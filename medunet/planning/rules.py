@@ -1,0 +1,82 @@
+"""The numbers that the planner decides by, each with what it was taken from. Change them by measurement only."""
+
+from __future__ import annotations
+
+from medunet.data.augment import AugmentSettings, Chance
+
+STEPS_OF_ONE_MINUTE = 500.0
+"""Optimiser steps that one minute should allow; they grow with the square root of the minutes.
+
+Measured on 48 hippocampus cases: 16 channels and 1331 steps on one core for 12 minutes (Dice 0.874) beat 32 channels
+and 929 steps on two cores for 15 minutes (0.868). At short budgets steps are worth more than width.
+"""
+ENOUGH_STEPS = 2 / 3
+"""Share of the wanted steps that a measured speed must allow; below it the network is planned anew.
+
+Timings of single steps on a shared machine vary by a third, and a plan should not change with them.
+"""
+TRAINING_SHARE = 0.8
+"""Of the minutes; the rest is for reading, validation and the last predictions."""
+EPOCHS = 20
+"""An epoch is this part of the minutes, within 10 to 250 steps (250 in nnU-Net)."""
+
+FIRST_CHANNELS = (32, 24, 16, 12, 8)
+MOST_CHANNELS = {2: 512, 3: 320}
+MOST_LEVELS = {2: 6, 3: 5}
+USEFUL_PATCH = {2: 256**2, 3: 48**3}
+"""Voxels below which a wider network is given up for a larger patch."""
+LEAST_PATCH = {2: 128**2, 3: 32 * 40**2}
+"""Voxels below which no patch is shrunk for time: fewer steps are better than patches that show nothing around."""
+SMALLEST_PATCH = 16
+"""Voxels along an axis below which no patch is shrunk for memory either."""
+MOST_BATCH = {2: 12, 3: 4}
+BATCH_OF_DATA = 0.05
+"""A batch above two patches covers at most this share of the data set's voxels (nnU-Net)."""
+
+COARSE = 3.0
+"""An axis so many times as coarse as the others is thick slices (nnU-Net's threshold of anisotropy)."""
+FEW_SLICES = 8
+"""An axis with fewer voxels cannot be halved even once and leave four (nnU-Net's smallest edge)."""
+APART, SOME_SLICES = 5.0, 32
+"""Slices so many times as far apart as pixels, and fewer than so many of them, are learned one by one.
+
+Kernels reach across slices only where a voxel is less than twice as long as it is wide: from a ratio of 5 on (slices
+of 6.5 mm with pixels of 0.8 mm: 8; EM sections of 50 nm with pixels of 4.6 nm: 11) that is at the third level or
+deeper, when details are pooled away. Fewer than 32 slices, halved there, leave less than the 16 voxels of the
+smallest patch. What a 2-D network then lacks is little, and its steps on whole slices are several times as fast.
+"""
+CROPPED = 0.75
+"""Scans whose content fills less of them are cropped to it (nnU-Net)."""
+MASKED = 0.25
+"""Volumes with a larger share of exact zeros are masked: normalised inside the mask."""
+AIR = -500.0
+"""Below it lie the darkest voxels of a scan in Hounsfield units; MR and microscopes never go there."""
+OUTLIER = 30.0
+"""Brightest voxel, in widths of the middle 99 %, from which on a scan is worth a look."""
+
+RARE = ((1e-4, 2 / 3), (1e-3, 1 / 2))
+"""Share of the annotated voxels below which a label is rare, and the share of patches made to contain foreground.
+
+nnU-Net takes a third always; its users report tiny structures lost to the background (issues 2532, 1754, 3048).
+"""
+
+LIGHT_STEPS = 30_000
+"""Below so many steps augmentation is light: strong intensity changes are learned too slowly to help."""
+_NEVER = Chance(0, 0.8, 1)
+LIGHT_AUGMENTATION = AugmentSettings(
+    rotation=Chance(0.5, -28, 28),
+    scaling=Chance(0.5, 0.8, 1.25),
+    noise=Chance(0.3, 0, 0.2),
+    brightness=Chance(0.5, 0.8, 1.2),
+    shift=Chance(0.5, -0.2, 0.2),
+    blur=Chance(0, 0.5, 1),
+    contrast=_NEVER,
+    low_resolution=_NEVER,
+    gamma=_NEVER,
+    gamma_inverted=_NEVER,
+)
+"""For runs of an hour or so on a CPU; the measured alternative to the defaults, which are nnU-Net's."""
+
+FOLDS = 5
+MOST_LABELS = 8
+"""Of more labels the rarest ones are described."""
