@@ -9,6 +9,7 @@ import json
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,7 @@ def train(
     overwrite: bool,
 ) -> int:
     """Train a network. With a DATASET, the config is planned first."""
+    started = time.monotonic()  # before the imports, which take seconds of the minutes that were given
     from medunet.experiment import TrainRequest
 
     if fold == "all":
@@ -163,7 +165,7 @@ def train(
     given = list(overrides)
     given += [f"data.fold={fold}"] if fold is not None else []
     given += [f"training.minutes={minutes}"] if minutes is not None else []
-    outcome = train_run(TrainRequest(source, output, tuple(given), device, resume, overwrite))
+    outcome = train_run(TrainRequest(source, output, tuple(given), device, resume, overwrite, started))
     return _say_outcome(outcome.lines, outcome.signal)
 
 

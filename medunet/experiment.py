@@ -40,7 +40,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `medunet train` is asked to do; `overrides` are `key.path=value`."""
+    """What `medunet train` is asked to do; `overrides` are `key.path=value`.
+
+    Attributes:
+        started: when the command was given, by `time.monotonic`: its minutes are counted from there. None is now.
+    """
 
     source: Path
     output: Path
@@ -48,6 +52,7 @@ class TrainRequest:
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
+    started: float | None = None
 
 
 @dataclass(frozen=True)

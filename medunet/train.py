@@ -18,7 +18,7 @@ from torch import nn
 
 from medunet.config import Config
 from medunet.data.augment import Augmentation
-from medunet.data.patches import EpochSampler, PatchDataset, PreparedCase, make_loader
+from medunet.data.patches import EpochSampler, PatchBatch, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside, teaching_notes
 from medunet.devices import autocast_type, free_memory, loader_workers
 from medunet.errors import ConfigError
@@ -38,16 +38,21 @@ from medunet.experiment import (
     set_up,
 )
 from medunet.files import write_text
+from medunet.learning.board import Board
 from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
 from medunet.learning.loop import Recipe, StepFacts, TrainState, run_epoch
 from medunet.learning.losses import Loss, make_loss
-from medunet.learning.monitor import Board, MetricsFile, ProgressLine
+from medunet.learning.monitor import MetricsFile, ProgressLine, TimeLeft, Waited, memory_used
 from medunet.learning.schedule import Ema, Progress, make_optimiser
 from medunet.learning.signals import StopSignal, caught_signals
 from medunet.model import MODEL_FILE, Model, save_model
 from medunet.networks.unet import UNet
 from medunet.planning.trial import try_steps
-from medunet.validate import HeldOut, Validation, finish_run, validate
+from medunet.runtext import final_scores, hyper_parameters, plan_notes, score_markdown
+from medunet.validate import EndCost, HeldOut, Validation, finish_run, validate
+
+_LEAVING = 1.0
+"""Seconds for the last checkpoint and for ending the process."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,11 @@ class Outcome:
 
 @dataclass
 class Session:
-    """The moving parts of one process' training."""
+    """The moving parts of one process' training.
+
+    Attributes:
+        ending: seconds that are expected from the last step to the end of the command.
+    """
 
     setup: Setup
     state: TrainState
@@ -69,6 +78,9 @@ class Session:
     line: ProgressLine
     board: Board
     metrics: MetricsFile
+    left: TimeLeft
+    end: EndCost
+    ending: float = 0.0
     stop: StopSignal = field(default_factory=StopSignal)
     validation_seconds: float = 0.0
     last_validation: float = field(default_factory=time.monotonic)
@@ -80,7 +92,7 @@ def train_run(request: TrainRequest) -> Outcome:
     Raises:
         MedunetError: anything wrong with config, data or output, before the first step where it can be known.
     """
-    started = time.monotonic()
+    started = time.monotonic() if request.started is None else request.started
     check_output(request)
     require_no_folds(request.output)
     line = ProgressLine("train")
@@ -151,20 +163,27 @@ def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: Pro
     write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
     columns = ["epoch", "step", "minutes", "loss", "rate", "gradient_norm", "seconds_per_iteration"]
     columns += [
+        "patches_per_second",
+        "waiting_share",
         "validation_dice",
         "validation_iou",
         *(f"dice:{name}" for name in setup.labels.scored),
     ]
-    board = Board(setup.folder / BOARD, purge_step=state.step if resume else None)
-    board.text("config", setup.file.to_yaml())
+    board = Board(setup.folder / BOARD, resumed_at=state.step if resume else None)
+    board.text("config", setup.file.to_yaml(), state.step, code=True)
+    board.text("plan", plan_notes(setup.file.to_yaml()), state.step)
+    clock = _clock(config, state, started)
     return Session(
         setup=setup,
         state=state,
         recipe=recipe,
-        clock=_clock(config, state, started),
+        clock=clock,
         line=line,
         board=board,
         metrics=MetricsFile(setup.folder / METRICS, columns, state.epoch if resume else 0),
+        left=TimeLeft(clock, state.step),
+        end=EndCost(_held_out(setup)),
+        ending=60 * (training.minutes - clock.minutes) if training.minutes and clock.minutes else 0.0,
     )
 
 
@@ -229,8 +248,9 @@ def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]
     assert isinstance(sampler, EpochSampler)
     while session.clock.fraction(state.step) < 1 and not session.stop.received:
         sampler.set_epoch(state.epoch, state.skip)
-        watch = _Watch(session)
-        loss = run_epoch(state, loader, session.recipe, lambda: session.clock.fraction(state.step), watch)
+        batches = Waited(loader)
+        watch = _Watch(session, batches)
+        loss = run_epoch(state, batches, session.recipe, lambda: session.clock.fraction(state.step), watch)
         state.elapsed = session.clock.elapsed()
         if state.skip >= config.training.iterations:
             # Stopped exactly at the epoch's last step.
@@ -244,37 +264,53 @@ def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]
 class _Watch:
     """Looks at every step: shows it, adds it up for the epoch's line, and passes on a stop signal."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._started = time.monotonic()
+    def __init__(self, session: Session, batches: Waited[PatchBatch]) -> None:
+        self._session, self._batches = session, batches
+        self._started = self._last = time.monotonic()
         self.steps, self.norm, self.rate, self._smooth = 0, 0.0, 0.0, math.nan
 
     def __call__(self, facts: StepFacts) -> bool:
         session, state = self._session, self._session.state
+        self._last = time.monotonic()
         self.steps += 1
         self.norm += facts.norm
         self.rate = facts.rate
         self._smooth = facts.loss if math.isnan(self._smooth) else 0.9 * self._smooth + 0.1 * facts.loss
+        left = session.left.seconds(session.clock, state.step)
         session.line.update(
             session.clock.fraction(state.step),
-            f"epoch {state.epoch + 1} step {state.step} loss {self._smooth:.3f} {self.seconds:.2f} s/it"
-            + (f" best {state.best:.4f}" if math.isfinite(state.best) else ""),
+            f"epoch {state.epoch + 1}, step {state.step}, loss {self._smooth:.3f}, {self.seconds:.2f} s/it"
+            + (f", best {state.best:.4f}" if math.isfinite(state.best) else ""),
+            None if left is None else left + session.ending,
         )
-        session.board.scalars({"loss/step": facts.loss, "rate": facts.rate, "gradient_norm": facts.norm}, state.step)
+        session.board.scalars(
+            {"loss/step": facts.loss, "optimiser/learning rate": facts.rate, "optimiser/gradient norm": facts.norm},
+            state.step,
+        )
         return session.stop.received != 0
 
     @property
     def seconds(self) -> float:
         """Per iteration, so far in this epoch."""
-        return (time.monotonic() - self._started) / max(self.steps, 1)
+        return (self._last - self._started) / max(self.steps, 1)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time in which the network waited for patches."""
+        return self._batches.seconds / max(self._last - self._started, 1e-9)
 
 
 def _validation_due(session: Session) -> bool:
-    """After the first epoch, at the end, and in between as often as the allowed share of the time permits."""
+    """After the first epoch, at the end, and in between as often as the allowed share of the time permits.
+
+    Not shortly before the end, where one comes anyway.
+    """
     if session.clock.fraction(session.state.step) >= 1 or session.validation_seconds == 0:
         return True
     share = session.setup.config.training.validation_share
-    return time.monotonic() - session.last_validation >= session.validation_seconds * (1 - share) / share
+    apart = session.validation_seconds * (1 - share) / share
+    left = session.left.seconds(session.clock, session.state.step)
+    return time.monotonic() - session.last_validation >= apart and (left is None or left >= apart)
 
 
 def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
@@ -289,22 +325,33 @@ def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
         if not score < state.best:
             state.best = score if math.isfinite(score) else state.best
             _save(session, score)
-    session.board.scalars({f"validation/dice {name}": value for name, value in result.dice.items()}, state.step)
-    session.board.scalars({"validation/dice": result.mean_dice, "validation/iou": result.mean_iou}, state.step)
-    session.board.picture("validation/worst case", result.picture, state.step)
+        _show(session.board, result, state.step)
+        session.validation_seconds = time.monotonic() - started
+        _keep_time_for_the_end(session, model, held)
     session.last_validation = time.monotonic()
-    session.validation_seconds = session.last_validation - started
-    _keep_time_for_the_end(session, len(held) / len(looked_at))
     return result
 
 
-def _keep_time_for_the_end(session: Session, factor: float) -> None:
-    """Shorten the clock by what the last validation of all held-out scans will take, so that `minutes` is kept."""
-    minutes = session.setup.config.training.minutes
+def _show(board: Board, result: Validation, step: int) -> None:
+    board.scalars({"validation/dice": result.mean_dice, "validation/iou": result.mean_iou}, step)
+    board.scalars({f"validation dice/{name}": value for name, value in result.dice.items()}, step)
+    board.scalars({f"validation iou/{name}": value for name, value in result.iou.items()}, step)
+    board.shares({f"dice over cases/{name}": values for name, values in result.spread.items()}, step)
+    board.pictures("validation/worst", result.pictures, step)
+
+
+def _keep_time_for_the_end(session: Session, model: Model, held: Sequence[PreparedCase]) -> None:
+    """Shorten the clock by what the last validations will take, so that `minutes` is kept and none is wasted."""
+    training, seconds = session.setup.config.training, session.validation_seconds
+    minutes = training.minutes
+    guess = 2.5 * seconds * len(held) / min(len(held), training.validation_cases) + 5
     if minutes is not None:
-        # Reading, going back to the scan's grid, distances and pictures cost about as much again, and some seconds.
-        reserve = min((2.5 * factor * session.validation_seconds + 8) / 60, 0.25 * minutes)
-        session.clock = replace(session.clock, minutes=minutes - reserve)
+        affordable = session.end.spent <= 0.02 * session.clock.elapsed()
+        if affordable and (session.end.known or guess / len(held) <= 0.04 * 60 * minutes):
+            session.end.rehearse(model, {case.name: case.label.size for case in held})
+    session.ending = seconds + _LEAVING + (session.end.seconds() if session.end.known else guess)
+    if minutes is not None:
+        session.clock = replace(session.clock, minutes=minutes - min(session.ending / 60, 0.4 * minutes))
 
 
 def _save(session: Session, score: float) -> None:
@@ -345,8 +392,11 @@ def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation 
         "rate": watch.rate,
         "gradient_norm": watch.norm / max(watch.steps, 1),
         "seconds_per_iteration": watch.seconds,
+        "patches_per_second": session.setup.config.patches.batch / watch.seconds if watch.seconds else math.nan,
+        "waiting_share": watch.waiting,
     }
-    session.board.scalars({"loss/epoch": loss, "seconds_per_iteration": watch.seconds}, state.step)
+    speed = {f"speed/{name.replace('_', ' ')}": float(value) for name, value in list(row.items())[-3:]}
+    session.board.scalars({"loss/epoch": loss, **speed, **memory_used(session.setup.device)}, state.step)
     text = f"epoch {state.epoch}: loss {loss:.4f}, {watch.seconds:.2f} s/it"
     if scores:
         row |= {"validation_dice": scores.mean_dice, "validation_iou": scores.mean_iou}
@@ -386,7 +436,14 @@ def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
         (setup.folder / MODEL_FILE).unlink(missing_ok=True)
     _ensure_model(session)
     session.board.close()
-    held_out = HeldOut(setup.held, setup.labels, setup.config.data.axes, setup.inside)
-    lines = finish_run(setup.folder, held_out, session.line, setup.device)
+    finished = finish_run(setup.folder, _held_out(setup), session.line, setup.device)
+    if finished.evaluation is not None:
+        card = finished.evaluation.card
+        texts = {"final scores": score_markdown(card)}
+        session.board.final(hyper_parameters(setup.config), final_scores(card), texts, session.state.step)
     minutes = session.clock.elapsed() / 60
-    return [*lines, f"model: {setup.folder / MODEL_FILE} ({session.state.step} steps, {minutes:.1f} minutes)"]
+    return [*finished.lines, f"model: {setup.folder / MODEL_FILE} ({session.state.step} steps, {minutes:.1f} minutes)"]
+
+
+def _held_out(setup: Setup) -> HeldOut:
+    return HeldOut(setup.held, setup.labels, setup.config.data.axes, setup.inside)

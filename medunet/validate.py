@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -18,21 +21,29 @@ from medunet.data.formats import default_suffix, write_volume
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase
 from medunet.data.prepare import held_out_mask
-from medunet.data.preprocess import Undo
+from medunet.data.preprocess import PreprocessSettings, Undo
 from medunet.data.restore import restore_labels
 from medunet.data.splits import Fold
 from medunet.data.volume import Volume
-from medunet.evaluate import EvaluateSettings, Pair, evaluate_pairs, report_page, write_evaluation
+from medunet.errors import DataError
+from medunet.evaluate import EvaluateSettings, Evaluation, Pair, case_picture, evaluate_pairs, write_evaluation
 from medunet.files import write_text
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
 from medunet.model import Model, load_model
-from medunet.report.pictures import overlay_array
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord
+from medunet.report.raster import outlined
 from medunet.scorecard import summary_lines
 from medunet.segmentation.planning import PredictSettings
 from medunet.segmentation.segmenter import Segmenter
+
+_PAGE_PICTURES = 3
+"""Cases in pictures on a report's page: worst, median, best."""
+_PAGE_PLOTS = 2.5
+"""How many such pictures the rest of a page takes, in time: curves, scores of all cases, and its text."""
+WORST_CASES = 4
+"""How many cases each validation shows."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,14 @@ class Validation:
     Attributes:
         dice, iou: by label, the mean over the cases that hold it in reference or prediction; labels that no case
             holds are left out.
-        picture: `(rows, columns, 3)` uint8, the worst case with the contours of truth and prediction.
+        spread: by label, the Dice of each case that holds it; under `all`, the mean of each case over its labels.
+        pictures: `(rows, columns, 3)` uint8, the worst cases with the contours of truth and prediction, worst first.
     """
 
     dice: dict[str, float]
     iou: dict[str, float]
-    picture: NDArray[np.uint8]
+    spread: dict[str, list[float]]
+    pictures: list[NDArray[np.uint8]]
 
     @property
     def mean_dice(self) -> float:
@@ -58,8 +71,12 @@ class Validation:
         return _mean(list(self.iou.values()))
 
 
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
+    known = _known(values)
     return math.fsum(known) / len(known) if known else math.nan
 
 
@@ -70,18 +87,34 @@ def validate(
     table = model.card.labels
     scored = table.scored
     counted: list[dict[str, Counts]] = []
-    predictions: list[NDArray[np.uint8]] = []
+    worst: list[_Seen] = []
     segmenter = Segmenter([model], PredictSettings(precision=precision))
     for case in cases:
-        predictions.append(segmenter.indices(segmenter.opened(np.asarray(case.image)))[0])
-        counted.append(count_labels(predictions[-1], case.label[0], scored, IGNORE))
-    means = [_mean([c.dice for c in counts.values()]) for counts in counted]
-    worst = int(np.argmin(np.nan_to_num(means, nan=np.inf)))
+        prediction = segmenter.indices(segmenter.opened(np.asarray(case.image)))[0]
+        counted.append(count_labels(prediction, case.label[0], scored, IGNORE))
+        seen = _Seen(case, prediction, _mean([counts.dice for counts in counted[-1].values()]))
+        worst = sorted([*worst, seen], key=lambda one: one.rank)[:WORST_CASES]
+    spread = {name: _known([counts[name].dice for counts in counted]) for name in scored}
+    every = _known([_mean([c.dice for c in counts.values()]) for counts in counted])
     return Validation(
         dice=_by_label(counted, "dice"),
         iou=_by_label(counted, "iou"),
-        picture=_picture(cases[worst], predictions[worst], scored),
+        spread={**{name: values for name, values in spread.items() if values}, **({"all": every} if every else {})},
+        pictures=[_picture(one, scored, model.card.preprocess) for one in worst],
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A case with its prediction `(*spatial)` and its mean Dice, NaN without any label."""
+
+    case: PreparedCase
+    prediction: NDArray[np.uint8]
+    dice: float
+
+    @property
+    def rank(self) -> float:
+        return math.inf if math.isnan(self.dice) else self.dice
 
 
 def _by_label(counted: Sequence[dict[str, Counts]], measure: str) -> dict[str, float]:
@@ -89,10 +122,14 @@ def _by_label(counted: Sequence[dict[str, Counts]], measure: str) -> dict[str, f
     return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
 
-def _picture(case: PreparedCase, prediction: NDArray[np.uint8], names: dict[str, tuple[int, ...]]) -> NDArray[np.uint8]:
-    label = np.array(case.label[0])
-    overlay = Overlay(names, (1.0,) * label.ndim, np.asarray(case.image[0]), label, prediction, unit="voxel")
-    return overlay_array(overlay, title=case.name)
+def _picture(seen: _Seen, names: dict[str, tuple[int, ...]], how: PreprocessSettings) -> NDArray[np.uint8]:
+    label = np.asarray(seen.case.label[0])
+    overlay = Overlay(
+        names, how.spacing or (1.0,) * label.ndim, np.asarray(seen.case.image[0]), label, seen.prediction,
+        radiological=how.orientation == "RAS" and how.unit == "mm" and how.spacing is not None and label.ndim == 3,
+    )  # fmt: skip
+    score = "no label" if math.isnan(seen.dice) else f"Dice {seen.dice:.3f}"
+    return outlined(overlay, f"{seen.case.name}   {score}   solid: reference, dashed: prediction", ignore=IGNORE)
 
 
 @dataclass(frozen=True)
@@ -109,26 +146,80 @@ class HeldOut:
     inside: Fold | None
 
 
-def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.device) -> list[str]:
-    """Predict and score all held-out scans on their own grids with the best model; write predictions and reports.
+@dataclass(frozen=True)
+class Finished:
+    """What came out of a training: lines for the terminal, and the scores; None where no case was held out."""
 
-    Returns:
-        Lines for the terminal.
-    """
+    lines: list[str]
+    evaluation: Evaluation | None = None
+
+
+def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.device) -> Finished:
+    """Predict and score all held-out scans on their own grids with the best model; write predictions and reports."""
     if not held.cases:
-        return ["no case was held out (data.folds is 0), so there are no validation scores"]
+        return Finished(["no case was held out (data.folds is 0), so there are no validation scores"])
     segmenter = Segmenter([load_model(folder, device)])
-    labels = widened(held.labels) if held.inside else held.labels
     pairs = []
     for number, case in enumerate(held.cases, start=1):
         line.update(1.0, f"last validation {number}/{len(held.cases)} {case.name}")
         pairs.append(_predict_case(case, segmenter, folder / "validation", held))
-    settings = EvaluateSettings(labels=labels, title=f"Held-out cases of {segmenter.card.name}")
-    evaluation = evaluate_pairs(pairs, settings)
-    epochs = epoch_records(folder / "metrics.csv")
-    write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epochs)
-    write_text(folder / "report.html", report_page(evaluation, epochs), overwrite=True)
-    return [*summary_lines(evaluation.card), f"report: {folder / 'report.html'}"]
+    evaluation = evaluate_pairs(pairs, _how_scored(held, segmenter))
+    write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epoch_records(folder / "metrics.csv"))
+    # The same page, which takes seconds to draw.
+    page = (folder / "validation" / "report.html").read_text(encoding="utf-8")
+    write_text(folder / "report.html", page, overwrite=True)
+    return Finished([*summary_lines(evaluation.card), f"report: {folder / 'report.html'}"], evaluation)
+
+
+def _how_scored(held: HeldOut, segmenter: Segmenter) -> EvaluateSettings:
+    labels = widened(held.labels) if held.inside else held.labels
+    return EvaluateSettings(labels=labels, title=f"Held-out cases of {segmenter.card.name}")
+
+
+class EndCost:
+    """How long `finish_run` will take, measured by going its whole way with single cases, one after the other.
+
+    Attributes:
+        spent: seconds that measuring took.
+    """
+
+    def __init__(self, held: HeldOut) -> None:
+        self._held = held
+        self._tried: list[float] = []
+        self._voxels, self._picture = 0, 0.0
+        self.spent = 0.0
+
+    def rehearse(self, model: Model, voxels: Mapping[str, int]) -> None:
+        """Read, predict, write and score the next case, and the first time draw it as well.
+
+        Args:
+            voxels: of each held-out case on the network's grid, by name.
+        """
+        self._voxels = sum(voxels.values())
+        case = self._held.cases[len(self._tried) % len(self._held.cases)]
+        started = time.monotonic()
+        # A case that cannot be scored is named at the end, where it stops no other.
+        with TemporaryDirectory(prefix="medunet-") as folder, suppress(DataError):
+            segmenter = Segmenter([model])
+            pair = _predict_case(case, segmenter, Path(folder), self._held)
+            evaluation = evaluate_pairs([pair], _how_scored(self._held, segmenter))
+            scored = time.monotonic()
+            if not self._tried:
+                case_picture(evaluation, case.name)
+                self._picture = time.monotonic() - scored
+            self._tried.append((scored - started) / voxels[case.name])
+        self.spent += time.monotonic() - started
+
+    @property
+    def known(self) -> bool:
+        return bool(self._tried)
+
+    def seconds(self) -> float:
+        """Of all cases, from the last few that were tried (the very first paid for imports), and of the page."""
+        latest = self._tried[1:][-5:] or self._tried
+        return math.fsum(latest) / len(latest) * self._voxels + self._picture * (
+            min(_PAGE_PICTURES, len(self._held.cases)) + _PAGE_PLOTS
+        )
 
 
 def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut) -> Pair:

@@ -41,6 +41,7 @@ FLOORS: dict[str, int] = {
     "evaluate": 4,
     "inspect": 4,
     "validate": 4,
+    "runtext": 4,
     "demo": 4,
     "cli": 5,
     "__main__": 5,
@@ -55,6 +56,7 @@ SIDEWAYS = {
     ("train", "experiment"),
     ("train", "validate"),
     ("train", "planning"),
+    ("train", "runtext"),
     ("predict", "outputs"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.

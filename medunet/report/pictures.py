@@ -68,7 +68,7 @@ def _overlay_figure(overlay: Overlay, title: str, legend: bool, width: float) ->
     panels = (planes[0], planes[0]) if bare_first else planes
     entries = _legend_entries(overlay, planes) if legend else []
     figure, axes = _panels(panels, width, room=0.08 + 0.32 * bool(title) + 0.24 * -(-len(entries) // 5))
-    window, wide = _window(planes), _line_width(planes)
+    window, wide = grey_window(planes), _line_width(planes)
     for index, (ax, plane) in enumerate(zip(axes, panels, strict=True)):
         _draw_image(ax, plane, window)
         if not (bare_first and index == 0):
@@ -99,7 +99,7 @@ def _panels(planes: Sequence[Plane], width: float, room: float) -> tuple[Figure,
     return figure, list(figure.subplots(1, len(planes), width_ratios=shares, squeeze=False)[0])
 
 
-def _window(planes: Sequence[Plane]) -> tuple[float, float]:
+def grey_window(planes: Sequence[Plane]) -> tuple[float, float]:
     """Grey values from black to white: the middle 99 % of what is shown, without the padding around the scan."""
     if planes[0].image is None:
         return 0.0, 1.0

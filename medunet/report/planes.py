@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,9 +105,29 @@ def shown_planes(overlay: Overlay) -> tuple[Plane, ...]:
 
     Without a reference, or with an empty one, the prediction chooses; without either the middle.
     """
+    return _planes_at(overlay, _largest_areas)
+
+
+def disagreeing_planes(overlay: Overlay, ignore: int | None = None) -> tuple[Plane, ...]:
+    """As `shown_planes`, but through most voxels that reference and prediction name differently, where there are any.
+
+    Args:
+        ignore: the value of unannotated voxels in the reference, with which nothing disagrees.
+    """
+
+    def places(overlay: Overlay) -> tuple[int, ...]:
+        if overlay.reference is None or overlay.prediction is None:
+            return _largest_areas(overlay)
+        wrong = (overlay.reference != overlay.prediction) & (overlay.reference != ignore)
+        return _fullest(wrong) if wrong.any() else _largest_areas(overlay)
+
+    return _planes_at(overlay, places)
+
+
+def _planes_at(overlay: Overlay, choose: Callable[[Overlay], tuple[int, ...]]) -> tuple[Plane, ...]:
     if len(overlay.shape) == 2:
         return (_plane(overlay, (slice(None), slice(None)), ""),)
-    places = _largest_areas(overlay)
+    places = choose(overlay)
     planes = []
     for axis in (2, 1, 0):
         cut: list[Any] = [slice(None)] * 3
@@ -128,11 +148,14 @@ def _largest_areas(overlay: Overlay) -> tuple[int, ...]:
         if labels is not None:
             mask = np.isin(labels, [v for value in overlay.names.values() for v in np.atleast_1d(value)])
             if mask.any():
-                return tuple(
-                    int(np.argmax(np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))))
-                    for axis in range(3)
-                )
+                return _fullest(mask)
     return tuple(n // 2 for n in overlay.shape)
+
+
+def _fullest(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Per axis, the slice across it that holds most of a mask."""
+    others = [tuple(a for a in range(mask.ndim) if a != axis) for axis in range(mask.ndim)]
+    return tuple(int(np.argmax(np.count_nonzero(mask, axis=rest))) for rest in others)
 
 
 def _plane(overlay: Overlay, cut: tuple[Any, ...], title: str) -> Plane:

@@ -61,7 +61,12 @@ def test_from_scans_to_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         np.testing.assert_array_equal(result.affine, scan.affine)
     assert scores["summary"]["mean"]["dice"] > 0.5
     events = list((out / "tensorboard").glob("events*"))
-    assert events and _tags(events[0]) >= {"loss/epoch", "rate", "validation/dice", "validation/worst case"}
+    assert events and _tags(events[0]) >= {
+        "loss/epoch",
+        "optimiser/learning rate",
+        "validation/dice",
+        "validation/worst 1",
+    }
 
 
 def _tags(path: Path) -> set[str]:
