@@ -320,7 +320,6 @@ def test_the_parts_of_a_single_scan_are_put_together_again(tmp_path: Path) -> No
 
 def test_minutes_are_for_all_folds_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_set(tmp_path / "data", cases=2, shape=(16, 14, 12))
-    started = time.monotonic()
     (tmp_path / "c.yaml").write_text("")
     place = SMALL.index("training.minutes=null")
     small = [*SMALL[: place - 1], *SMALL[place + 1 :]]
@@ -328,7 +327,6 @@ def test_minutes_are_for_all_folds_together(tmp_path: Path, capsys: pytest.Captu
     assert run(["train", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "run"), *arguments]) == 0
     assert load_config(tmp_path / "run" / "config.yaml").config.training.minutes == pytest.approx(0.1)
     assert "2 folds, 0.1 minutes each (0.2 in all)" in capsys.readouterr().err
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("value", ["-1", "some", "1.5", ""])
