@@ -39,6 +39,7 @@ class PredictSettings:
         precision: `fp32`, `bf16`, or `auto`: bf16 where it is faster here.
         tta: average over mirrored versions of the scan, along the axes that were mirrored in training.
         engine: `openvino` makes one pass over scans that fit the memory so, and streams the others.
+        postprocess: whether finished label maps get the post-processing that the models' cross-validation chose.
     """
 
     method: Literal["auto", "exact", "blend"] = "auto"

@@ -318,17 +318,25 @@ def test_the_parts_of_a_single_scan_are_put_together_again(tmp_path: Path) -> No
     assert len(load_models(out)) == 3
 
 
-def test_minutes_are_for_all_folds_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = make_set(tmp_path / "data", cases=2, shape=(16, 14, 12))
-    started = time.monotonic()
-    (tmp_path / "c.yaml").write_text("")
-    place = SMALL.index("training.minutes=null")
-    small = [*SMALL[: place - 1], *SMALL[place + 1 :]]
-    arguments = [*small, "--set", f"data.path={data}", "--fold", "all", "--minutes", "0.2"]
-    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "run"), *arguments]) == 0
-    assert load_config(tmp_path / "run" / "config.yaml").config.training.minutes == pytest.approx(0.1)
-    assert "2 folds, 0.1 minutes each (0.2 in all)" in capsys.readouterr().err
-    assert time.monotonic() - started < 60
+@pytest.mark.parametrize("planned", [False, True])
+def test_minutes_are_for_all_folds_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], planned: bool
+) -> None:
+    """Known before the plan, and written down before the first training, which is interrupted here."""
+
+    def interrupted(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(medunet.crossvalidate, "train_run", interrupted)
+    data = make_set(tmp_path / "data", cases=3, shape=(16, 14, 12))
+    (tmp_path / "c.yaml").write_text(f"data: {{path: {data}}}\npatches: {{size: [16, 16, 16]}}\n")
+    source, out = data if planned else tmp_path / "c.yaml", tmp_path / "run"
+    assert run(["train", str(source), "-o", str(out), "--fold", "all", "--minutes", "30", "--device", "cpu"]) == 130
+    assert load_config(out / "config.yaml").config.training.minutes == 10
+    printed = capsys.readouterr().err
+    assert "3 folds, 10 minutes each (30 in all)" in printed and "0 of 3 folds are finished; go on with" in printed
+    again = ["train", str(source), "-o", str(out), "--fold", "all", "--resume", "--minutes", "60"]
+    assert run(again) == 130 and load_config(out / "config.yaml").config.training.minutes == 20
 
 
 @pytest.mark.parametrize("value", ["-1", "some", "1.5", ""])
