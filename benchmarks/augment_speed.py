@@ -2,7 +2,7 @@
 
     python benchmarks/augment_speed.py [--rounds N] [--patches N] [--parts]
 
-Both sides read patches from the same arrays in memory (two made scans of 128³, or pictures of 512², float32, one
+Both sides read patches from the same arrays in memory (two made scans of 160³, or pictures of 512², float32, one
 channel, three classes) and change them with the same probabilities and ranges, on one thread. Seconds are CPU seconds
 of the process. Each round times a block of patches on every side; medians of the rounds are printed, and the median of
 the ratios within a round.
@@ -13,9 +13,10 @@ Why both sides do the same work:
   made, as medunet's cases carry them, and searches nothing.
 - Shape: medunet rotates and scales with a probability each and resamples once; MONAI's RandAffined has one probability,
   which is set to that of a resampling here, so that both resample equally often: image linearly, label by the nearest.
-- Corners: medunet reads a patch's surroundings so that a rotation brings in no empty corner. "MONAI" crops the bare
-  patch, which is less work, and leaves corners empty. "MONAI, filled" crops as much as the largest move needs and lets
-  RandAffined cut the patch out of it, which is the same work on patches that are moved.
+- Corners: medunet reads a patch's surroundings so that a rotation brings in no empty corner. "corners empty" crops the
+  bare patch, which is less work than medunet's, and leaves corners empty: the ratio against it is the cautious one.
+  "filled" crops as much as the largest move needs and lets RandAffined cut the patch out of it, the usual way in MONAI;
+  it then resamples patches that are not moved, too, which medunet spares. The truth lies between the two.
 - Values: noise, blur, brightness, shift, contrast, low resolution and gamma (twice), each with the probability and the
   range of the settings; mirrors on every axis with probability one half.
 - MONAI runs as fast as it can: without metadata (set_track_meta(False)) and with ready-made coordinates (cache_grid).
@@ -189,7 +190,7 @@ def print_rows(title: str, found: dict[str, tuple[float, float]]) -> None:
 
 def whole(rounds: int, patches: int) -> None:
     for size in SIZES:
-        cases = made_cases((128,) * 3 if len(size) == 3 else (512,) * 2)
+        cases = made_cases((160,) * 3 if len(size) == 3 else (512,) * 2)
         for name, settings in SETTINGS.items():
             sides = {
                 "medunet": medunet_side(cases, settings, size),

@@ -309,6 +309,21 @@ def test_quarter_turns_are_exact_turns_of_the_patch(dimensions: int, moving: boo
     assert len(seen) == (3 if dimensions == 2 else 9)
 
 
+@pytest.mark.parametrize("moving", [0.0, 1.0])
+def test_a_turned_patch_without_surroundings_is_ignored_and_dark_outside(moving: float) -> None:
+    augmentation = Augmentation(only(quarter_turns=1, rotation=Chance(moving, 1e-9, 1e-9)), 2)
+    shapes = set()
+    for index in range(20):
+        after, classes = augmentation(np.ones((1, 4, 8)), np.ones((1, 4, 8), np.uint8), Draw(0, 0, index))
+        known = classes[0].numpy() == 1
+        assert (classes[0].numpy()[~known] == IGNORE).all()
+        np.testing.assert_allclose(after[0], known, atol=1e-5)
+        shapes.add((known.any(1).sum(), known.any(0).sum()))
+    assert shapes == {(4, 8), (4, 4)}
+    with pytest.raises(ConfigError, match="odd and even"):
+        augmentation(np.ones((1, 4, 7)), np.ones((1, 4, 7), np.uint8), Draw(0, 0, 0))
+
+
 def test_quarter_turns_leave_the_coarse_axis_alone_and_do_not_mirror() -> None:
     augmentation = Augmentation(only(quarter_turns=1, coarse_axis=2), 3)
     slices = np.broadcast_to(np.arange(5, dtype=np.float32), (1, 6, 6, 5))

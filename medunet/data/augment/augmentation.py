@@ -88,12 +88,14 @@ class Augmentation:
 
         Raises:
             ValueError: image and label differ in shape, or are smaller than `size`.
+            ConfigError: `check_size` refuses the size.
         """
         target = tuple(size) if size is not None else tuple(label.shape[1:])
         if image.shape[1:] != label.shape[1:] or not len(target) == label.ndim - 1 == self._dimensions:
             raise ValueError(f"image {tuple(image.shape)}, label {tuple(label.shape)} and size {target} do not fit")
         if any(n > m for n, m in zip(target, label.shape[1:], strict=True)):
             raise ValueError(f"a patch of {tuple(label.shape[1:])} voxels cannot give an output of {target}")
+        self.check_size(target)
         random = draw.generator(_STREAM)
         move = draw_move(self._settings, self._dimensions, random)
         moved, after = move.apply(_plain(image), _plain(label), target, self._field(move, draw, target, image))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medunet.data.augment.sampling import SLACK, Look, along_axes, blur_matrix, linear_matrix, resample
 from medunet.data.augment.settings import AugmentSettings
+from medunet.data.labels import IGNORE
 
 _LATTICE_CELLS_PER_SIGMA = 2
 T = TypeVar("T", int, float)
@@ -61,7 +62,7 @@ class Move:
         """
         extents = self._extents(size)
         if self.matrix is None:
-            return self._turned(image, extents).to(torch.float32), self._turned(label, extents)
+            return self._turned(image, extents, 0).to(torch.float32), self._turned(label, extents, IGNORE)
         lengths = zip(label.shape[1:], extents, strict=True)
         centre = tuple((length - n) // 2 + (n - 1) / 2 for length, n in lengths)
         displacement = None if field is None else field * self.amplitude
@@ -77,9 +78,13 @@ class Move:
         """The output's size, one number per axis of the input."""
         return tuple(n for _, n in sorted(zip(self.order, size, strict=True)))
 
-    def _turned(self, array: Tensor, extents: tuple[int, ...]) -> Tensor:
+    def _turned(self, array: Tensor, extents: tuple[int, ...], outside: int) -> Tensor:
         """The centre of the array, reordered and mirrored: a copy."""
         starts = [(n - m) // 2 for n, m in zip(array.shape[1:], extents, strict=True)]
+        if min(starts) < 0:  # a long axis was turned into a short one, and nothing more was read
+            ends = [m + s - n for n, m, s in zip(array.shape[1:], extents, starts, strict=True)]
+            border = [max(n, 0) for s, e in zip(reversed(starts), reversed(ends), strict=True) for n in (-s, e)]
+            array, starts = torch.nn.functional.pad(array, border, value=outside), [max(s, 0) for s in starts]
         part = array[(slice(None), *(slice(s, s + m) for s, m in zip(starts, extents, strict=True)))]
         if self.order != tuple(range(len(self.order))):
             part = part.permute(0, *(axis + 1 for axis in self.order))
