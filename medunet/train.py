@@ -46,7 +46,7 @@ from medunet.learning.monitor import MetricsFile, ProgressLine, TimeLeft, Waited
 from medunet.learning.schedule import Ema, Progress, make_optimiser
 from medunet.learning.signals import StopSignal, caught_signals
 from medunet.model import MODEL_FILE, Model, save_model
-from medunet.networks.unet import UNet
+from medunet.networks.unet import UNet, expect_rare
 from medunet.planning.trial import try_steps
 from medunet.runtext import final_scores, hyper_parameters, plan_notes, score_markdown
 from medunet.validate import EndCost, HeldOut, Validation, finish_run, validate
@@ -151,7 +151,10 @@ def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: Pro
             f"training.minutes is {training.minutes:g}, but reading and preparing the data alone took "
             f"{spent:.0f} s; allow more minutes"
         )
-    network = UNet(config.network, training.seed).to(setup.device)
+    network = UNet(config.network, training.seed)
+    if setup.labels.regions:
+        expect_rare(network)
+    network.to(setup.device)
     ema = Ema(network, training.ema) if training.ema else None
     state = TrainState(network, make_optimiser(config.optimiser, network), ema)
     if resume:

@@ -95,7 +95,7 @@ def test_regions_beside_the_references_are_scored_as_unions(tmp_path: Path) -> N
     write_evaluation(evaluation, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert record["label_table"]["regions"] == {"whole": [1, 5], "inner": [1]}
-    assert set(record["summary"]["labels"]) == {"whole", "inner"}
+    assert set(record["labels"]) == {"whole", "inner"}
 
 
 def test_a_bad_case_and_a_missing_one_do_not_stop_the_others(tmp_path: Path, data_set: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -111,6 +113,21 @@ class UNet(nn.Module):
         except ConfigError as error:
             advice = "zero-pad the image" if settings.padded else "mirror the image at its border"
             raise ConfigError(f"{error}\n{advice} to a legal size first (prediction does so by itself)") from None
+
+
+RARE = 0.05
+"""The share of voxels that an untrained network with sigmoid outputs expects of each."""
+
+
+def expect_rare(network: UNet, share: float = RARE) -> None:
+    """Let an untrained network with sigmoid outputs start from structures that are rare, not from a half everywhere.
+
+    By the bias of its heads (Lin et al. 2017, section 4.1). After 160 steps on 11 hippocampus cases, union of both
+    labels: Dice 0.592 with it and 0.289 without; a softmax, which starts from an equal share per class, had 0.597.
+    """
+    for head in (network.head, *network.deep_heads):
+        with torch.no_grad():
+            head.bias.fill_(math.log(share / (1 - share)))
 
 
 def _down(settings: UNetSettings, level: int) -> nn.Module:

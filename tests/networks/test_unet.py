@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.unet import UNet, UNetSettings, expect_rare
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 
 SMALL: dict[str, Any] = {"channels": (4, 6, 8), "in_channels": 2, "classes": 3, "dimensions": 2}
@@ -295,3 +296,15 @@ def test_interpolated_up_repeats_voxels() -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         variant(**changes)
+
+
+def test_a_network_that_expects_rare_structures_gives_them_small_probabilities() -> None:
+    """Of each head; the weights stay as they are, so that images still differ."""
+    torch.manual_seed(0)
+    settings = UNetSettings(channels=(8, 8, 8), classes=2, deep_supervision=True)
+    plain, rare = UNet(settings, 3), UNet(settings, 3)
+    expect_rare(rare)
+    image = torch.randn(2, 1, 16, 16, 16)
+    for before, after in zip(plain(image), rare(image), strict=True):
+        torch.testing.assert_close(after, before + math.log(0.05 / 0.95))
+    assert rare(torch.zeros(2, 1, 16, 16, 16))[0].sigmoid().mean().item() == pytest.approx(0.05, abs=0.01)
