@@ -271,6 +271,7 @@ def epoch_records(path: Path) -> list[EpochRecord]:
             epoch=int(row["epoch"]),
             loss=float(row["loss"] or "nan"),
             learning_rate=float(row["rate"] or "nan"),
+            patches_per_second=float(row.get("patches_per_second") or "nan"),
             dice={key[5:]: float(value) for key, value in row.items() if key.startswith("dice:") and value},
         )
         for row in rows

@@ -30,8 +30,9 @@ class Board:
         self._folder = folder
         for path in folder.glob(f"events.*{_FINAL}"):
             path.unlink()
-        # The checkpoint's own step stands; TensorBoard drops this step and all after it.
-        self._writer = _writer(folder, None if resumed_at is None else resumed_at + 1)
+        # The checkpoint's own step stands; TensorBoard drops this step and all after it. A new run says where it starts
+        # as well: TensorBoard takes the first start that it sees for no restart.
+        self._writer = _writer(folder, 0 if resumed_at is None else resumed_at + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point per name; values that do not exist (NaN) have none."""

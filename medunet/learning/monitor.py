@@ -42,9 +42,10 @@ class ProgressLine:
         stream: TextIO | None = None,
     ) -> None:
         self._stream = stream or sys.stderr
+        # The text stands where tqdm has its description: its postfix begins with a comma.
         self._bar = tqdm(
-            total=1000, desc=title, disable=not self._stream.isatty(), leave=False, file=self._stream,
-            dynamic_ncols=True, bar_format="{desc} {percentage:3.0f} %|{bar:10}| {postfix}",
+            total=1000, disable=not self._stream.isatty(), leave=False, file=self._stream, dynamic_ncols=True,
+            bar_format=title + " {percentage:3.0f} %|{bar:10}| {desc}",
         )  # fmt: skip
         self._title, self._pause, self._clock = title, seconds_between_lines, clock
         self._shown = not self._bar.disable
@@ -63,7 +64,7 @@ class ProgressLine:
         self._last = now
         if self._shown:
             self._bar.n = round(1000 * share)
-            self._bar.set_postfix_str(text)
+            self._bar.set_description_str(text)
         else:
             print(f"{self._title} {100 * share:3.0f} %  {text}", file=self._stream, flush=True)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _INK = "#1d2730"
 _GRID = "#dde3e8"
+_FEW_ROWS = 24
+_FEW_CURVES = 12
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class EpochRecord:
 
     Attributes:
         dice: validation Dice by label; empty in epochs without validation.
+        patches_per_second: of the training steps; NaN where it was not measured.
     """
 
     epoch: int
     loss: float
     learning_rate: float
     dice: Mapping[str, float] = field(default_factory=dict)
+    patches_per_second: float = nan
 
 
 def score_plot(panels: Sequence[ScorePanel]) -> bytes:
@@ -59,12 +63,15 @@ def score_plot(panels: Sequence[ScorePanel]) -> bytes:
     from matplotlib.figure import Figure
 
     names = list(panels[0].values)
-    figure = Figure(figsize=(9.0, 0.9 + max(0.34 * len(names), 0.9)), facecolor="white")
+    # A hundred labels stay within three screens.
+    many = len(names) > _FEW_ROWS
+    figure = Figure(figsize=(9.0, 0.9 + max((0.2 if many else 0.34) * len(names), 0.9)), facecolor="white")
     figure.set_layout_engine("constrained", wspace=0.05)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
         _draw_panel(ax, panel, names)
-    axes[0].set_yticks(range(len(names)), [_plain(_short(name)) for name in names], fontsize=8.5, color=_INK)
+    shown = [_plain(_short(name)) for name in names]
+    axes[0].set_yticks(range(len(names)), shown, fontsize=7 if many else 8.5, color=_INK)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     return figure_png(figure, dpi=160)
 
@@ -104,41 +111,63 @@ def _draw_strip(ax: Axes, row: int, values: Sequence[float], colour: str) -> Non
 
 
 def curves_plot(epochs: Sequence[EpochRecord]) -> bytes:
-    """A PNG with the loss, the learning rate below it, and the validation Dice of each label against the epoch."""
+    """A PNG with loss, learning rate and speed, and the validation Dice of each label, against the epoch."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9.0, 3.6), facecolor="white")
+    figure = Figure(figsize=(9.0, 4.0), facecolor="white")
     figure.set_layout_engine("constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
-    loss, rate, dice = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    grid = figure.add_gridspec(3, 2, height_ratios=(3, 1, 1))
+    places = (grid[0, 0], grid[1, 0], grid[2, 0], grid[:, 1])
+    loss, rate, speed, dice = (figure.add_subplot(place) for place in places)
     at = [record.epoch for record in epochs]
-    loss.plot(at, [record.loss for record in epochs], color="#2f6fb3", linewidth=1.5)
-    rate.plot(at, [record.learning_rate for record in epochs], color="#77838e", linewidth=1.3)
-    _draw_dice(dice, epochs)
-    for ax, title in ((loss, "Training loss"), (rate, "Learning rate"), (dice, "Validation Dice")):
-        ax.set_title(title, fontsize=9.5, color=_INK, loc="left")
+    marker = "o" if len(epochs) == 1 else ""
+    loss.plot(at, [record.loss for record in epochs], color="#2f6fb3", linewidth=1.5, marker=marker)
+    rate.plot(at, [record.learning_rate for record in epochs], color="#77838e", linewidth=1.3, marker=marker)
+    speed.plot(at, [record.patches_per_second for record in epochs], color="#77838e", linewidth=1.3, marker=marker)
+    labels = _draw_dice(dice, epochs)
+    # Many labels would be a legend larger than the plot, so the page names their colours.
+    title = f"Validation Dice of {labels} labels, their mean in black" if labels > _FEW_CURVES else "Validation Dice"
+    titles = ("Training loss", "Learning rate", "Patches per second", title)
+    for ax, text in zip((loss, rate, speed, dice), titles, strict=True):
+        ax.set_title(text, fontsize=9.5, color=_INK, loc="left")
         _plain_axes(ax)
-    for ax in (rate, dice):
+        ax.set_xlim(min(at, default=0) - 0.5, max(at, default=0) + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    for ax in (speed, dice):
         ax.set_xlabel("epoch", fontsize=8, color=_INK)
-    rate.set_ylim(bottom=0)
+    for ax in (loss, rate):
+        ax.tick_params(labelbottom=False)
+    for ax in (rate, speed):
+        ax.set_ylim(bottom=0)
     return figure_png(figure, dpi=160)
 
 
-def _draw_dice(ax: Axes, epochs: Sequence[EpochRecord]) -> None:
+def _draw_dice(ax: Axes, epochs: Sequence[EpochRecord]) -> int:
+    """One curve per label and, for several, their mean; returns how many labels there are."""
     validated = [record for record in epochs if record.dice]
     names = list(dict.fromkeys(name for record in validated for name in record.dice))
-    marker = "o" if len(validated) < 30 else ""
+    few = len(names) <= _FEW_CURVES
+    wide, marker = (1.4, "o" if len(validated) < 30 else "") if few else (0.7, "")
     for name, colour in zip(names, label_colours(len(names)), strict=True):
         points = [(record.epoch, record.dice[name]) for record in validated if name in record.dice]
-        ax.plot(
-            *zip(*points, strict=True), color=colour, linewidth=1.4, marker=marker, markersize=3, label=_plain(name)
-        )
+        label = _plain(_short(name, 20))
+        ax.plot(*zip(*points, strict=True), color=colour, linewidth=wide, marker=marker, markersize=3, label=label)
     if len(names) > 1:
-        means = [float(np.nanmean(list(record.dice.values()))) for record in validated]
+        means = [_mean(record.dice.values()) for record in validated]
         ax.plot([record.epoch for record in validated], means, color=_INK, linewidth=2.0, label="mean")
-    if 0 < len(names) <= 12:
-        ax.legend(fontsize=7.5, frameon=False, loc="lower right")
-    ax.set_ylim(top=1.0)
+    if names and few:
+        # Below, where it hides no curve.
+        ax.legend(
+            fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=3, borderaxespad=0.2
+        )
+    ax.set_ylim(0, 1)
+    return len(names)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if isfinite(value)]
+    return sum(known) / len(known) if known else nan
 
 
 def _plain_axes(ax: Axes) -> None:
