@@ -122,7 +122,7 @@ def plan(
 
 
 @cli.command()
-@click.argument("source", type=_PATH, metavar="CONFIG.yaml|DATASET")
+@click.argument("source", type=_PATH, metavar="CONFIG.yaml|DATASET", required=False)
 @click.option("-o", "--output", type=_PATH, required=True, help="The run's folder.")
 @click.option(
     "--fold",
@@ -138,23 +138,37 @@ def plan(
     type=click.FloatRange(min=0, min_open=True),
     help="Wall time to fit into; with --fold all, of all trainings together, split evenly (scoring comes on top).",
 )
+@click.option("--init", metavar="MODEL", help="Start with a trained model's weights, where they fit.")
 @_DEVICE
 @click.option("--set", "overrides", multiple=True, metavar="key.path=value", help="Change one value of the config.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 def train(
-    source: Path,
+    source: Path | None,
     output: Path,
     fold: int | str | None,
     resume: bool,
     minutes: float | None,
+    init: str | None,
     device: str,
     overrides: tuple[str, ...],
     overwrite: bool,
 ) -> int:
-    """Train a network. With a DATASET, the config is planned first."""
-    started = time.monotonic()  # before the imports, which take seconds of the minutes that were given
-    from medunet.experiment import TrainRequest
+    """Train a network. With a DATASET, the config is planned first; with --resume, the run's own is taken.
 
+    \b
+    Longer than it was:  medunet train -o RUN --resume --set training.epochs=200   (or --minutes 30; in all)
+    On several GPUs:     torchrun --nproc-per-node 2 -m medunet train CONFIG.yaml -o RUN
+    """
+    started = time.monotonic()  # before the imports, which take seconds of the minutes that were given
+    from medunet.experiment import CONFIG_FILE, TrainRequest
+
+    if source is None and not resume:
+        raise click.UsageError("give a config or a data set; only --resume goes without")
+    source = source or output / CONFIG_FILE
+    if init is not None:
+        if resume:
+            raise click.UsageError("--init starts a new run, --resume goes on with one; give one of both")
+        overrides += (f"training.init={json.dumps(init)}",)
     if fold == "all":
         from medunet.crossvalidate import cross_validate
 

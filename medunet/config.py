@@ -74,14 +74,16 @@ class TrainingSettings:
     Attributes:
         epochs: how many epochs, unless `minutes` says how long.
         iterations: optimiser steps per epoch.
-        minutes: wall time for everything, from reading the data to the last validation; the learning-rate schedule
-            is fitted to it.
+        minutes: wall time for everything, from reading the data to the last validation and over all sessions of a
+            resumed run; the learning-rate schedule is fitted to it.
+        init: the model (run folder or file) whose weights the network starts with, where they fit; None starts anew.
         seed: of the first weights, the patches and their augmentation.
         precision: `auto` takes bf16 where the processor computes it faster, `fp32` or `bf16` ask for one.
         clip: largest gradient norm; 0 switches clipping off.
         ema: decay of the moving average of the weights that is validated and saved; 0 switches it off.
         score: what the best model is chosen by, the mean over the foreground labels of `dice` or of `iou`.
-        validation_share: validation during training takes at most this share of the time.
+        validation_share: validation during training takes at most this share of the time; of a run measured in
+            epochs about this share, estimated from the voxels, so that the clock does not choose the best model.
         validation_cases: how many of the held-out cases are looked at during training (all are at the end).
         workers: processes that prepare patches; None chooses by the machine.
     """
@@ -89,6 +91,7 @@ class TrainingSettings:
     epochs: int = 100
     iterations: int = 100
     minutes: float | None = None
+    init: str | None = None
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     clip: float = 12.0

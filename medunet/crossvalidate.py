@@ -6,6 +6,7 @@ config -> splits -> a whole run for each fold -> out-of-fold predictions -> scor
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,6 +48,7 @@ from medunet.experiment import (
     set_up_folds,
 )
 from medunet.files import write_text, written_aside
+from medunet.learning.distributed import world_of
 from medunet.learning.losses import make_loss
 from medunet.learning.monitor import ProgressLine
 from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
@@ -96,6 +98,8 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
     Raises:
         MedunetError: anything wrong with config, data or output.
     """
+    if world_of(os.environ).size > 1:
+        raise ConfigError("--fold all trains in one process; with torchrun, train the folds one by one: --fold 0, …")
     _check_folder(request)
     line = ProgressLine("folds")
     try:

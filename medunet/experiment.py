@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,9 @@ from medunet.data.preprocess import Normalisation
 from medunet.data.splits import SPLITS_FILE, Fold, read_patients, split_cases
 from medunet.devices import find_device
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard
+from medunet.initialise import planned_like
+from medunet.learning.distributed import ALONE, World
+from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard, load_model
 from medunet.plan import Budget, plan_data_set
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
@@ -66,6 +69,7 @@ class Setup:
     held: list[Case]
     device: torch.device
     folder: Path
+    world: World = ALONE
 
     @property
     def config(self) -> Config:
@@ -133,10 +137,15 @@ def require_no_folds(folder: Path) -> None:
         )
 
 
-def set_up(request: TrainRequest, say: Say) -> Setup:
-    """Config, data set, labels and split, checked before anything is written or trained."""
-    device = find_device(request.device)
-    file, data = _config_and_data(request, say)
+def set_up(request: TrainRequest, say: Say, world: World = ALONE, resolved: ConfigFile | None = None) -> Setup:
+    """Config, data set, labels and split, checked before anything is written or trained.
+
+    Args:
+        world: the processes that train together.
+        resolved: the config as the first of several processes found it; None reads or plans it.
+    """
+    device = _device(request.device, world)
+    file, data = (resolved, _data_set(resolved)) if resolved else _config_and_data(request, say)
     labels = with_labels(data, data.labelled, file.config.data.axes)
     settings = file.config.data
     if settings.folds:
@@ -144,9 +153,11 @@ def set_up(request: TrainRequest, say: Say) -> Setup:
         learned, held = split_cases(data.labelled, settings.fold, settings.folds, settings.seed, patients)
     else:
         learned, held = list(data.labelled), []
-    resolved = _resolve(file, data, labels, learned)
-    setup = Setup(resolved, data, labels, learned, held, device, request.output)
+    setup = Setup(_resolve(file, data, labels, learned), data, labels, learned, held, device, request.output, world)
     _check_sizes(setup.config)
+    share = world.share(setup.config.patches.batch)
+    if world.size > 1:
+        say(f"{world.size} processes train together; each takes {share} of the {share * world.size} patches of a batch")
     say(
         f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
         + (f" (part {settings.fold} of {settings.folds} of the only scan, from its end)" if setup.inside else "")
@@ -167,22 +178,61 @@ def set_up_folds(request: TrainRequest, say: Say) -> Setup:
     return setup
 
 
+def _device(name: str, world: World) -> torch.device:
+    """Each process of a machine has a GPU of its own, where there are GPUs."""
+    if world.size == 1:
+        return find_device(name)
+    if name.startswith("cuda:") and world.local_size > 1:
+        raise ConfigError(f"--device {name}: {world.local_size} processes cannot share one GPU; say --device cuda")
+    own = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    device = find_device(f"cuda:{world.local_rank}" if own else name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataSet]:
+    overrides = _measured(request.overrides)
     if request.resume:
-        file = load_config(request.output / CONFIG_FILE, request.overrides)
-        say(f"resuming with {request.output / CONFIG_FILE}")
+        path = request.output / CONFIG_FILE
+        file = load_config(path, overrides)
+        changed = differences(to_plain(load_config(path).config), to_plain(file.config))
+        say(f"resuming with {path}" + (f", changed: {'; '.join(changed)}" if changed else ""))
         return file, _data_set(file)
     if request.source.is_dir():
         data = read_data_set(request.source)
         say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
-        given = parse_config("", "--set", request.overrides).config
+        given = parse_config("", "--set", overrides).config
         budget = Budget.of(None, given.training.minutes, request.device)
-        text = plan_data_set(data, budget, given.data.axes).to_yaml()
-        return parse_config(text, "the plan", request.overrides), data
-    file = load_config(request.source, request.overrides)
+        planned = plan_data_set(data, budget, given.data.axes)
+        if given.training.init is not None:
+            config, own = planned_like(planned.config, load_model(given.training.init).card)
+            planned = replace(planned, config=config, notes=planned.notes | own)
+            say(f"the network is that of {given.training.init}, so that its weights fit")
+        return parse_config(planned.to_yaml(), "the plan", overrides), data
+    file = load_config(request.source, overrides)
     data = _data_set(file)
     check_pairs(data.labelled, file.config.data.axes)
     return file, data
+
+
+def _measured(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Who asks for epochs and not for minutes wants the run to be measured in epochs."""
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    epochs = "training.epochs" in keys and "training.minutes" not in keys
+    return (*overrides, *(("training.minutes=null",) if epochs else ()))
+
+
+def differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """What differs between two plain records, `key.path was 1, is 2`; long values are left out."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        names = dict.fromkeys([*before, *after])
+        pairs = ((before.get(n), after.get(n), f"{key}.{n}" if key else str(n)) for n in names)
+        return [line for old, new, name in pairs for line in differences(old, new, name)]
+    if before == after:
+        return []
+    old, new = json.dumps(before), json.dumps(after)
+    return [f"{key} was {old}, is {new}" if len(old) + len(new) < 80 else f"{key} is another"]
 
 
 def _data_set(file: ConfigFile) -> DataSet:
@@ -268,7 +318,11 @@ def _check_sizes(config: Config) -> None:
 
 
 def run_identity(setup: Setup) -> str:
-    """What a resumed run must share with the one it goes on with, as JSON: network, data, split, patches, optimiser."""
+    """What a resumed run must share with the one it goes on with, as JSON: network, data, split, patches, optimiser.
+
+    The number of processes is not part of it, nor is what may change in between: length, schedule, highest rate, loss,
+    augmentation, decay of the averaged weights, validation.
+    """
     config = setup.config
     identity = {
         "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
@@ -289,10 +343,10 @@ def require_same_run(identity: str, setup: Setup) -> None:
     Raises:
         ConfigError: naming what differs.
     """
-    before, now = json.loads(identity), json.loads(run_identity(setup))
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
+    changed = differences(json.loads(identity), json.loads(run_identity(setup)))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(
-            f"{setup.folder}: cannot be resumed, because {', '.join(differing)} changed since it was stopped\n"
+            f"{setup.folder}: cannot be resumed, because since it was stopped {'; '.join(changed[:3])}{more}\n"
             "resume with the run's own settings and data, or start a new run in another folder"
         )

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,35 +22,20 @@ from medunet.data.augment import Augmentation
 from medunet.data.patches import EpochSampler, PatchBatch, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside, teaching_notes
 from medunet.devices import autocast_type, free_memory, loader_workers
-from medunet.errors import ConfigError
-from medunet.experiment import (
-    BOARD,
-    CHECKPOINT,
-    CONFIG_FILE,
-    METRICS,
-    RUN_FILES,
-    RUN_FOLDERS,
-    Setup,
-    TrainRequest,
-    check_output,
-    require_no_folds,
-    require_same_run,
-    run_identity,
-    set_up,
-)
-from medunet.files import write_text
+from medunet.errors import MedunetError
+from medunet.experiment import CONFIG_FILE, Setup, TrainRequest
 from medunet.learning.board import Board
-from medunet.learning.checkpoint import load_checkpoint, save_checkpoint
-from medunet.learning.loop import Recipe, StepFacts, TrainState, run_epoch
+from medunet.learning.distributed import World, joined_world
+from medunet.learning.loop import Diverged, Recipe, StepFacts, evaluation_weights, run_epoch
 from medunet.learning.losses import Loss, make_loss
-from medunet.learning.monitor import MetricsFile, ProgressLine, TimeLeft, Waited, memory_used
-from medunet.learning.schedule import Ema, Progress, make_optimiser
-from medunet.learning.signals import StopSignal, caught_signals
+from medunet.learning.monitor import ProgressLine, Waited, memory_used
+from medunet.learning.signals import caught_signals
 from medunet.model import MODEL_FILE, Model, save_model
-from medunet.networks.unet import UNet, expect_rare
+from medunet.networks.unet import UNet
 from medunet.planning.trial import try_steps
-from medunet.runtext import final_scores, hyper_parameters, plan_notes, score_markdown
-from medunet.validate import EndCost, HeldOut, Validation, finish_run, validate
+from medunet.runtext import final_scores, hyper_parameters, score_markdown
+from medunet.session import Quiet, Session, Training, held_out, save_state, set_up_processes, start_training
+from medunet.validate import Validation, finish_run, validate
 
 _LEAVING = 1.0
 """Seconds for the last checkpoint and for ending the process."""
@@ -63,54 +49,40 @@ class Outcome:
     signal: int = 0
 
 
-@dataclass
-class Session:
-    """The moving parts of one process' training.
-
-    Attributes:
-        ending: seconds that are expected from the last step to the end of the command.
-    """
-
-    setup: Setup
-    state: TrainState
-    recipe: Recipe
-    clock: Progress
-    line: ProgressLine
-    board: Board
-    metrics: MetricsFile
-    left: TimeLeft
-    end: EndCost
-    ending: float = 0.0
-    stop: StopSignal = field(default_factory=StopSignal)
-    validation_seconds: float = 0.0
-    last_validation: float = field(default_factory=time.monotonic)
-
-
 def train_run(request: TrainRequest) -> Outcome:
-    """Train, validate, and leave a run folder.
+    """Train, validate, and leave a run folder; as one of several processes where torchrun started it.
 
     Raises:
         MedunetError: anything wrong with config, data or output, before the first step where it can be known.
     """
+    with joined_world() as world:
+        return _train(request, world)
+
+
+def _train(request: TrainRequest, world: World) -> Outcome:
     started = time.monotonic() if request.started is None else request.started
-    check_output(request)
-    require_no_folds(request.output)
-    line = ProgressLine("train")
-    scratch = request.output / "preprocessed"
+    line = ProgressLine("train") if world.leads else Quiet()
+    scratch = request.output / "preprocessed" / ("" if world.leads else f"process_{world.rank}")
     try:
-        setup = set_up(request, line.say)
-        cases, held = _prepare(setup, scratch, line)
-        for note in teaching_notes(cases, setup.labels):
-            line.say(note)
-        patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)
-        line.say(f"expected: {try_steps(setup.config, recipe, patches).describe(setup.config)}")
+        setup = set_up_processes(request, world, line.say)
+        with world.together():
+            cases, held = _prepare(setup, scratch, line)
+            for note in teaching_notes(cases, setup.labels):
+                line.say(note)
+            patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)
+        if world.size == 1:
+            line.say(f"expected: {try_steps(setup.config, recipe, patches).describe(setup.config)}")
         # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
-        session = _start(setup, recipe, request.resume, started, line)
-        with caught_signals() as session.stop:
-            _learn(session, patches, held)
-        if session.stop.received:
-            return _interrupted(session)
-        return Outcome(_finish(session, held))
+        training = start_training(setup, recipe, request.resume, started, line)
+        if isinstance(training, Session):
+            training.validate_every = _epochs_between_validations(setup.config, patches, held)
+        with caught_signals(patient=world.size > 1) as training.stop:
+            _learn(training, patches, held)
+        if not isinstance(training, Session):
+            return Outcome([], training.stop.received)
+        if training.stop.received:
+            return _interrupted(training)
+        return Outcome(_finish(training, held))
     finally:
         line.close()
         _remove_scratch(scratch)
@@ -126,7 +98,8 @@ def _remove_scratch(scratch: Path) -> None:
 def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Training and validation cases on the network's grid; one single scan is split inside."""
     how = Preparation(
-        setup.config.preprocess, setup.labels, setup.config.data.axes, scratch, free_memory(torch.device("cpu")) // 3,
+        setup.config.preprocess, setup.labels, setup.config.data.axes, scratch,
+        free_memory(torch.device("cpu")) // (3 * setup.world.local_size),
     )  # fmt: skip
     everything = list(dict.fromkeys([*setup.learned, *setup.held]))
     done: list[str] = []
@@ -140,73 +113,6 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
         learned, held = split_inside(prepared[everything[0].name], setup.labels, setup.inside)
         return [learned], [held]
     return [prepared[c.name] for c in setup.learned], [prepared[c.name] for c in setup.held]
-
-
-def _start(setup: Setup, recipe: Recipe, resume: bool, started: float, line: ProgressLine) -> Session:
-    """Make the run's folder and the state, fresh or as the checkpoint has it."""
-    config, training = setup.config, setup.config.training
-    spent = time.monotonic() - started
-    if training.minutes is not None and spent >= 0.8 * 60 * training.minutes and not resume:
-        raise ConfigError(
-            f"training.minutes is {training.minutes:g}, but reading and preparing the data alone took "
-            f"{spent:.0f} s; allow more minutes"
-        )
-    network = UNet(config.network, training.seed)
-    if setup.labels.regions:
-        expect_rare(network)
-    network.to(setup.device)
-    ema = Ema(network, training.ema) if training.ema else None
-    state = TrainState(network, make_optimiser(config.optimiser, network), ema)
-    if resume:
-        checkpoint = load_checkpoint(setup.folder / CHECKPOINT)
-        require_same_run(checkpoint.identity, setup)
-        checkpoint.restore(state)
-    else:
-        _clear(setup.folder)
-    write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
-    columns = ["epoch", "step", "minutes", "loss", "rate", "gradient_norm", "seconds_per_iteration"]
-    columns += [
-        "patches_per_second",
-        "waiting_share",
-        "validation_dice",
-        "validation_iou",
-        *(f"dice:{name}" for name in setup.labels.scored),
-    ]
-    board = Board(setup.folder / BOARD, resumed_at=state.step if resume else None)
-    board.text("config", setup.file.to_yaml(), state.step, code=True)
-    board.text("plan", plan_notes(setup.file.to_yaml()), state.step)
-    clock = _clock(config, state, started)
-    return Session(
-        setup=setup,
-        state=state,
-        recipe=recipe,
-        clock=clock,
-        line=line,
-        board=board,
-        metrics=MetricsFile(setup.folder / METRICS, columns, state.epoch if resume else 0),
-        left=TimeLeft(clock, state.step),
-        end=EndCost(_held_out(setup)),
-        ending=60 * (training.minutes - clock.minutes) if training.minutes and clock.minutes else 0.0,
-    )
-
-
-def _clear(folder: Path) -> None:
-    """Remove an earlier run's files; `check_output` has made sure that the folder holds a run or nothing of one."""
-    for name in RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        # The arrays that were just prepared for this very run.
-        if name != "preprocessed":
-            shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _clock(config: Config, state: TrainState, started: float) -> Progress:
-    training = config.training
-    if training.minutes is not None:
-        # Time for the last validation, until the first one has shown how much it needs.
-        reserve = min(0.15 * training.minutes, 1.0)
-        return Progress(minutes=training.minutes - reserve, before=state.elapsed, started=started)
-    return Progress(max_steps=training.epochs * training.iterations, before=state.elapsed, started=started)
 
 
 def _recipe(setup: Setup, cases: Sequence[PreparedCase]) -> Recipe:
@@ -227,7 +133,7 @@ def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
     if setup.config.loss.class_weights == "balanced":
         voxels = [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
     regions = [region.indices for region in setup.labels.regions]
-    return make_loss(setup.config.loss, setup.labels.classes, voxels, regions)
+    return make_loss(setup.config.loss, setup.labels.classes, voxels, regions, setup.world.sum)
 
 
 def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:
@@ -241,43 +147,71 @@ def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:
     )
 
 
-def _learn(session: Session, patches: PatchDataset, held: Sequence[PreparedCase]) -> None:
+def _learn(training: Training, patches: PatchDataset, held: Sequence[PreparedCase]) -> None:
     """Epoch after epoch, until the clock says it is over or a signal arrives."""
-    config, state = session.setup.config, session.state
-    loader = make_loader(
-        patches, loader_workers(config.training.workers, session.setup.device), session.setup.device.type == "cuda"
-    )
+    config, state, world = training.setup.config, training.state, training.setup.world
+    on_gpu = training.setup.device.type == "cuda"
+    workers = loader_workers(config.training.workers, training.setup.device)
+    loader = make_loader(patches, workers, on_gpu, part=(world.rank, world.size))
     sampler = loader.sampler
     assert isinstance(sampler, EpochSampler)
-    while session.clock.fraction(state.step) < 1 and not session.stop.received:
+    while (state.skip or training.share() < 1) and not training.stopping():
         sampler.set_epoch(state.epoch, state.skip)
         batches = Waited(loader)
-        watch = _Watch(session, batches)
-        loss = run_epoch(state, batches, session.recipe, lambda: session.clock.fraction(state.step), watch)
-        state.elapsed = session.clock.elapsed()
-        if state.skip >= config.training.iterations:
-            # Stopped exactly at the epoch's last step.
-            state.epoch, state.skip = state.epoch + 1, 0
-        if state.skip == 0:
-            due = held and not session.stop.received and _validation_due(session)
-            _log_epoch(session, loss, watch, _validate(session, held) if due else None)
-        save_checkpoint(session.setup.folder / CHECKPOINT, state, run_identity(session.setup))
+        watch = _Watch(training, batches)
+        loss = _epoch(training, batches, watch)
+        state.elapsed = training.clock.elapsed()
+        if isinstance(training, Session):
+            if not state.skip:
+                _close_epoch(training, loss, watch, held)
+            save_state(training, state)
+
+
+def _epoch(training: Training, batches: Waited[Any], watch: _Watch) -> float:
+    """The rest of the epoch under way; the last good state is saved where loss or gradient are no numbers."""
+    try:
+        return run_epoch(training.state, batches, training.recipe, training.share, watch)
+    except Diverged as error:
+        if not isinstance(training, Session):
+            world = training.setup.world
+            raise MedunetError(f"process {world.rank} of {world.size} ends, because the training diverged") from error
+        if not training.state.step:
+            raise
+        training.state.elapsed = training.clock.elapsed()
+        save_state(training, training.state)
+        _ensure_model(training)
+        raise MedunetError(
+            f"{error}\nlook at these scans (medunet inspect); if they are sound, start anew with a lower optimiser.rate"
+            f"\nthe state before that step is saved; go on with: {_go_on(training.setup.folder)}"
+        ) from error
+
+
+def _close_epoch(session: Session, loss: float, watch: _Watch, held: Sequence[PreparedCase]) -> None:
+    due = bool(held) and _validation_due(session)
+    if due:
+        # A validation that is cut off is made up for by a resumed run.
+        iterations = session.setup.config.training.iterations
+        save_state(session, replace(session.state, epoch=session.state.epoch - 1, skip=iterations))
+    _log_epoch(session, loss, watch, _validate(session, held) if due else None)
 
 
 class _Watch:
-    """Looks at every step: shows it, adds it up for the epoch's line, and passes on a stop signal."""
+    """Looks at every step: shows it, and passes on a stop signal."""
 
-    def __init__(self, session: Session, batches: Waited[PatchBatch]) -> None:
-        self._session, self._batches = session, batches
+    def __init__(self, training: Training, batches: Waited[PatchBatch]) -> None:
+        self._training, self._batches = training, batches
         self._started = self._last = time.monotonic()
-        self.steps, self.norm, self.rate, self._smooth = 0, 0.0, 0.0, math.nan
+        self.steps, self._smooth = 0, math.nan
 
     def __call__(self, facts: StepFacts) -> bool:
-        session, state = self._session, self._session.state
         self._last = time.monotonic()
         self.steps += 1
-        self.norm += facts.norm
-        self.rate = facts.rate
+        if isinstance(self._training, Session):
+            self._show(self._training, facts)
+        return self._training.stopping()
+
+    def _show(self, session: Session, facts: StepFacts) -> None:
+        state = session.state
         self._smooth = facts.loss if math.isnan(self._smooth) else 0.9 * self._smooth + 0.1 * facts.loss
         left = session.left.seconds(session.clock, state.step)
         session.line.update(
@@ -290,7 +224,6 @@ class _Watch:
             {"loss/step": facts.loss, "optimiser/learning rate": facts.rate, "optimiser/gradient norm": facts.norm},
             state.step,
         )
-        return session.stop.received != 0
 
     @property
     def seconds(self) -> float:
@@ -303,16 +236,30 @@ class _Watch:
         return self._batches.seconds / max(self._last - self._started, 1e-9)
 
 
+def _epochs_between_validations(config: Config, patches: PatchDataset, held: Sequence[PreparedCase]) -> int:
+    """So that validation takes its share of the time, if a step costs three times a prediction of as many voxels."""
+    looked_at = sum(case.label.size for case in held[: config.training.validation_cases])
+    learned = patches.per_epoch * math.prod(config.patches.size)
+    share = config.training.validation_share
+    return max(1, math.ceil(looked_at / 3 * (1 - share) / share / learned))
+
+
 def _validation_due(session: Session) -> bool:
     """After the first epoch, at the end, and in between as often as the allowed share of the time permits.
 
-    Not shortly before the end, where one comes anyway.
+    The clock has no say where a run is measured in epochs: which models are compared, and so which is kept, would
+    change from one run to the next, and with each resume.
     """
-    if session.clock.fraction(session.state.step) >= 1 or session.validation_seconds == 0:
+    state = session.state
+    if session.clock.max_steps is not None:
+        done = session.clock.fraction(state.step) >= 1
+        return done or state.epoch == 1 or state.epoch % session.validate_every == 0
+    if session.clock.fraction(state.step) >= 1 or session.validation_seconds == 0:
         return True
     share = session.setup.config.training.validation_share
     apart = session.validation_seconds * (1 - share) / share
-    left = session.left.seconds(session.clock, session.state.step)
+    left = session.left.seconds(session.clock, state.step)
+    # Not shortly before the end, where one comes anyway.
     return time.monotonic() - session.last_validation >= apart and (left is None or left >= apart)
 
 
@@ -320,8 +267,8 @@ def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
     """Score whole held-out scans with the averaged weights, and keep the model if it is the best so far."""
     started, setup, state = time.monotonic(), session.setup, session.state
     looked_at = held[: setup.config.training.validation_cases]
-    with _evaluation_weights(state):
-        model = Model(state.network, setup.card({}))
+    with _evaluated(session) as network:
+        model = Model(network, setup.card({}))
         result = validate(model, looked_at, setup.config.training.precision)
         score = result.mean_dice if setup.config.training.score == "dice" else result.mean_iou
         # Ties and NaN (no label in the held-out part) keep the later model.
@@ -354,7 +301,8 @@ def _keep_time_for_the_end(session: Session, model: Model, held: Sequence[Prepar
             session.end.rehearse(model, {case.name: case.label.size for case in held})
     session.ending = seconds + _LEAVING + (session.end.seconds() if session.end.known else guess)
     if minutes is not None:
-        session.clock = replace(session.clock, minutes=minutes - min(session.ending / 60, 0.4 * minutes))
+        session.state.reserve = min(session.ending / 60, 0.4 * minutes)
+        session.clock = replace(session.clock, minutes=minutes - session.state.reserve)
 
 
 def _save(session: Session, score: float) -> None:
@@ -363,26 +311,24 @@ def _save(session: Session, score: float) -> None:
         "steps": state.step,
         "minutes": round(session.clock.elapsed() / 60, 2),
         f"validation_{setup.config.training.score}": round(score, 4) if math.isfinite(score) else None,
+        **session.origin,
+        **({"processes": setup.world.size} if setup.world.size > 1 else {}),
     }
     save_model(setup.folder / MODEL_FILE, state.network.state_dict(), setup.card(record))
 
 
-class _evaluation_weights:
-    """The averaged weights in evaluation mode for the length of a block; training mode and weights come back."""
-
-    def __init__(self, state: TrainState) -> None:
-        self._network: nn.Module = state.network
-        self._swap = state.ema.applied() if state.ema else None
-
-    def __enter__(self) -> None:
-        self._network.eval()
-        if self._swap:
-            self._swap.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        if self._swap:
-            self._swap.__exit__(None, None, None)
-        self._network.train()
+@contextmanager
+def _evaluated(session: Session) -> Iterator[nn.Module]:
+    """The network in evaluation mode with the averaged weights, for the length of a block."""
+    state, setup = session.state, session.setup
+    with evaluation_weights(state):
+        if setup.world.size == 1:
+            yield state.network
+        else:
+            # Prediction wants to see the batch norms as they were before the processes were joined.
+            plain = UNet(setup.config.network).to(setup.device)
+            plain.load_state_dict(state.network.state_dict())
+            yield plain.eval()
 
 
 def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation | None) -> None:
@@ -392,8 +338,8 @@ def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation 
         "step": state.step,
         "minutes": session.clock.elapsed() / 60,
         "loss": loss,
-        "rate": watch.rate,
-        "gradient_norm": watch.norm / max(watch.steps, 1),
+        "rate": state.rate,
+        "gradient_norm": state.tally.mean_norm,
         "seconds_per_iteration": watch.seconds,
         "patches_per_second": session.setup.config.patches.batch / watch.seconds if watch.seconds else math.nan,
         "waiting_share": watch.waiting,
@@ -413,7 +359,7 @@ def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation 
 def _ensure_model(session: Session) -> None:
     """A run without any validation so far (stopped early, or nothing held out) still leaves a usable model."""
     if not (session.setup.folder / MODEL_FILE).exists():
-        with _evaluation_weights(session.state):
+        with evaluation_weights(session.state):
             _save(session, math.nan)
 
 
@@ -426,10 +372,14 @@ def _interrupted(session: Session) -> Outcome:
     return Outcome(
         [
             f"stopped after {session.state.step} steps; everything is saved in {folder}",
-            f"go on with: medunet train {folder / CONFIG_FILE} -o {folder} --resume",
+            f"go on with: {_go_on(folder)}",
         ],
         session.stop.received,
     )
+
+
+def _go_on(folder: Path) -> str:
+    return f"medunet train {folder / CONFIG_FILE} -o {folder} --resume"
 
 
 def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
@@ -439,14 +389,10 @@ def _finish(session: Session, held: Sequence[PreparedCase]) -> list[str]:
         (setup.folder / MODEL_FILE).unlink(missing_ok=True)
     _ensure_model(session)
     session.board.close()
-    finished = finish_run(setup.folder, _held_out(setup), session.line, setup.device)
+    finished = finish_run(setup.folder, held_out(setup), session.line, setup.device)
     if finished.evaluation is not None:
         card = finished.evaluation.card
         texts = {"final scores": score_markdown(card)}
         session.board.final(hyper_parameters(setup.config), final_scores(card), texts, session.state.step)
     minutes = session.clock.elapsed() / 60
     return [*finished.lines, f"model: {setup.folder / MODEL_FILE} ({session.state.step} steps, {minutes:.1f} minutes)"]
-
-
-def _held_out(setup: Setup) -> HeldOut:
-    return HeldOut(setup.held, setup.labels, setup.config.data.axes, setup.inside)

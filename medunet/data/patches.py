@@ -324,10 +324,15 @@ def _widened(values: tuple[int, ...], across: int | None, value: int) -> tuple[i
 
 
 class EpochSampler(Sampler[int]):
-    """The numbers of one epoch's patches; `set_epoch` moves on, without restarting the loader's workers."""
+    """The numbers of one epoch's patches; `set_epoch` moves on, without restarting the loader's workers.
 
-    def __init__(self, dataset: PatchDataset) -> None:
-        self._dataset = dataset
+    Args:
+        part: which of how many processes this is; each takes its share of every batch, one after the other, so that
+            together they see the very batches that one process would. The batch must be a multiple of their number.
+    """
+
+    def __init__(self, dataset: PatchDataset, part: tuple[int, int] = (0, 1)) -> None:
+        self._dataset, self._part = dataset, part
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
@@ -336,14 +341,21 @@ class EpochSampler(Sampler[int]):
         self._skipped = min(skip * self._dataset.settings.batch, self._dataset.per_epoch)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first + self._skipped, self._first + self._dataset.per_epoch))
+        (rank, size), batch = self._part, self._dataset.settings.batch
+        share = batch // size
+        numbers = range(self._first + self._skipped, self._first + self._dataset.per_epoch)
+        return (n for place, n in enumerate(numbers) if place % batch // share == rank)
 
     def __len__(self) -> int:
-        return self._dataset.per_epoch - self._skipped
+        return (self._dataset.per_epoch - self._skipped) // self._part[1]
 
 
 def make_loader(
-    dataset: PatchDataset, workers: int = 0, pin_memory: bool = False, device: torch.device | None = None
+    dataset: PatchDataset,
+    workers: int = 0,
+    pin_memory: bool = False,
+    device: torch.device | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader[PatchBatch] | DeviceLoader:
     """A loader whose batches do not depend on the number of workers, nor touch any global generator.
 
@@ -354,10 +366,11 @@ def make_loader(
         workers: processes that prepare patches; 0 prepares them in this one.
         pin_memory: prepare batches for copying to a GPU.
         device: where to augment; the workers then only read, and batches arrive on it. None augments in the workers.
+        part: which of how many processes this is, see `EpochSampler`; each gets its share of every batch.
     """
     if device is not None:
-        return DeviceLoader(dataset, _loader(_Reading(dataset), dataset, list, workers, pin_memory), device)
-    return _loader(dataset, dataset, collate, workers, pin_memory)
+        return DeviceLoader(dataset, _loader(_Reading(dataset), dataset, list, (workers, pin_memory, part)), device)
+    return _loader(dataset, dataset, collate, (workers, pin_memory, part))
 
 
 class DeviceLoader:
@@ -390,12 +403,16 @@ class _Reading(Dataset[RawPatch]):
 
 
 def _loader(
-    items: Dataset[Any], dataset: PatchDataset, join: Callable[[Sequence[Any]], Any], workers: int, pin_memory: bool
+    items: Dataset[Any],
+    dataset: PatchDataset,
+    join: Callable[[Sequence[Any]], Any],
+    how: tuple[int, bool, tuple[int, int]],
 ) -> DataLoader[Any]:
+    workers, pin_memory, part = how
     return DataLoader(
         items,
-        batch_size=dataset.settings.batch,
-        sampler=EpochSampler(dataset),
+        batch_size=dataset.settings.batch // part[1],
+        sampler=EpochSampler(dataset, part),
         num_workers=workers,
         collate_fn=join,
         pin_memory=pin_memory,

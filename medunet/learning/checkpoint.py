@@ -6,8 +6,10 @@ that dies at any moment leaves at least one whole checkpoint.
 
 from __future__ import annotations
 
+import io
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import torch
 
 from medunet.errors import ModelError
 from medunet.files import written_aside
-from medunet.learning.loop import TrainState
+from medunet.learning.loop import Tally, TrainState
 
-_FORMAT = 1
+_FORMAT = 2
+_PLAIN = ("step", "epoch", "skip", "best", "elapsed", "rate", "progress", "reserve")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,21 @@ class Checkpoint:
     @property
     def identity(self) -> str:
         return str(self.content["identity"])
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What else was kept: plain values, as they were given to `save_checkpoint`."""
+        return dict(self.content["notes"])
+
+    def to_bytes(self) -> bytes:
+        """As one process sends it to others."""
+        buffer = io.BytesIO()
+        torch.save(self.content, buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Checkpoint:
+        return cls(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 
     def restore(self, state: TrainState) -> None:
         """Put everything back into a freshly made state.
@@ -46,12 +64,16 @@ class Checkpoint:
                 f"the checkpoint does not fit the config: {str(error).splitlines()[0]}\n"
                 "resume with the config of the run, or start a new run in another folder"
             ) from error
-        for name in ("step", "epoch", "skip", "best", "elapsed"):
+        for name in _PLAIN:
             setattr(state, name, self.content[name])
+        state.tally = Tally(**self.content["tally"])
 
 
-def save_checkpoint(path: Path, state: TrainState, identity: str) -> None:
+def save_checkpoint(path: Path, state: TrainState, identity: str, notes: Mapping[str, Any] | None = None) -> None:
     """Write `path`; what was there before becomes the previous generation.
+
+    Args:
+        notes: plain values that a resumed run wants back.
 
     Raises:
         OutputError: the file cannot be written; the last checkpoint stays.
@@ -59,10 +81,12 @@ def save_checkpoint(path: Path, state: TrainState, identity: str) -> None:
     content = {
         "format": _FORMAT,
         "identity": identity,
+        "notes": dict(notes or {}),
         "network": state.network.state_dict(),
         "optimiser": state.optimiser.state_dict(),
         "ema": None if state.ema is None else state.ema.state_dict(),
-        **{name: getattr(state, name) for name in ("step", "epoch", "skip", "best", "elapsed")},
+        "tally": asdict(state.tally),
+        **{name: getattr(state, name) for name in _PLAIN},
     }
     with written_aside(path, overwrite=True) as aside:
         torch.save(content, aside)

@@ -7,16 +7,17 @@ and the step alone, so a run that was stopped goes on exactly as if it had not b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from medunet.errors import MedunetError
-from medunet.learning.schedule import Ema, ScheduleSettings, learning_rate
+from medunet.learning.distributed import ALONE, World
+from medunet.learning.schedule import Ema, Joint, ScheduleSettings, learning_rate
 
 
 class Batch(Protocol):
@@ -25,6 +26,31 @@ class Batch(Protocol):
     image: Tensor
     label: Tensor
     cases: list[str]
+
+
+class Diverged(MedunetError):
+    """Loss or gradient are no numbers any more; the state is the one before that step."""
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of the epoch under way, or of the last one where the next has not begun."""
+
+    steps: int = 0
+    loss: float = 0.0
+    norm: float = 0.0
+
+    def add(self, facts: StepFacts) -> None:
+        self.steps, self.loss, self.norm = self.steps + 1, self.loss + facts.loss, self.norm + facts.norm
+
+    @property
+    def mean_loss(self) -> float:
+        """NaN where there was no step; so is `mean_norm`."""
+        return self.loss / self.steps if self.steps else math.nan
+
+    @property
+    def mean_norm(self) -> float:
+        return self.norm / self.steps if self.steps else math.nan
 
 
 @dataclass
@@ -37,6 +63,10 @@ class TrainState:
         skip: steps already done of the epoch that is under way.
         best: the best validation score so far.
         elapsed: seconds spent so far, over all sessions of the run.
+        rate: the learning rate of the last step, 0 before the first.
+        progress: the highest share of the run that was ever over.
+        reserve: minutes that are kept for the last validation, None while nothing is known.
+        tally: of the epoch.
     """
 
     network: nn.Module
@@ -47,6 +77,25 @@ class TrainState:
     skip: int = 0
     best: float = -math.inf
     elapsed: float = 0.0
+    rate: float = 0.0
+    progress: float = 0.0
+    reserve: float | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self._buffers = {name: buffer.detach().clone() for name, buffer in self.network.named_buffers()}
+
+    @torch.no_grad()
+    def remember_buffers(self) -> None:
+        """Note the running statistics of now, which a step changes before its loss is known."""
+        for name, buffer in self.network.named_buffers():
+            self._buffers[name].copy_(buffer)
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Go back to the running statistics that were noted last."""
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(self._buffers[name])
 
 
 @dataclass(frozen=True)
@@ -58,6 +107,9 @@ class Recipe:
         clip: largest gradient norm, 0 for none.
         dtype: of autocast; None computes in float32 throughout.
         seed: of dropout.
+        joint: where the run went on with another length.
+        world: the processes that train together.
+        forward: what a step calls in the network's place, such as what joins it to other processes.
     """
 
     loss: Callable[..., Tensor]
@@ -67,6 +119,9 @@ class Recipe:
     device: torch.device
     dtype: torch.dtype | None
     seed: int
+    joint: Joint | None = None
+    world: World = ALONE
+    forward: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -82,36 +137,46 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     """One optimiser step at the given share (0 to 1) of the run.
 
     Raises:
-        MedunetError: the loss is NaN or infinite; the weights are those before the step.
+        Diverged: loss or gradient are NaN or infinite; the state is that before the step.
     """
-    rate = learning_rate(recipe.schedule, recipe.rate, progress)
+    rate = learning_rate(recipe.schedule, recipe.rate, progress, recipe.joint)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
-    torch.manual_seed((recipe.seed << 32) + state.step)
-    loss = _forward(state.network, batch, recipe, progress)
-    if not torch.isfinite(loss):
-        raise MedunetError(
-            f"the loss became {loss.item()} at step {state.step} with the cases {', '.join(batch.cases)}\n"
-            "look at these scans (medunet inspect), or lower optimiser.rate; the last good state is kept"
-        )
+    # Each process drops other voxels; the first one those that it would drop alone.
+    torch.manual_seed((recipe.seed << 32) + (recipe.world.rank << 24) + state.step)
+    state.remember_buffers()
+    loss = _forward(state, batch, recipe, progress)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip if recipe.clip > 0 else math.inf)
+    facts = StepFacts(float(loss.detach()), float(norm), rate)
+    if recipe.world.highest(not (math.isfinite(facts.loss) and math.isfinite(facts.norm))):
+        state.restore_buffers()
+        raise Diverged(_what_diverged(facts, state.step, recipe.world.all(", ".join(batch.cases))))
     state.optimiser.step()
     if state.ema is not None:
         state.ema.update(state.step)
     state.step += 1
     state.skip += 1
-    return StepFacts(float(loss.detach()), float(norm), rate)
+    state.rate = rate
+    state.progress = max(state.progress, progress)
+    state.tally.add(facts)
+    return facts
 
 
-def _forward(network: nn.Module, batch: Batch, recipe: Recipe, progress: float) -> Tensor:
+def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float) -> Tensor:
     image = batch.image.to(recipe.device, non_blocking=True)
     label = batch.label.to(recipe.device, non_blocking=True)
     precision = torch.autocast(recipe.device.type, dtype=recipe.dtype) if recipe.dtype else nullcontext()
     with precision:
-        logits = network(image)
-    return recipe.loss(logits, label, progress=progress)
+        logits = (recipe.forward or state.network)(image)
+    # What a loss has warmed in stays in where a longer run is less far.
+    return recipe.loss(logits, label, progress=max(progress, state.progress))
+
+
+def _what_diverged(facts: StepFacts, step: int, cases: list[str]) -> str:
+    what = f"loss became {facts.loss}" if not math.isfinite(facts.loss) else f"gradient became {facts.norm}"
+    return f"the {what} at step {step} with the cases {', '.join(cases)}; this step is not counted"
 
 
 def run_epoch(
@@ -123,23 +188,36 @@ def run_epoch(
 ) -> float:
     """Train on the batches until they end or `watch` says stop.
 
+    An epoch that was stopped is gone on with by calling this with the rest of its batches, even if there is none.
+
     Args:
-        progress: the share of the run that is over, asked before every step; at 1 the epoch ends.
-        watch: called after every step; True stops at once, leaving the epoch unfinished.
+        progress: the share of the run that is over, asked before every step; at 1 the epoch ends, if it has a step.
+        watch: called after every step; True stops at once, leaving the epoch unfinished even after its last batch.
 
     Returns:
-        The mean loss of the steps done, NaN if there was none.
+        The mean loss of the epoch's steps so far, NaN if there was none.
     """
     state.network.train()
-    losses = []
+    if not state.skip:
+        state.tally = Tally()
     for batch in batches:
         share = progress()
-        if share >= 1:
+        if share >= 1 and state.skip:
             break
-        facts = train_step(state, batch, recipe, share)
-        losses.append(facts.loss)
-        if watch(facts):
-            return math.fsum(losses) / len(losses)
-    state.epoch += 1
-    state.skip = 0
-    return math.fsum(losses) / len(losses) if losses else math.nan
+        if watch(train_step(state, batch, recipe, share)):
+            return state.tally.mean_loss
+    if state.skip:
+        state.epoch += 1
+        state.skip = 0
+    return state.tally.mean_loss
+
+
+@contextmanager
+def evaluation_weights(state: TrainState) -> Iterator[None]:
+    """The averaged weights in evaluation mode for the length of a block; training mode and weights come back."""
+    state.network.eval()
+    try:
+        with state.ema.applied() if state.ema else nullcontext():
+            yield
+    finally:
+        state.network.train()

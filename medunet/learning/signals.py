@@ -18,8 +18,11 @@ class StopSignal:
 
 
 @contextmanager
-def caught_signals() -> Iterator[StopSignal]:
-    """Note the first SIGINT or SIGTERM instead of dying from it; a second SIGINT interrupts at once.
+def caught_signals(patient: bool = False) -> Iterator[StopSignal]:
+    """Note the first SIGINT or SIGTERM instead of dying from it; a second one interrupts at once.
+
+    Args:
+        patient: a second one does nothing; a launcher such as torchrun repeats what the terminal has sent already.
 
     Outside the main thread signals cannot be caught, and none are.
     """
@@ -30,6 +33,8 @@ def caught_signals() -> Iterator[StopSignal]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         if stop.received:
+            if patient:
+                return
             raise KeyboardInterrupt
         stop.received = number
 
