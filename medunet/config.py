@@ -44,6 +44,8 @@ class DataSettings:
         fold: which of the `folds` parts of the cases is held out for validation.
         folds: how many parts; 0 trains on all cases and validates on none.
         seed: of the split.
+        cache: the folder where preprocessed cases are kept for the next training; `auto` is `$MEDUNET_CACHE` or, where
+            that is not set, the system's folder for caches (`~/.cache/medunet`); null keeps none.
     """
 
     path: str | None = None
@@ -51,8 +53,11 @@ class DataSettings:
     fold: int = 0
     folds: int = 5
     seed: int = 0
+    cache: str | None = "auto"
 
     def __post_init__(self) -> None:
+        if self.cache == "":
+            raise ConfigError("data.cache must be a folder, auto or null, found an empty name")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(self.folds, 1):
             raise ConfigError(
                 f"data.fold must lie between 0 and data.folds - 1, and data.folds must be 0 (no validation) or at "
