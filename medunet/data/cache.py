@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -181,32 +182,32 @@ class Cache:
     def _entries(self) -> Path:
         return self.folder / "cases"
 
-    def make_room(self, needed: int, used: Collection[str]) -> None:
+    def make_room(self, wanted: Mapping[str, int]) -> None:
         """Make the folder, and room in it by removing entries, those first that were not used for longest.
 
-        Entries that other trainings have open are not spared; what is mapped stays readable until it is let go of,
-        where the system allows them to be removed at all.
+        Entries that other trainings have open are not spared: what is mapped stays readable until it is let go of,
+        or cannot be removed, as the system has it.
 
         Args:
-            needed: bytes that are going to be written.
-            used: keys of entries that must stay.
+            wanted: keys of the entries that are going to be used, which stay if they are there, and the most bytes
+                that each takes if it is not.
 
         Raises:
             OutputError: the folder cannot be written, or there is not as much room; nothing was removed then, unless
-                the room of what was removed is still held by somebody who has it open.
+                somebody who has it open still holds the room of what was removed.
         """
         self._make_folder()
         self._sweep()
         entries = sorted(self._listed(), key=lambda entry: entry.used)
-        others = [entry for entry in entries if entry.path.name not in used]
+        needed = sum(wanted.values()) - sum(wanted.get(entry.path.name, 0) for entry in entries)
+        others = [entry for entry in entries if entry.path.name not in wanted]
         spare = sum(entry.size for entry in others)
-        own = needed + sum(entry.size for entry in entries) - spare
+        total = needed + sum(entry.size for entry in entries)
         free, limit = shutil.disk_usage(self.folder).free, self.limit
         if needed > free + spare:
             raise self._no_room(needed, f"{free + spare:,} bytes are free there")
-        if not self.asked and own > limit:
-            raise self._no_room(own, f"it is kept below {limit:,} bytes unless data.cache names its folder")
-        total = own + spare
+        if not self.asked and total - spare > limit:
+            raise self._no_room(total - spare, f"it is kept below {limit:,} bytes unless data.cache names its folder")
         for entry in others:
             if total <= limit and free >= needed:
                 break
@@ -227,10 +228,6 @@ class Cache:
             f"{self.folder}: prepared cases need up to {needed:,} bytes in this cache, but {reason}\n"
             "free some, set data.cache to a folder on another disk, or to null to do without a cache"
         )
-
-    def keys(self) -> set[str]:
-        """Of the entries that are there, whole or damaged."""
-        return {entry.path.name for entry in self._listed()}
 
     def describe(self) -> str:
         """Where it is, and how full, for messages."""
@@ -329,10 +326,10 @@ class Cache:
                     yield _Entry(path, used, sum(stat.st_size for stat in stats.values()))
 
 
-def entry_size(voxels: float, channels: int, dimensions: int, classes: int, limit: int = 10_000) -> int:
-    """Most bytes that an entry takes: of `find_foreground`'s table there are at most `limit` voxels per class."""
-    table = min(voxels, limit * classes) * 4 * (1 + dimensions)
-    return int(voxels * (4 * channels + 1) + table) + _OVERHEAD
+def entry_size(shape: Sequence[int], channels: int, classes: int, limit: int = 10_000) -> int:
+    """Most bytes that a case of this spatial shape takes; `find_foreground` gives at most `limit` voxels per class."""
+    voxels = math.prod(shape)
+    return voxels * (4 * channels + 1) + min(voxels, limit * classes) * 4 * (1 + len(shape)) + _OVERHEAD
 
 
 def _manifest(entry: Path) -> bytes:
@@ -345,7 +342,7 @@ def _opened(entry: Path, name: str, mapped: bool) -> PreparedCase:
     mode: Any = "r" if mapped else None
     image, label = (np.load(entry / file, mmap_mode=mode, allow_pickle=False) for file in _ARRAYS[:2])
     table = np.load(entry / _ARRAYS[2], allow_pickle=False)
-    return PreparedCase(name, image, label, {int(c): table[table[:, 0] == c, 1:] for c in _classes(table)})
+    return PreparedCase(name, image, label, _foreground(table))
 
 
 def _table(foreground: Mapping[int, NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -353,9 +350,11 @@ def _table(foreground: Mapping[int, NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate(rows) if rows else np.empty((0, 1), np.int32)
 
 
-def _classes(table: NDArray[np.int32]) -> list[int]:
-    """In the order of their first row."""
-    return list(dict.fromkeys(table[:, 0].tolist()))
+def _foreground(table: NDArray[np.int32]) -> dict[int, NDArray[np.int32]]:
+    """What `_table` was made of: the rows of a class follow each other."""
+    starts = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
+    parts = np.split(table, starts[1:]) if len(table) else []
+    return {int(rows[0, 0]): np.ascontiguousarray(rows[:, 1:]) for rows in parts}
 
 
 def _published(aside: Path, entry: Path) -> bool:

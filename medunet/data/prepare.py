@@ -5,12 +5,9 @@ They come from a cache, where there is one, or are read and preprocessed; either
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,8 +19,7 @@ from medunet.data.catalogue import Case, load_image, load_label
 from medunet.data.formats import read_grid
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase, find_foreground
-from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label
-from medunet.data.volume import MILLIMETRES
+from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label, target_shape
 from medunet.errors import DataError, OutputError
 
 HELD_OUT = 0.2
@@ -75,22 +71,21 @@ def prepare_cases(
         OutputError: arrays fit neither into memory nor onto the disk, or a cache that was asked for cannot be used.
     """
     jobs = _jobs(cases, how)
-    given = how.cache
-    if given is not None:
+    if how.cache is not None:
         try:
-            given.make_room(_missing(jobs, given), {job.key for job in jobs})
+            how.cache.make_room({job.key: job.size for job in jobs})
         except OutputError as error:
             how = _without_cache(how, error, say)
     if how.cache is None:
         _require_room(jobs, how.folder)
     ready, hits = [], 0
-    with ThreadPoolExecutor(_threads()) as pool:
-        for job, hit in zip(jobs, pool.map(partial(_found, how.cache), jobs), strict=True):
-            hits += hit is not None
-            if hit is None:
-                hit, how = _made(job, how, say)
-            ready.append(hit)
-            step(job.case.name)
+    for job in jobs:
+        found = how.cache.find(job.key, job.case.name, job.mapped) if how.cache else None
+        hits += found is not None
+        if found is None:
+            found, how = _made(job, how, say)
+        ready.append(found)
+        step(job.case.name)
     if how.cache is not None:
         say(f"prepared cases: {hits} of {len(jobs)} from the cache, {how.cache.describe()}")
     return ready
@@ -99,30 +94,12 @@ def prepare_cases(
 def _jobs(cases: Sequence[Case], how: Preparation) -> list[_Job]:
     sizes = [_size(case, how) for case in cases]
     mapped = [total > how.memory for total in accumulate(sizes)]
-    if how.cache is None:
-        return [_Job(*job) for job in zip(cases, sizes, mapped, strict=True)]
-    with ThreadPoolExecutor(_threads()) as pool:
-        keys = list(pool.map(partial(_key, how), cases))
+    keys = [_key(how, case) if how.cache else "" for case in cases]
     return [_Job(*job) for job in zip(cases, sizes, mapped, keys, strict=True)]
 
 
 def _key(how: Preparation, case: Case) -> str:
     return case_key(case, how.settings, how.labels, how.axes)
-
-
-def _missing(jobs: Sequence[_Job], cache: Cache) -> int:
-    """Most bytes that are going to be written into the cache."""
-    existing = cache.keys()
-    return sum({job.key: job.size for job in jobs if job.key not in existing}.values())
-
-
-def _found(cache: Cache | None, job: _Job) -> PreparedCase | None:
-    return cache.find(job.key, job.case.name, job.mapped) if cache else None
-
-
-def _threads() -> int:
-    """For digests, which let go of Python's lock. Not for reading cases: warning filters are those of all threads."""
-    return min(8, os.cpu_count() or 1)
 
 
 def _without_cache(how: Preparation, error: OutputError, say: Say) -> Preparation:
@@ -194,12 +171,8 @@ def _require_room(jobs: Sequence[_Job], folder: Path) -> None:
 def _size(case: Case, how: Preparation) -> int:
     """Most bytes of a prepared case, by its header: crops are not known yet."""
     grid = read_grid(case.images[0], axes=how.axes)
-    voxels, spacing = float(np.prod(grid.shape)), how.settings.spacing
-    if spacing is not None and grid.unit != "pixel" and how.settings.unit != "pixel":
-        scale = MILLIMETRES[grid.unit] / MILLIMETRES[how.settings.unit]
-        voxels *= float(np.prod(np.multiply(grid.spacing, scale)) / np.prod(spacing))
-    channels = max(grid.channels, len(case.images))
-    return entry_size(voxels, channels, len(grid.shape), len(how.labels.foreground))
+    shape = target_shape(case.images[0].name, grid, how.settings)
+    return entry_size(shape, max(grid.channels, len(case.images)), len(how.labels.foreground))
 
 
 def held_out_mask(shape: tuple[int, ...]) -> NDArray[np.bool_]:
