@@ -48,6 +48,8 @@ class DataSettings:
         seed: of the split.
         patient_pattern: a regular expression whose first group, in a case's name, is the patient; cases of one
             patient are held out together. Without it, `dataset.json` or `patients.csv` may name the patients.
+        cache: the folder where preprocessed cases are kept for the next training; `auto` is `$MEDUNET_CACHE` or, where
+            that is not set, the system's folder for caches (`~/.cache/medunet`); null keeps none.
     """
 
     path: str | None = None
@@ -56,10 +58,13 @@ class DataSettings:
     folds: int = 5
     seed: int = 0
     patient_pattern: str | None = None
+    cache: str | None = "auto"
 
     def __post_init__(self) -> None:
         if self.patient_pattern is not None:
             check_pattern(self.patient_pattern)
+        if self.cache == "":
+            raise ConfigError("data.cache must be a folder, auto or null, found an empty name")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(self.folds, 1):
             raise ConfigError(
                 f"data.fold must lie between 0 and data.folds - 1, and data.folds must be 0 (no validation) or at "

@@ -19,6 +19,7 @@ from torch import nn
 
 from medunet.config import Config
 from medunet.data.augment import Augmentation
+from medunet.data.cache import find_cache
 from medunet.data.patches import EpochSampler, PatchBatch, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, prepare_cases, split_inside, teaching_notes
 from medunet.devices import autocast_type, free_memory, loader_workers
@@ -99,7 +100,7 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
     """Training and validation cases on the network's grid; one single scan is split inside."""
     how = Preparation(
         setup.config.preprocess, setup.labels, setup.config.data.axes, scratch,
-        free_memory(torch.device("cpu")) // (3 * setup.world.local_size),
+        free_memory(torch.device("cpu")) // (3 * setup.world.local_size), find_cache(setup.config.data.cache),
     )  # fmt: skip
     everything = list(dict.fromkeys([*setup.learned, *setup.held]))
     done: list[str] = []
@@ -108,7 +109,7 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
         done.append(name)
         line.update(0.0, f"read {len(done)}/{len(everything)} {name}")
 
-    prepared = {case.name: case for case in prepare_cases(everything, how, step)}
+    prepared = {case.name: case for case in prepare_cases(everything, how, step, line.say)}
     if setup.inside:
         learned, held = split_inside(prepared[everything[0].name], setup.labels, setup.inside)
         return [learned], [held]

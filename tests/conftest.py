@@ -1,8 +1,9 @@
-"""Shared fixtures: where the real data sets are, and a seeded generator."""
+"""Shared fixtures: where the real data sets are, a cache that is nobody's, and a seeded generator."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"real data sets not found at {DATA} (set MEDUNET_DATA)")
     return DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes into the user's own cache; for the session, because fixtures of modules train, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDUNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

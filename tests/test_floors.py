@@ -60,6 +60,8 @@ SIDEWAYS = {
     ("session", "course"),
     ("session", "initialise"),
     ("session", "experiment"),
+    ("session", "runtext"),
+    ("session", "validate"),
     ("train", "session"),
     ("train", "experiment"),
     ("train", "validate"),

@@ -1,21 +1,29 @@
-"""Cases on the network's grid, ready to cut patches from: in memory while they fit, else mapped from files."""
+"""Cases on the network's grid, ready to cut patches from: in memory while they fit, else mapped from files.
+
+They come from a cache, where there is one, or are read and preprocessed; either way they are the same to the last bit.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.cache import Cache, case_key, entry_size
 from medunet.data.catalogue import Case, load_image, load_label
 from medunet.data.formats import read_grid
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase, find_foreground
-from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label
+from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label, target_shape
 from medunet.data.splits import Fold
-from medunet.errors import DataError
+from medunet.errors import DataError, OutputError
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class Preparation:
     """How cases are prepared.
 
     Attributes:
-        folder: where arrays go that do not fit into `memory` bytes.
+        folder: where arrays go that do not fit into `memory` bytes and are not in a cache.
+        cache: where prepared cases are looked for and kept; None prepares all anew.
     """
 
     settings: PreprocessSettings
@@ -31,29 +40,53 @@ class Preparation:
     axes: str | None
     folder: Path
     memory: int
+    cache: Cache | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A case to prepare: most bytes it takes, whether they stay on the disk, and its key where there is a cache."""
+
+    case: Case
+    size: int
+    mapped: bool
+    key: str = ""
 
 
 def prepare_cases(
-    cases: Sequence[Case], how: Preparation, step: Callable[[str], None] = lambda _: None
+    cases: Sequence[Case], how: Preparation, step: Say = lambda _: None, say: Say = lambda _: None
 ) -> list[PreparedCase]:
-    """Read, check and preprocess cases; `step` is called with each case's name.
+    """Read, check and preprocess cases, or take them from the cache.
+
+    Cases are held in memory, in their order, until `how.memory` is used up; the others are mapped from files.
+
+    Args:
+        step: called with each case's name when it is ready.
+        say: shows a line: what came from the cache, or why it could not be used.
 
     Raises:
         DataError: naming the case that is wrong.
+        OutputError: arrays fit neither into memory nor onto the disk, or a cache that was asked for cannot be used.
     """
-    mapped = sum(_bytes(case, how) for case in cases) > how.memory
-    prepared = []
-    for case in cases:
-        image = load_image(case, how.axes)
-        label = load_label(case, how.labels, image, how.axes)
-        array, undo = preprocess(image, how.settings)
-        indices = preprocess_label(label, undo)
-        if mapped:
-            array = _mapped(how.folder / f"{case.name}.image.npy", array)
-            indices = _mapped(how.folder / f"{case.name}.label.npy", indices)
-        prepared.append(PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground)))
-        step(case.name)
-    return prepared
+    jobs = _jobs(cases, how)
+    if how.cache is not None:
+        try:
+            how.cache.make_room({job.key: job.size for job in jobs})
+        except OutputError as error:
+            how = _without_cache(how, error, say)
+    if how.cache is None:
+        _require_room(jobs, how.folder)
+    ready, hits = [], 0
+    for job in jobs:
+        found = how.cache.find(job.key, job.case.name, job.mapped) if how.cache else None
+        hits += found is not None
+        if found is None:
+            found, how = _made(job, how, say)
+        ready.append(found)
+        step(job.case.name)
+    if how.cache is not None:
+        say(f"prepared cases: {hits} of {len(jobs)} from the cache, {how.cache.describe()}")
+    return ready
 
 
 def teaching_notes(cases: Sequence[PreparedCase], labels: LabelTable) -> list[str]:
@@ -80,21 +113,88 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join([*names[:8], f"… ({len(names)} in all)"] if len(names) > 8 else names)
 
 
-def _bytes(case: Case, how: Preparation) -> float:
-    """Of a case in memory: float32 channels and one byte of label per voxel, after resampling."""
-    grid = read_grid(case.images[0], axes=how.axes)
-    voxels = float(np.prod(grid.shape))
-    if how.settings.spacing is not None and grid.unit != "pixel":
-        voxels *= float(np.prod(grid.spacing) / np.prod(how.settings.spacing))
-    return voxels * (4 * max(grid.channels, len(case.images)) + 1)
+def _jobs(cases: Sequence[Case], how: Preparation) -> list[_Job]:
+    sizes = [_size(case, how) for case in cases]
+    mapped = [total > how.memory for total in accumulate(sizes)]
+    keys = [_key(how, case) if how.cache else "" for case in cases]
+    return [_Job(*job) for job in zip(cases, sizes, mapped, keys, strict=True)]
 
 
-def _mapped(path: Path, array: NDArray) -> NDArray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=array.shape)
-    target[:] = array
-    target.flush()
+def _key(how: Preparation, case: Case) -> str:
+    return case_key(case, how.settings, how.labels, how.axes)
+
+
+def _without_cache(how: Preparation, error: OutputError, say: Say) -> Preparation:
+    assert how.cache is not None
+    if how.cache.asked:
+        raise error
+    say(f"NOTE: preparing without the cache. {error}")
+    return replace(how, cache=None)
+
+
+def _made(job: _Job, how: Preparation, say: Say) -> tuple[PreparedCase, Preparation]:
+    """A case made anew, where it belongs, and how to go on: without a cache that turned out to be full."""
+    made = _prepared(job.case, how)
+    if how.cache is not None:
+        if _key(how, job.case) != job.key:
+            raise DataError(f"{job.case.name}: its files changed while they were read; start again once they are whole")
+        try:
+            return how.cache.keep(job.key, made, job.mapped), how
+        except OutputError as error:
+            # A quota or another program's files, which nobody could know of before.
+            how = _without_cache(how, error, say)
+    return _placed(made, job, how.folder), how
+
+
+def _prepared(case: Case, how: Preparation) -> PreparedCase:
+    image = load_image(case, how.axes)
+    label = load_label(case, how.labels, image, how.axes)
+    array, undo = preprocess(image, how.settings)
+    indices = preprocess_label(label, undo)
+    return PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground))
+
+
+def _placed(case: PreparedCase, job: _Job, folder: Path) -> PreparedCase:
+    """The case itself, or mapped from files in `folder`."""
+    if not job.mapped:
+        return case
+    image = _saved(folder / f"{case.name}.image.npy", case.image)
+    return replace(case, image=image, label=_saved(folder / f"{case.name}.label.npy", case.label))
+
+
+def _saved(path: Path, array: NDArray) -> NDArray:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not written through a mapping, which kills the process where the disk ends.
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error})\nfree disk space there, or choose another -o"
+        ) from error
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _require_room(jobs: Sequence[_Job], folder: Path) -> None:
+    """Of what does not fit into memory, on the disk of `folder`.
+
+    Raises:
+        OutputError: with the bytes that are needed and free.
+    """
+    needed = sum(job.size for job in jobs if job.mapped)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise OutputError(
+            f"{folder}: prepared cases that do not fit into memory need up to {needed:,} bytes, {free:,} are free "
+            "there\nfree disk space, choose another -o, or set data.cache to a folder on another disk"
+        )
+
+
+def _size(case: Case, how: Preparation) -> int:
+    """Most bytes of a prepared case, by its header: crops are not known yet."""
+    grid = read_grid(case.images[0], axes=how.axes)
+    shape = target_shape(case.images[0].name, grid, how.settings)
+    return entry_size(shape, max(grid.channels, len(case.images)), len(how.labels.foreground))
 
 
 def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:

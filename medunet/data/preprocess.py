@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from medunet.data.blocks import slowest_axis
 from medunet.data.scratch import release
-from medunet.data.volume import MILLIMETRES, UNITS, Volume
+from medunet.data.volume import MILLIMETRES, UNITS, Grid, Volume
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import (
@@ -211,19 +211,34 @@ def _require_usable(volume: Volume, settings: PreprocessSettings) -> None:
         raise DataError(
             f"{volume.name}: has {volume.channels} channel(s), the settings describe {len(settings.normalise)}"
         )
-    if settings.spacing is not None and volume.unit != settings.unit and "pixel" in (volume.unit, settings.unit):
+    _require_spacing(volume.name, volume, settings)
+
+
+def _require_spacing(name: str, scan: Volume | Grid, settings: PreprocessSettings) -> None:
+    if settings.spacing is not None and scan.unit != settings.unit and "pixel" in (scan.unit, settings.unit):
         raise DataError(
-            f"{volume.name}: its voxel size is in {volume.unit}, the target spacing in {settings.unit}; "
+            f"{name}: its voxel size is in {scan.unit}, the target spacing in {settings.unit}; "
             "without a common unit it cannot be resampled\nstore the voxel size in the file"
         )
-    if settings.spacing is not None and len(settings.spacing) != volume.dimensions:
+    if settings.spacing is not None and len(settings.spacing) != scan.dimensions:
         raise DataError(
-            f"{volume.name}: has {volume.dimensions} dimensions, the target spacing {settings.spacing} "
+            f"{name}: has {scan.dimensions} dimensions, the target spacing {settings.spacing} "
             f"has {len(settings.spacing)}"
         )
 
 
-def _orientation(volume: Volume, settings: PreprocessSettings) -> Orientation:
+def target_shape(name: str, grid: Grid, settings: PreprocessSettings) -> tuple[int, ...]:
+    """The spatial shape on the network's grid by a header alone; with `crop` it is the most that can come out.
+
+    Raises:
+        DataError: a spacing that does not fit the settings; `name` is the file's, for the message.
+    """
+    _require_spacing(name, grid, settings)
+    orientation = _orientation(grid, settings)
+    return _target_shape(grid, settings, orientation, tuple(grid.shape[a] for a in orientation.axes))
+
+
+def _orientation(volume: Volume | Grid, settings: PreprocessSettings) -> Orientation:
     # "Right" and "anterior" mean something in patient space only; microscopes measure in um or nm.
     if settings.orientation == "RAS" and volume.dimensions == 3 and volume.unit == "mm":
         return closest_ras(volume.affine)
@@ -318,7 +333,7 @@ def _mean_and_std(channel: NDArray[Any], nonzero: bool) -> tuple[float, float]:
 
 
 def _target_shape(
-    volume: Volume, settings: PreprocessSettings, orientation: Orientation, shape: tuple[int, ...]
+    volume: Volume | Grid, settings: PreprocessSettings, orientation: Orientation, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     if settings.spacing is None or settings.unit == volume.unit == "pixel":
         return shape

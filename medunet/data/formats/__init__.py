@@ -19,6 +19,7 @@ __all__ = [
     "Grid",
     "case_stem",
     "default_suffix",
+    "files_of",
     "is_dicom_series",
     "is_readable",
     "read_grid",
@@ -85,6 +86,17 @@ def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
     if family is _module("tiff"):
         return family.look(path, axes)
     return family.look(path)
+
+
+def files_of(path: Path | str) -> list[Path]:
+    """All files that `read_volume` takes bytes from: the voxel file beside a header, the slices of a DICOM series.
+
+    Raises:
+        DataError: missing, or a header that names a file that is.
+    """
+    path = Path(path)
+    family = _family(path)
+    return family.files(path) if hasattr(family, "files") else [path]
 
 
 def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -> None:

@@ -115,6 +115,11 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
     return Volume(array, pose.affine, "mm", Origin(path, "itk", pose))
 
 
+def files(path: Path) -> list[Path]:
+    """The file and, where its header names another one, that of the voxels."""
+    return list(dict.fromkeys([path, _payload(path).file]))
+
+
 def look(path: Path) -> Grid:
     """What the header says.
 
@@ -245,8 +250,7 @@ def _pose_of(volume: Volume, path: Path) -> _Pose:
 
 
 def _parsed(path: Path) -> tuple[_Payload, _Pose]:
-    meta = path.suffix.lower() in (".mha", ".mhd")
-    payload = (_meta_payload if meta else _nrrd_payload)(path)
+    payload = _payload(path)
     if min(payload.sizes, default=0) < 1:
         raise DataError(f"{path}: broken header: an array of shape {payload.sizes} holds no voxel")
     if len(payload.shape) not in (2, 3):
@@ -254,15 +258,23 @@ def _parsed(path: Path) -> tuple[_Payload, _Pose]:
             f"{path}: {len(payload.shape)} spatial axes {payload.shape}; expected 2 or 3 (channels are components or, "
             "in NRRD, an axis whose kind is list or vector), split a series into volumes"
         )
-    pose = _pose(path, meta, payload.shape)
+    pose = _pose(path, payload.shape)
     check_affine(pose.affine, str(path))
     return payload, pose
 
 
-def _pose(path: Path, meta: bool, shape: tuple[int, ...]) -> _Pose:
+def _payload(path: Path) -> _Payload:
+    return (_meta_payload if _is_meta(path) else _nrrd_payload)(path)
+
+
+def _is_meta(path: Path) -> bool:
+    return path.suffix.lower() in (".mha", ".mhd")
+
+
+def _pose(path: Path, shape: tuple[int, ...]) -> _Pose:
     """Spacing, origin and direction as ITK understands the header (spaces, orientations, synonyms of keys)."""
     with _itk() as itk:
-        reader = itk.MetaImageIO.New() if meta else itk.NrrdImageIO.New()
+        reader = itk.MetaImageIO.New() if _is_meta(path) else itk.NrrdImageIO.New()
         reader.SetFileName(str(path))
         try:
             reader.ReadImageInformation()

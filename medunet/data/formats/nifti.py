@@ -86,6 +86,11 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
     return Volume(array, contents.affine, contents.unit, origin=Origin(path, "nifti", contents.header))
 
 
+def files(path: Path) -> list[Path]:
+    """The file, or header and voxels of a pair."""
+    return list(dict.fromkeys(_files(path)))
+
+
 def look(path: Path) -> Grid:
     """What the header says; the voxels are not read.
 
