@@ -15,12 +15,9 @@ import medunet
 import medunet.train
 from medunet.cli import run
 from medunet.config import load_config
-from medunet.data.catalogue import read_data_set
 from medunet.data.labels import table_from_names
-from medunet.data.prepare import Preparation, prepare_cases
-from medunet.data.preprocess import PreprocessSettings
 from medunet.validate import widened
-from tests.flows.made import LABELS, make_set
+from tests.flows.made import make_set
 
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.kernels=3",
         "--set", "network.strides=2", "--set", "training.epochs=1", "--set", "training.iterations=2",
@@ -177,27 +174,21 @@ def test_widened_tables_find_a_free_value() -> None:
     assert widened(table_from_names({"background": 0, "a": 1}, None, "instances")).kind == "classes"
 
 
-def test_cases_that_do_not_fit_into_memory_are_mapped_from_files(data: Path, tmp_path: Path) -> None:
-    cases = read_data_set(data).cases
-    table = table_from_names(LABELS, None)
-    prepared = [
-        prepare_cases(cases, Preparation(PreprocessSettings(), table, None, tmp_path / "scratch", memory))
-        for memory in (0, 10**9)
-    ]
-    for mapped, held in zip(*prepared, strict=True):
-        assert isinstance(mapped.image, np.memmap) and not isinstance(held.image, np.memmap)
-        np.testing.assert_array_equal(mapped.image, held.image)
-        np.testing.assert_array_equal(mapped.label, held.label)
-
-
-def test_a_training_from_mapped_files_equals_one_from_memory_and_leaves_no_scratch(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memory_and_mapped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, tmp_path / "a") == 0
+    off, cache = ["--set", "data.cache=null"], ["--set", f"data.cache={tmp_path / 'cache'}"]
+    assert train(data, tmp_path / "off", *off) == 0
+    assert "from the cache" not in capsys.readouterr().err
+    assert train(data, tmp_path / "cold", *cache) == 0
+    assert f"prepared cases: 0 of 4 from the cache, {tmp_path / 'cache'}" in capsys.readouterr().err
     monkeypatch.setattr(medunet.train, "free_memory", lambda device: 0)
-    assert train(data, tmp_path / "b") == 0
-    assert not (tmp_path / "b" / "preprocessed").exists()
+    assert train(data, tmp_path / "mapped", *off) == 0
+    assert train(data, tmp_path / "warm", *cache, "--set", "data.fold=0") == 0
+    assert f"prepared cases: 4 of 4 from the cache, {tmp_path / 'cache'}" in capsys.readouterr().err
     from safetensors.torch import load_file
 
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
-    assert all((first[key] == second[key]).all() for key in first)
+    runs = [tmp_path / name for name in ("off", "cold", "mapped", "warm")]
+    assert [run_ for run_ in runs if (run_ / "preprocessed").exists()] == []
+    weights = [load_file(run_ / "model.safetensors") for run_ in runs]
+    assert all((other[key] == weights[0][key]).all() for other in weights[1:] for key in weights[0])

@@ -268,7 +268,7 @@ class Cache:
         try:
             aside.mkdir(parents=True)
             for file, array in zip(_ARRAYS, (case.image, case.label, _table(case.foreground)), strict=True):
-                np.save(aside / file, array, allow_pickle=False)
+                write_array(aside / file, array)
             # Not flushed to the disk one by one: what a crash takes, the digests miss.
             (aside / _MANIFEST).write_bytes(_manifest(aside))
             published = _published(aside, entry)
@@ -330,6 +330,17 @@ def entry_size(shape: Sequence[int], channels: int, classes: int, limit: int = 1
     """Most bytes that a case of this spatial shape takes; `find_foreground` gives at most `limit` voxels per class."""
     voxels = math.prod(shape)
     return voxels * (4 * channels + 1) + min(voxels, limit * classes) * 4 * (1 + len(shape)) + _OVERHEAD
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """As `np.save`, which leaves a short file without an error where the disk refuses an array's last kilobytes.
+
+    It closes C's buffer without asking whether that could be written (seen with numpy 2.4).
+    """
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data.cast("B") if array.size else b"")
 
 
 def _manifest(entry: Path) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.cache import Cache, case_key, entry_size
+from medunet.data.cache import Cache, case_key, entry_size, write_array
 from medunet.data.catalogue import Case, load_image, load_label
 from medunet.data.formats import read_grid
 from medunet.data.labels import IGNORE, LabelTable
@@ -166,7 +166,7 @@ def _saved(path: Path, array: NDArray) -> NDArray:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not written through a mapping, which kills the process where the disk ends.
-        np.save(path, array, allow_pickle=False)
+        write_array(path, array)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error})\nfree disk space there, or choose another -o"

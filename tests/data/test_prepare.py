@@ -1,69 +1,177 @@
-"""Preparation: what training cases cannot teach is said, and they train all the same."""
+"""Prepared cases are the same to the last bit wherever they come from, and what cannot be is said beforehand."""
 
 from __future__ import annotations
 
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
 
-from medunet.data.augment import Augmentation, AugmentSettings
-from medunet.data.labels import IGNORE, LabelTable, table_from_names, with_regions
-from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground
-from medunet.data.prepare import teaching_notes
-from medunet.data.regions import DeclaredRegions
-from medunet.learning.losses import LossSettings, make_loss
+from medunet.data import prepare
+from medunet.data.cache import Cache, entry_size
+from medunet.data.catalogue import Case, read_data_set
+from medunet.data.labels import table_from_names
+from medunet.data.patches import PreparedCase
+from medunet.data.prepare import Preparation, prepare_cases
+from medunet.data.preprocess import PreprocessSettings
+from medunet.errors import DataError, OutputError
+from tests.flows.made import LABELS, make_set
 
-TABLE = table_from_names({"background": 0, "liver": 1, "vessel": 2, "tumour": 3}, None)
-NESTED = with_regions(TABLE, DeclaredRegions({"all": (1, 3), "tumours": (3,)}))
-
-
-def case(name: str, *present: int, table: LabelTable = TABLE) -> PreparedCase:
-    label = np.zeros((1, 12, 10, 8), np.uint8)
-    for place, index in enumerate(present):
-        label[0, 2 + 3 * place : 4 + 3 * place, 3:6, 2:5] = index
-    image = np.random.default_rng(len(name)).normal(size=(1, 12, 10, 8)).astype(np.float32)
-    return PreparedCase(name, image, label, find_foreground(label, table.foreground))
+TABLE = table_from_names(LABELS, None)
+Usage = namedtuple("Usage", "total used free")
 
 
-def test_labels_that_no_training_case_holds_are_named() -> None:
-    assert teaching_notes([case("a", 1), case("bb", 2, 3)], TABLE) == []
-    (note,) = teaching_notes([case("a", 1), case("empty")], TABLE)
-    assert note.startswith("NOTE: no training case holds the labels vessel, tumour") and "\n" not in note
-    (note,) = teaching_notes([case("a", 1, 2)], TABLE)
-    assert "the label tumour" in note
-    many = table_from_names({"background": 0, **{f"bone {n}": n for n in range(1, 31)}}, None)
-    (note,) = teaching_notes([case("a")], many)
-    assert "bone 8, … (30 in all)" in note
+@pytest.fixture
+def cases(tmp_path: Path) -> tuple[Case, ...]:
+    return read_data_set(make_set(tmp_path / "data", cases=3, shape=(10, 9, 8))).cases
 
 
-def test_regions_are_missed_as_wholes() -> None:
-    assert [n[:33] for n in teaching_notes([case("a", 3)], NESTED)] == ["NOTE: no region holds vessel; its"]
-    notes = teaching_notes([case("a", 1, table=NESTED)], NESTED)
-    assert len(notes) == 2 and "holds the region tumours," in notes[0]
+def how(tmp_path: Path, cache: Cache | None, memory: int = 10**9) -> Preparation:
+    settings = PreprocessSettings(spacing=(0.7, 1.3, 1.0))
+    return Preparation(settings, TABLE, None, tmp_path / "run" / "preprocessed", memory, cache)
 
 
-@pytest.mark.parametrize("kind", ["dice_cross_entropy", "generalized_dice", "dice_top_k", "tversky", "focal"])
-@pytest.mark.parametrize("table", [TABLE, NESTED], ids=["classes", "regions"])
-@pytest.mark.parametrize("extra", [{}, {"blob_weight": 1.0}, {"surface": "hausdorff"}, {"class_weights": "balanced"}])
-def test_a_case_without_foreground_and_a_label_that_nobody_has_train(kind: str, table: LabelTable, extra: dict) -> None:
-    """Patches, also such as lie partly outside the scan, and a loss and gradient that are finite and of use."""
-    cases = [case("empty", table=table), case("some", 1, table=table)]
-    augmentation = Augmentation(AugmentSettings(), 3)
-    patches = PatchDataset(cases, PatchSettings((16, 8, 8), 2, oversample=1.0), 4, augmentation)
-    batch = collate([patches[0], patches[1]])
-    assert sorted(batch.cases) == ["empty", "some"] and (batch.label == IGNORE).any() and (batch.label == 1).any()
-    voxels = [sum(int((c.label == index).sum()) for c in cases) for index in range(table.classes)]
-    loss = make_loss(
-        LossSettings(kind, **extra),
-        table.classes,
-        voxels,
-        [region.indices for region in table.regions],  # type: ignore[arg-type]
-    )
-    logits = torch.zeros(2, table.outputs, 16, 8, 8, requires_grad=True)
-    value = loss(logits, batch.label)
-    value.backward()
-    assert torch.isfinite(value) and value > 0
-    assert logits.grad is not None and torch.isfinite(logits.grad).all()
-    # What nobody has is taught to be absent: its logits are pushed down.
-    absent = logits.grad[:, -1][batch.label[:, 0] != IGNORE]
-    assert absent.sum() > 0
+def same(first: list[PreparedCase], second: list[PreparedCase]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert a.name == b.name and list(a.foreground) == list(b.foreground)
+        for one, other in [
+            (a.image, b.image),
+            (a.label, b.label),
+            *((a.foreground[c], b.foreground[c]) for c in (1, 2)),
+        ]:
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
+def test_without_cold_warm_in_memory_and_mapped_all_give_the_same_bits(tmp_path: Path, cases: tuple[Case, ...]) -> None:
+    expected = prepare_cases(cases, how(tmp_path, None))
+    for name, memory in (("held", 10**9), ("mapped", 0)):
+        lines: list[str] = []
+        for _ in ("cold", "warm"):
+            ready = prepare_cases(cases, how(tmp_path, Cache(tmp_path / name), memory), say=lines.append)
+            same(ready, expected)
+            assert all(isinstance(case.image, np.memmap) == (memory == 0) for case in ready)
+        assert not (tmp_path / "run").exists()
+        starts = [line.partition(" (")[0] for line in lines]
+        assert starts == [f"prepared cases: {n} of 3 from the cache, {tmp_path / name}" for n in (0, 3)]
+    same(prepare_cases(cases, how(tmp_path, None, 0)), expected)
+    assert (tmp_path / "run" / "preprocessed" / "case_0.image.npy").exists()
+
+
+def test_the_first_cases_are_held_in_memory_while_they_fit(tmp_path: Path, cases: tuple[Case, ...]) -> None:
+    one = prepare._size(cases[0], how(tmp_path, None))
+    for cache in (None, Cache(tmp_path / "c"), Cache(tmp_path / "c")):
+        ready = prepare_cases(cases, how(tmp_path, cache, 2 * one))
+        assert [isinstance(case.image, np.memmap) for case in ready] == [False, False, True]
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 1.3, 1.0), (2.1, 0.3, 0.9), None])
+def test_the_size_said_beforehand_is_that_of_the_shape_that_comes_out(
+    tmp_path: Path, cases: tuple[Case, ...], spacing: tuple[float, ...] | None
+) -> None:
+    """Axes that are turned, and lengths that are rounded, count."""
+    plan = replace(how(tmp_path, Cache(tmp_path / "c")), settings=PreprocessSettings(spacing=spacing))
+    (ready,) = prepare_cases(cases[:1], plan)
+    assert prepare._size(cases[0], plan) == entry_size(ready.label.shape[1:], 1, 2)
+    (entry,) = (path for path in (tmp_path / "c" / "cases").iterdir() if path.is_dir())
+    assert sum(path.stat().st_size for path in entry.iterdir()) <= prepare._size(cases[0], plan)
+
+
+def test_only_what_changed_is_made_anew(tmp_path: Path, cases: tuple[Case, ...]) -> None:
+    lines: list[str] = []
+    prepare_cases(cases, how(tmp_path, Cache(tmp_path / "c")))
+    shutil.copy(cases[1].images[0], cases[0].images[0])
+    ready = prepare_cases(cases, how(tmp_path, Cache(tmp_path / "c")), say=lines.append)
+    same(ready, prepare_cases(cases, how(tmp_path, None)))
+    assert lines[0].startswith("prepared cases: 2 of 3 from the cache")
+
+
+def test_a_damaged_entry_is_made_anew(tmp_path: Path, cases: tuple[Case, ...]) -> None:
+    lines: list[str] = []
+    cache = Cache(tmp_path / "c")
+    expected = prepare_cases(cases, how(tmp_path, cache))
+    image = next((tmp_path / "c" / "cases").rglob("image.npy"))
+    image.write_bytes(image.read_bytes()[:-1])
+    for _ in range(2):
+        same(prepare_cases(cases, how(tmp_path, cache, 0), say=lines.append), expected)
+    assert [line[16] for line in lines] == ["2", "3"]
+
+
+def test_files_that_change_while_they_are_read_are_not_learned_from(
+    tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = prepare.load_image
+
+    def copied_over_meanwhile(case: Case, axes: str | None) -> object:
+        volume = real(case, axes)
+        shutil.copy(cases[2].images[0], cases[1].images[0])
+        return volume
+
+    monkeypatch.setattr(prepare, "load_image", copied_over_meanwhile)
+    with pytest.raises(DataError, match="case_1: its files changed while they were read"):
+        prepare_cases(cases[1:2], how(tmp_path, Cache(tmp_path / "c")))
+    assert [path for path in (tmp_path / "c" / "cases").iterdir() if path.is_dir()] == []
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, free: dict[str, int]) -> None:
+    """What is free on the disks of these folders."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, free[Path(path).name]))
+
+
+def test_a_disk_without_room_for_the_cache_is_an_error_where_the_cache_was_asked_for(
+    tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk(monkeypatch, {"c": 1234})
+    read: list[str] = []
+    needed = sum(prepare._size(case, how(tmp_path, None)) for case in cases)
+    with pytest.raises(OutputError, match=f"need up to {needed:,} bytes in this cache, but 1,234 bytes are free there"):
+        prepare_cases(cases, how(tmp_path, Cache(tmp_path / "c")), read.append)
+    assert not read
+
+
+def test_a_disk_without_room_for_the_default_cache_is_a_note(
+    tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = prepare_cases(cases, how(tmp_path, None))
+    disk(monkeypatch, {"c": 1234, tmp_path.name: 10**9})
+    for memory in (10**9, 0):
+        lines: list[str] = []
+        same(
+            prepare_cases(cases, how(tmp_path, Cache(tmp_path / "c", asked=False), memory), say=lines.append), expected
+        )
+        assert len(lines) == 1 and lines[0].startswith("NOTE: preparing without the cache.") and "1,234" in lines[0]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_fits_neither_into_memory_nor_onto_a_disk_is_said_before_anything_is_read(
+    tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    disk(monkeypatch, {"c": 0, tmp_path.name: 4321})
+    read: list[str] = []
+    needed = sum(prepare._size(case, how(tmp_path, None)) for case in cases)
+    cache = Cache(tmp_path / "c", asked=False) if cached else None
+    with pytest.raises(OutputError, match=f"not fit into memory need up to {needed:,} bytes, 4,321 are free"):
+        prepare_cases(cases, how(tmp_path, cache, 0), read.append)
+    assert not read
+
+
+def test_a_disk_that_refuses_in_the_middle_leaves_nothing_half_written(tmp_path: Path, cases: tuple[Case, ...]) -> None:
+    """A limit on the size of files stands for a quota: the system itself refuses to write on."""
+    resource = pytest.importorskip("resource")
+    expected, lines = prepare_cases(cases, how(tmp_path, None)), []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            prepare_cases(cases, how(tmp_path, Cache(tmp_path / "c")))
+        ready = prepare_cases(cases, how(tmp_path, Cache(tmp_path / "c", asked=False)), say=lines.append)
+        with pytest.raises(OutputError, match=r"case_0\.image\.npy: cannot be written"):
+            prepare_cases(cases, how(tmp_path, None, 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    same(ready, expected)
+    assert [path.name for path in (tmp_path / "c" / "cases").iterdir()] == ["CACHEDIR.TAG"]
+    assert len(lines) == 1 and lines[0].startswith("NOTE: preparing without the cache.")
