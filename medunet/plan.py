@@ -176,8 +176,9 @@ def _tried(planned: Planned, budget: Budget, attempt: Try) -> tuple[Trial | None
     if enough and held <= budget.memory:
         return trial, None
     slowness = 1.0 if enough else trial.seconds / choice.seconds
-    growth = 1.0 if held <= budget.memory else max(1.05, (trial.memory - budget.process) / choice.memory)
-    return trial, budget.after(slowness, growth)
+    growth = 1.0 if held <= budget.memory else max(1.0, (trial.memory - trial.before) / choice.memory)
+    process = max(budget.process, trial.before)
+    return trial, replace(budget.after(slowness, growth), process=process)
 
 
 def _with_trial(planned: Planned, trial: Trial, budget: Budget) -> Planned:

@@ -203,7 +203,7 @@ def test_too_little_memory_is_refused_with_what_would_do() -> None:
 
 
 def trial(seconds: float, memory: int = 2**29) -> Trial:
-    return Trial(seconds, 0.0, 0, memory, 3)
+    return Trial(seconds, 0.0, 0, memory, 0, 3)
 
 
 def test_a_step_that_is_slower_than_counted_is_planned_anew() -> None:

@@ -59,6 +59,7 @@ def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(data: Path, tmp_
     [
         (["--set", "loss.class_weights=[1, 2]"], "weights"),
         (["--set", "patches.size=[2, 2, 2]", "--set", "patches.batch=1"], "one voxel in the deepest level"),
+        (["--set", "patches.size=[9, 8, 8]"], "nearest legal patch is [10, 8, 8]"),
         (["--set", "training.workers=-1"], "must not be negative"),
         (["--set", "preprocess.spacing=[1, 1]"], "has 2 numbers"),
     ],

@@ -12,7 +12,16 @@ from medunet.data.fingerprint import Fingerprint, ScanRange
 from medunet.learning.losses import LossSettings
 from medunet.planning.budget import Notes
 from medunet.planning.grid import Grid
-from medunet.planning.rules import COARSE, FOLDS, LIGHT_AUGMENTATION, LIGHT_STEPS, MOST_LABELS, OUTLIER, RARE
+from medunet.planning.rules import (
+    COARSE,
+    FOLDS,
+    LIGHT_AUGMENTATION,
+    LIGHT_STEPS,
+    MOST_LABELS,
+    NO_BACKGROUND,
+    OUTLIER,
+    RARE,
+)
 from medunet.planning.sides import sides
 from medunet.planning.words import share, some
 
@@ -141,6 +150,9 @@ def warnings(found: Fingerprint) -> list[str]:
     empty = [c.name for c in found.cases if not any(c.voxels[i] for i in labels.foreground)]
     if empty:
         said.append(f"{len(empty)} case(s) without any foreground ({some(empty)}): they teach what is not one")
+    if labels.has_background and found.shares()[0] < NO_BACKGROUND:
+        part = share(found.shares()[0])
+        said.append(f"only {part} of the voxels are background: there is hardly anything to tell apart")
     constant = [c.name for c in found.cases if any(r.constant for r in c.ranges)]
     if constant:
         said.append(f"{len(constant)} case(s) with a constant channel ({some(constant)}): look whether they are whole")

@@ -54,6 +54,8 @@ AIR = -500.0
 OUTLIER = 30.0
 """Brightest voxel, in widths of the middle 99 %, from which on a scan is worth a look."""
 
+NO_BACKGROUND = 1e-3
+"""Share of background below which a segmentation of it means little."""
 RARE = ((1e-4, 2 / 3), (1e-3, 1 / 2))
 """Share of the annotated voxels below which a label is rare, and the share of patches made to contain foreground.
 

@@ -13,7 +13,7 @@ import torch
 from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.patches import PatchDataset, PreparedCase, find_foreground, make_loader
-from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory
+from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
 from medunet.learning.loop import Recipe, TrainState, train_step
 from medunet.learning.losses import make_loss
 from medunet.learning.schedule import Ema, make_optimiser
@@ -36,6 +36,7 @@ class Trial:
         patches: seconds in which one process prepares a batch (median).
         workers: processes that prepare patches while the network computes; 0 prepares them in between.
         memory: most bytes held meanwhile: of the whole process, or reserved on the GPU.
+        before: bytes of them that were held before the first step, with all libraries loaded.
         steps: how many were timed.
     """
 
@@ -43,6 +44,7 @@ class Trial:
     patches: float
     workers: int
     memory: int
+    before: int
     steps: int
 
     @property
@@ -83,14 +85,17 @@ def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: floa
     device = recipe.device
     if config.training.minutes is not None:
         limit = min(limit, 0.01 * 60 * config.training.minutes)
+    batches = _endless(patches)
+    # The first patch loads libraries: its time says nothing, and their memory is not the network's.
+    next(batches)
     reset_peak_memory(device)
+    before = resident_memory() if device.type == "cpu" else 0
     times: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = UNet(config.network, config.training.seed).to(device).train()
         ema = Ema(network, config.training.ema) if config.training.ema else None
         state = TrainState(network, make_optimiser(config.optimiser, network), ema)
         begun = time.perf_counter()
-        batches = _endless(patches)
         while len(times) < 2 or (len(times) <= _STEPS and time.perf_counter() - begun < limit):
             started = time.perf_counter()
             batch = next(batches)
@@ -100,7 +105,7 @@ def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: floa
             times.append((time.perf_counter() - prepared, prepared - started))
     network_seconds, patch_seconds = np.median(times[1:], axis=0)
     workers = loader_workers(config.training.workers, device)
-    return Trial(float(network_seconds), float(patch_seconds), workers, peak_memory(device), len(times) - 1)
+    return Trial(float(network_seconds), float(patch_seconds), workers, peak_memory(device), before, len(times) - 1)
 
 
 def _endless(patches: PatchDataset) -> Iterator[Any]:
