@@ -157,7 +157,8 @@ def set_up(request: TrainRequest, say: Say, world: World = ALONE, resolved: Conf
     _check_sizes(setup.config)
     share = world.share(setup.config.patches.batch)
     if world.size > 1:
-        say(f"{world.size} processes train together; each takes {share} of the {share * world.size} patches of a batch")
+        own = "; top-k losses take the hardest voxels of each one's share" if "top_k" in setup.config.loss.kind else ""
+        say(f"{world.size} processes train together, each on {share} of the {share * world.size} patches a batch{own}")
     say(
         f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
         + (f" (part {settings.fold} of {settings.folds} of the only scan, from its end)" if setup.inside else "")

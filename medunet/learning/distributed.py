@@ -7,6 +7,7 @@ Each process computes its share of every batch. The loss and batch norm take the
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,7 +131,9 @@ class World:
         shared_norms(network, self.sum, device)
         places = [device] if device.type == "cuda" else None
         # Running statistics are equal everywhere already, as all processes compute them from the same sums.
-        return DistributedDataParallel(network, device_ids=places, broadcast_buffers=False)
+        named = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        settings: dict[str, Any] = {"forward_sync_buffers" if named else "broadcast_buffers": False}
+        return DistributedDataParallel(network, device_ids=places, **settings)
 
 
 ALONE = World()

@@ -89,15 +89,15 @@ def _mean(values: Tensor, weight: Tensor, how: Judging) -> Tensor:
 
 def dice(judged: Judged, how: Judging) -> Tensor:
     """Soft Dice (as Tversky's with half of both errors)."""
-    return _overlap(how.sums(judged, how.squared), (0.5, 0.5), how.smooth / 2)
+    return _overlap(how.sums(judged, how.squared), how, (0.5, 0.5), how.smooth / 2)
 
 
 def tversky(judged: Judged, how: Judging) -> Tensor:
     """Tversky's index (Salehi et al. 2017)."""
-    return _overlap(how.sums(judged), how.errors, how.smooth)
+    return _overlap(how.sums(judged), how, how.errors, how.smooth)
 
 
-def _overlap(sums: Sums, errors: tuple[float, float], smooth: float) -> Tensor:
+def _overlap(sums: Sums, how: Judging, errors: tuple[float, float], smooth: float) -> Tensor:
     """Mean loss of the classes that are in the batch (or patch), plus that of those that are not.
 
     A class that is there costs ``1 - (hit + s) / (hit + a * false positives + b * false negatives + s)``. For one that
@@ -108,15 +108,18 @@ def _overlap(sums: Sums, errors: tuple[float, float], smooth: float) -> Tensor:
     false_positives, false_negatives = errors[0] * (sums.given - hits), errors[1] * (sums.true - hits)
     # The tiny number only matters for smooth = 0, where an absent class would divide 0 by 0.
     present = 1 - (hits + smooth) / (hits + false_positives + false_negatives + smooth).clamp_min(1e-12)
-    return _mean_where(present, here) + _mean_where(_absent(sums), ~here)
+    return _mean_where(present, here, how) + _mean_where(_absent(sums), ~here, how)
 
 
 def _absent(sums: Sums) -> Tensor:
     return sums.given / torch.where(sums.voxels > 0, sums.voxels, 1.0)
 
 
-def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp_min(1)
+def _mean_where(values: Tensor, chosen: Tensor, how: Judging) -> Tensor:
+    sums = torch.stack([torch.where(chosen, values, 0.0).sum(), chosen.sum().to(values)])
+    # Rows of patches are those of this process; the one row of a batch is that of all processes already.
+    total, count = how.reduce(sums) if how.per_patch else sums
+    return total / count.clamp_min(1)
 
 
 def generalized_dice(judged: Judged, how: Judging) -> Tensor:
@@ -131,7 +134,7 @@ def generalized_dice(judged: Judged, how: Judging) -> Tensor:
     share = torch.where(here, (smallest / torch.where(here, sums.true, 1.0)) ** 2, 0.0)
     hits, both = (share * sums.hits).sum(dim=1), (share * (sums.given + sums.true)).sum(dim=1)
     present = 1 - (2 * hits + how.smooth) / (both + how.smooth).clamp_min(1e-12)
-    return _mean_where(present, here.any(dim=1)) + _mean_where(_absent(sums), ~here)
+    return _mean_where(present, here.any(dim=1), how) + _mean_where(_absent(sums), ~here, how)
 
 
 def blobs(judged: Judged, how: Judging) -> Tensor:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from medunet.errors import MedunetError, ModelError
-from medunet.learning.checkpoint import load_checkpoint, previous_of, save_checkpoint
-from medunet.learning.loop import Recipe, TrainState, run_epoch, train_step
+from medunet.errors import ModelError
+from medunet.learning.checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
+from medunet.learning.loop import Diverged, Recipe, TrainState, run_epoch, train_step
 from medunet.learning.losses import LossSettings, make_loss
-from medunet.learning.schedule import Ema, OptimiserSettings, ScheduleSettings, make_optimiser
+from medunet.learning.schedule import Ema, Joint, OptimiserSettings, ScheduleSettings, make_optimiser
 
 
 @dataclass
@@ -58,37 +60,107 @@ def test_it_learns() -> None:
     assert state.step == 120 and state.epoch == 6 and state.skip == 0
 
 
-def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
-    """With dropout, Adam's moments, averaged weights, and a stop in the middle of an epoch."""
-    unbroken = fresh_state()
-    train(unbroken, batches(20))
-    broken = fresh_state()
-    seen = []
-    run_epoch(broken, batches(20), RECIPE, lambda: broken.step / 40, lambda f: seen.append(f) or len(seen) == 7)
-    assert (broken.step, broken.skip, broken.epoch) == (7, 7, 0)
-    save_checkpoint(tmp_path / "last.ckpt", broken, "config text")
-    torch.manual_seed(12345)
-    resumed = fresh_state(seed=99)
-    checkpoint = load_checkpoint(tmp_path / "last.ckpt")
-    assert checkpoint.identity == "config text"
-    checkpoint.restore(resumed)
-    train(resumed, batches(20)[resumed.skip :])
-    for name, tensor in unbroken.network.state_dict().items():
-        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
-    with unbroken.ema.applied():
-        expected = {k: v.clone() for k, v in unbroken.network.state_dict().items()}
-    with resumed.ema.applied():
-        assert all(torch.equal(v, resumed.network.state_dict()[k]) for k, v in expected.items())
+def everything(state: TrainState) -> dict[str, object]:
+    """All that a state consists of, as lists of numbers."""
+    optimiser = [v for moments in state.optimiser.state.values() for v in moments.values()]
+    tensors = {**state.network.state_dict(), **{f"optimiser {n}": v for n, v in enumerate(optimiser)}}
+    tensors |= {f"average {name}": value for name, value in state.ema.state_dict().items()}
+    numbers = (state.step, state.epoch, state.skip, state.rate, state.progress, state.tally)
+    return {"numbers": numbers, **{name: tensor.tolist() for name, tensor in tensors.items()}}
 
 
-def test_nan_stops_before_the_weights_are_touched_and_names_the_cases() -> None:
+def run(state: TrainState, epochs: int = 2, stop_at: int | None = None) -> list[float]:
+    """Epochs of 5 steps; the mean losses of those that were ended."""
+    losses = []
+    while state.skip or state.epoch < epochs:
+        items = batches(5, 5 * state.epoch)[state.skip :]
+        loss = run_epoch(state, items, RECIPE, lambda: state.step / (5 * epochs), lambda facts: state.step == stop_at)
+        if state.step == stop_at:
+            break
+        losses.append(loss)
+    return losses
+
+
+UNBROKEN = fresh_state()
+LOSSES = run(UNBROKEN)
+
+
+@given(stops=st.lists(st.integers(1, 10), max_size=3, unique=True).map(sorted))
+@settings(deadline=None, max_examples=30)
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, stops: list[int]
+) -> None:
+    """With dropout, Adam's moments, averaged weights, and stops at any steps, also the last ones of epochs."""
+    path = tmp_path_factory.mktemp("broken") / "last.ckpt"
+    state, losses = fresh_state(), []
+    for stop in stops:
+        losses += run(state, stop_at=stop)
+        assert state.step == stop and state.skip == (stop - 1) % 5 + 1, "the epoch is left open, even at its end"
+        save_checkpoint(path, state, "identity", {"word": [1, None]})
+        torch.manual_seed(12345)
+        state = fresh_state(seed=99)
+        checkpoint = load_checkpoint(path)
+        assert checkpoint.identity == "identity" and checkpoint.notes == {"word": [1, None]}
+        checkpoint.restore(state)
+    losses += run(state)
+    assert losses == LOSSES
+    assert everything(state) == everything(UNBROKEN)
+
+
+def test_a_checkpoint_goes_from_process_to_process_as_bytes(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.ckpt", UNBROKEN, "identity")
+    state = fresh_state(seed=99)
+    Checkpoint.from_bytes(load_checkpoint(tmp_path / "last.ckpt").to_bytes()).restore(state)
+    assert everything(state) == everything(UNBROKEN)
+
+
+def test_a_longer_run_starts_with_the_rate_that_the_shorter_one_ended_with() -> None:
+    state = fresh_state()
+    run(state)
+    ended = state.rate
+    recipe = replace(RECIPE, joint=Joint(state.step / 100, ended))
+    assert train_step(state, batches(1, 10)[0], recipe, state.step / 100).rate == ended
+    assert 0 < train_step(state, batches(1, 11)[0], recipe, state.step / 100).rate - ended < 0.1 * RECIPE.rate
+
+
+class Rootless(torch.autograd.Function):
+    """Passes on its input, and a gradient that is no number."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * torch.nan
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_no_number_stops_the_run_in_the_last_good_state_and_names_the_cases(what: str) -> None:
+    """Running statistics, which the forward pass has changed already, are put back as well."""
     state = fresh_state()
     train_step(state, batches(1)[0], RECIPE, 0.5)
-    before = {k: v.clone() for k, v in state.network.named_parameters()}
-    bad = Batch(torch.full((2, 1, 8, 8), torch.nan), torch.zeros(2, 1, 8, 8, dtype=torch.long), ["broken_scan"])
-    with pytest.raises(MedunetError, match="loss became nan at step 1 with the cases broken_scan"):
-        train_step(state, bad, RECIPE, 0.5)
-    assert all(torch.equal(v, dict(state.network.named_parameters())[k]) for k, v in before.items())
+    before = everything(state)
+    image = torch.full((2, 1, 8, 8), torch.nan) if what == "loss" else torch.rand(2, 1, 8, 8)
+    bad = Batch(image, torch.zeros(2, 1, 8, 8, dtype=torch.long), ["broken_scan", "other"])
+    loss = RECIPE.loss
+    recipe = replace(RECIPE, loss=lambda x, *a, **k: loss(Rootless.apply(x), *a, **k)) if what == "gradient" else RECIPE
+    with pytest.raises(Diverged, match=f"the {what} became nan at step 1 with the cases broken_scan, other"):
+        train_step(state, bad, recipe, 0.5)
+    assert everything(state) == before
+    assert everything_after(state) == everything_after(state_of(before_steps=1))
+
+
+def everything_after(state: TrainState) -> dict[str, object]:
+    train_step(state, batches(1, 1)[0], RECIPE, 0.6)
+    return everything(state)
+
+
+def state_of(before_steps: int) -> TrainState:
+    state = fresh_state()
+    for item in batches(before_steps):
+        train_step(state, item, RECIPE, 0.5)
+    return state
 
 
 def test_the_gradient_is_clipped() -> None:

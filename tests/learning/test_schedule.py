@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from medunet.errors import ConfigError, ModelError
 from medunet.learning.schedule import (
     Ema,
+    Joint,
     OptimiserSettings,
     Progress,
     ScheduleSettings,
@@ -241,3 +243,43 @@ def test_averages_survive_saving() -> None:
 def test_impossible_settings_are_refused(make: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make()  # type: ignore[operator]
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    warmup=st.floats(0, 0.5),
+    floor=st.floats(0, 1),
+    old=st.integers(2, 400),
+    new=st.integers(2, 2000),
+    share=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_run_of_another_length_goes_on_without_a_jump(
+    kind: str, warmup: float, floor: float, old: int, new: int, share: float
+) -> None:
+    """The first step has the last rate; each later one changes by little; the end is that of the new schedule."""
+    schedule = ScheduleSettings(kind, warmup, floor=floor)  # type: ignore[arg-type]
+    step = min(max(1, round(share * old)), new - 1)
+    last = learning_rate(schedule, 0.1, (step - 1) / old)
+    joint = Joint(step / new, last)
+    rates = [learning_rate(schedule, 0.1, s / new, joint) for s in range(step, new)]
+    assert rates[0] == last
+    plain = [learning_rate(schedule, 0.1, s / new) for s in range(step, new)]
+    glide = 0.1 * (new - step)
+    for here, (found, expected) in enumerate(zip(rates, plain, strict=True)):
+        assert min(last, expected) - 1e-12 <= found <= max(last, expected) + 1e-12
+        if here >= glide:
+            assert found == expected
+    # The steepest part of a smooth step has one and a half times its mean slope.
+    moves = [abs(b - a) for a, b in pairwise(rates)]
+    own = max((abs(b - a) for a, b in pairwise(plain)), default=0.0)
+    assert all(move <= own + 0.1 * min(1.0, 1.5 / glide) + 1e-12 for move in moves)
+
+
+def test_a_finished_run_warms_up_again_as_much_as_is_added() -> None:
+    schedule = ScheduleSettings("cosine", warmup=0.05)
+    for added, highest in ((1.1, 0.03), (2.0, 0.52), (10.0, 0.99)):
+        joint = Joint(1 / added, 0.0)
+        rates = [learning_rate(schedule, 1.0, p / 1000, joint) for p in range(math.ceil(1000 / added), 1001)]
+        assert rates[0] < 0.001 and rates[-1] == pytest.approx(0, abs=1e-9) and max(rates) <= highest
+        assert max(rates) > 0.6 * highest
