@@ -48,7 +48,9 @@ def test_regions_of_mirrored_scans_equal_streaming(config: UNetSettings, data: s
     expected = joined(Streamer(network, axis=axis).run(image, 4, passage=passage), axis)
     rows = list(CompiledPass(network).run(image, 5, axis, passage))
     assert [(a, b) for a, b, _ in rows] == [(a, min(a + 5, scan[axis])) for a in range(0, scan[axis], 5)]
-    torch.testing.assert_close(joined(rows, axis), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    # Norms over four channels that are nearly alike magnify rounding (2.5e-5 was seen); a shift gives 1e-2 and more.
+    bound = 1e-4 if config.norm == "voxel" else 1e-5
+    torch.testing.assert_close(joined(rows, axis), expected, rtol=bound, atol=bound * float(expected.abs().max()))
 
 
 def test_answers_stay_when_others_are_computed() -> None:
