@@ -29,6 +29,7 @@ class Taken:
 
     Attributes:
         weights: numbers that were taken, out of `total`.
+        convolutions: of the encoder, of which something was taken.
     """
 
     weights: int = 0
@@ -52,7 +53,7 @@ def take_weights(network: UNet, model: Model, channels: Sequence[str], labels: L
         labels: what the network's outputs stand for.
 
     Raises:
-        ModelError: no convolution fits.
+        ModelError: no convolution of the encoder fits.
     """
     taken, own, source = Taken(), network.state_dict(), model.network.state_dict()
     card = model.card
@@ -75,14 +76,16 @@ def take_weights(network: UNet, model: Model, channels: Sequence[str], labels: L
             copied = 0
             other.setdefault(name.rpartition(".")[0], _why_not(tensor, found))
         taken.weights += copied
-        taken.convolutions += copied > 0 and tensor.ndim > 2 and not _is_head(name)
+        # What the decoder alone has learned is of no use behind another encoder.
+        taken.convolutions += copied > 0 and tensor.ndim > 2 and name.startswith("encoder.")
     if not taken.convolutions:
         raise ModelError(
-            f"{model.path or card.name}: none of its convolutions fits the network "
+            f"{model.path or card.name}: none of its encoder's convolutions fits the network "
             f"(channels {card.network.channels}, {card.network.dimensions}-D, against {network.settings.channels}, "
             f"{network.settings.dimensions}-D)\ngive the config the model's network settings, or train without --init"
         )
-    taken.left = _what_is_left(channels, labels, entries, outputs, other)
+    counts = network.settings.in_channels, card.network.in_channels
+    taken.left = _what_is_left(channels, labels, counts, entries, outputs, other)
     return taken
 
 
@@ -148,6 +151,7 @@ def _why_not(tensor: Tensor, found: Tensor | None) -> str:
 def _what_is_left(
     channels: Sequence[str],
     labels: LabelTable,
+    counts: tuple[int, int],
     entries: list[int | None] | str,
     outputs: list[int | None],
     other: dict[str, str],
@@ -159,6 +163,9 @@ def _what_is_left(
     if isinstance(entries, list) and None in entries:
         strange = [name for name, place in zip(channels, entries, strict=True) if place is None]
         lines.append(f"the first convolution's part for channels that the model does not have: {_listed(strange)}")
+    if isinstance(entries, str) and counts[0] != counts[1]:
+        many = f"{counts[0]} channel{'s' if counts[0] > 1 else ''} here, {counts[1]} in the model"
+        lines.append(f"the first convolution: {many}, and no names that tell which is which")
     if other:
         lines.append(_listed([f"{name} ({why})" for name, why in other.items()]))
     return lines

@@ -68,10 +68,9 @@ class World:
             return data
         length = torch.tensor(len(data))
         dist.broadcast(length, 0)
-        held = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.leads else None
-        if held is None:
-            held = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(held, 0)
+        held = _numbers(data) if self.leads else torch.empty(int(length), dtype=torch.uint8)
+        if len(held):
+            dist.broadcast(held, 0)
         return held.numpy().tobytes()
 
     def all(self, text: str) -> list[str]:
@@ -81,7 +80,7 @@ class World:
         data = text.encode()
         room = int(self.highest(len(data)))
         mine = torch.zeros(room + 8, dtype=torch.uint8)
-        mine[: len(data) + 8] = torch.frombuffer(bytearray(len(data).to_bytes(8, "big") + data), dtype=torch.uint8)
+        mine[: len(data) + 8] = _numbers(len(data).to_bytes(8, "big") + data)
         held = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(held, mine)
         every = [piece.numpy().tobytes() for piece in held]
@@ -139,6 +138,10 @@ class World:
 ALONE = World()
 
 
+def _numbers(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
 class _Sum(torch.autograd.Function):
     """PyTorch's all-reduce with its gradient: each process' input adds to the result in all of them.
 
@@ -165,6 +168,9 @@ def world_of(environment: Mapping[str, str]) -> World:
         ConfigError: the description is incomplete or contradicts itself.
     """
     found = {name: environment[name] for name in _VARIABLES if name in environment}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not found.get(name, "0").lstrip("-").isdigit():
+            raise ConfigError(f"the environment variable {name} is no number: {found[name]!r}; start with torchrun")
     if int(found.get("WORLD_SIZE", "1")) <= 1 and int(found.get("RANK", "0")) == 0:
         return ALONE
     missing = [name for name in _VARIABLES if name not in found]

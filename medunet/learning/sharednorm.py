@@ -61,7 +61,7 @@ class SharedBatchNorm(nn.Module):
             return nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self._eps
             )
-        exact = x.float()
+        exact = x.to(self.weight.dtype)  # float32 also where autocast computes in less
         axes, along = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
         count = exact.new_full((1,), x.numel() / x.shape[1])
         sums = self._total(torch.cat([exact.sum(axes), count]))
