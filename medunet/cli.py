@@ -5,6 +5,7 @@ Only click is imported here; each command imports what it needs, so that `medune
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
@@ -306,4 +307,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """The entry point."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # At its end the interpreter looks for garbage among all that torch and others made, which took seconds.
+    gc.freeze()
+    sys.exit(code)

@@ -32,7 +32,7 @@ from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
 from medunet.model import Model, load_model
 from medunet.report.planes import Overlay
-from medunet.report.plots import EpochRecord
+from medunet.report.plots import EpochRecord, curves_plot
 from medunet.report.raster import outlined
 from medunet.scorecard import summary_lines
 from medunet.segmentation.planning import PredictSettings
@@ -40,8 +40,6 @@ from medunet.segmentation.segmenter import Segmenter
 
 _PAGE_PICTURES = 3
 """Cases in pictures on a report's page: worst, median, best."""
-_PAGE_PLOTS = 2.5
-"""How many such pictures the rest of a page takes, in time: curves, scores of all cases, and its text."""
 WORST_CASES = 4
 """How many cases each validation shows."""
 
@@ -186,7 +184,7 @@ class EndCost:
     def __init__(self, held: HeldOut) -> None:
         self._held = held
         self._tried: list[float] = []
-        self._voxels, self._picture = 0, 0.0
+        self._voxels, self._page = 0, 0.0
         self.spent = 0.0
 
     def rehearse(self, model: Model, voxels: Mapping[str, int]) -> None:
@@ -205,10 +203,22 @@ class EndCost:
             evaluation = evaluate_pairs([pair], _how_scored(self._held, segmenter))
             scored = time.monotonic()
             if not self._tried:
-                case_picture(evaluation, case.name)
-                self._picture = time.monotonic() - scored
+                self._time_page(evaluation)
             self._tried.append((scored - started) / voxels[case.name])
         self.spent += time.monotonic() - started
+
+    def _time_page(self, evaluation: Evaluation) -> None:
+        """Draw what a report's page is made of: pictures of cases, and two plots, which take about as long."""
+        record = [
+            EpochRecord(epoch, 1.0, 1.0, {one.label: 0.5 for one in evaluation.cases[0].labels}) for epoch in (1, 2)
+        ]
+        curves_plot(record)  # the first one pays for imports
+        started = time.monotonic()
+        curves_plot(record)
+        between = time.monotonic()
+        case_picture(evaluation, evaluation.cases[0].case)
+        pictures = min(_PAGE_PICTURES, len(self._held.cases))
+        self._page = 2 * (between - started) + pictures * (time.monotonic() - between)
 
     @property
     def known(self) -> bool:
@@ -217,9 +227,7 @@ class EndCost:
     def seconds(self) -> float:
         """Of all cases, from the last few that were tried (the very first paid for imports), and of the page."""
         latest = self._tried[1:][-5:] or self._tried
-        return math.fsum(latest) / len(latest) * self._voxels + self._picture * (
-            min(_PAGE_PICTURES, len(self._held.cases)) + _PAGE_PLOTS
-        )
+        return math.fsum(latest) / len(latest) * self._voxels + self._page
 
 
 def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut) -> Pair:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ import tifffile
 import medunet
 import medunet.train
 from medunet.cli import run
-from medunet.config import load_config
+from medunet.config import Config, load_config
 from medunet.data.labels import table_from_names
+from medunet.learning.monitor import TimeLeft
+from medunet.learning.schedule import Progress
 from medunet.validate import widened
 from tests.flows.made import make_set
 
@@ -193,3 +197,43 @@ def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memo
     assert [run_ for run_ in runs if (run_ / "preprocessed").exists()] == []
     weights = [load_file(run_ / "model.safetensors") for run_ in runs]
     assert all((other[key] == weights[0][key]).all() for other in weights[1:] for key in weights[0])
+
+
+def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Path, tmp_path: Path) -> None:
+    """As TensorBoard's own server reads it."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    out = tmp_path / "run"
+    assert train(data, out, "--set", "training.epochs=2") == 0
+    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), "--resume", "--set", "training.epochs=4"]) == 0
+    events = EventAccumulator(str(out / "tensorboard"), {"tensors": 0})
+    events.Reload()
+    steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    assert steps["loss/step"] == steps["optimiser/learning rate"] == list(range(1, 9))
+    assert steps["loss/epoch"] == steps["speed/patches per second"] == steps["speed/waiting share"] == [2, 4, 6, 8]
+    assert steps["config/text_summary"] == [0, 4]
+    assert steps["validation/worst 1"] == steps["validation/dice"] == sorted(set(steps["validation/dice"]))
+    assert steps["final/Dice"] == steps["final scores/text_summary"] == [8]
+    found = events.PluginTagToContent("hparams")
+    start = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
+    assert start.hparams["length"].string_value == "4 x 2 steps"
+    assert not [path for path in (out / "tensorboard").iterdir() if path.is_dir()]
+    rows = (out / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 5 and "patches_per_second,waiting_share" in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "since", "due"),
+    [(100, 5, False), (100, 20, True), (585, 20, False), (575, 20, True), (600, 1, True)],
+    ids=["too soon", "its turn", "the last comes anyway", "time enough", "the last"],
+)
+def test_validation_takes_its_share_and_is_not_made_twice_at_the_end(elapsed: float, since: float, due: bool) -> None:
+    """One takes 2 s and may take a tenth of the time, so one every 18 s, and none in the last 18 s before the last."""
+    now = time.monotonic()
+    clock = Progress(minutes=10, started=now - elapsed)
+    session = SimpleNamespace(
+        clock=clock, left=TimeLeft(clock, 0), state=SimpleNamespace(step=5), validation_seconds=2.0,
+        last_validation=now - since, setup=SimpleNamespace(config=Config()),
+    )  # fmt: skip
+    assert medunet.train._validation_due(session) is due
