@@ -56,8 +56,8 @@ _DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-
 
 _ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 _MANIFEST = "manifest.json"
-_OVERHEAD = 4096
-"""Bytes of an entry besides its arrays' content: headers and manifest."""
+_OVERHEAD = 20_480
+"""Bytes of an entry besides the content of its arrays: headers, manifest, and the blocks that files do not fill."""
 _ABANDONED = 24 * 3600
 """Seconds after which what was being written counts as left by a program that was killed."""
 _TAG = (

@@ -301,6 +301,20 @@ def test_what_a_killed_program_was_writing_is_no_entry_and_goes_after_a_day(tmp_
     assert {p.name for p in (tmp_path / "cases").iterdir()} == {"a" * 64, ".new", "CACHEDIR.TAG"}
 
 
+def test_an_interrupt_while_an_entry_is_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cache_module.write_array
+
+    def interrupted(path: Path, array: np.ndarray) -> None:
+        real(path, array)
+        if path.name == "label.npy":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_module, "write_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Cache(tmp_path).keep("a" * 64, made(), mapped=False)
+    assert list((tmp_path / "cases").iterdir()) == []
+
+
 def test_trainings_that_keep_one_case_at_once_all_get_it_and_leave_one_entry(tmp_path: Path) -> None:
     cache, case, barrier = Cache(tmp_path), made(shape=(40, 40, 40)), Barrier(6)
 
