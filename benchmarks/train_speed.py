@@ -39,12 +39,13 @@ def patches(task: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def medunet(task: dict[str, Any], dtype: torch.dtype | None) -> Step:
     from medunet.data.patches import PatchBatch
-    from medunet.learning.loop import Recipe, TrainState, train_step
+    from medunet.learning.loop import Recipe, TrainState, placed, train_step
     from medunet.learning.losses import LossSettings, make_loss
     from medunet.learning.schedule import Ema, OptimiserSettings, ScheduleSettings, make_optimiser
     from medunet.networks.unet import UNet, UNetSettings
 
-    network = UNet(UNetSettings(channels=tuple(task["channels"]), classes=3), 0).train()
+    network = UNet(UNetSettings(channels=tuple(task["channels"]), classes=3), 0)
+    network = placed(network, 3, torch.device("cpu")).train()
     recipe = Recipe(
         make_loss(LossSettings(), 3, None), ScheduleSettings(), 2e-3, 12.0, torch.device("cpu"), dtype, seed=0
     )

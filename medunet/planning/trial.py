@@ -14,7 +14,7 @@ from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.patches import PatchDataset, PreparedCase, find_foreground, make_loader
 from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
-from medunet.learning.loop import Recipe, TrainState, train_step
+from medunet.learning.loop import Recipe, TrainState, placed, train_step
 from medunet.learning.losses import make_loss
 from medunet.learning.schedule import Ema, make_optimiser
 from medunet.networks.unet import UNet
@@ -92,7 +92,7 @@ def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: floa
     before = resident_memory() if device.type == "cpu" else 0
     times: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        network = UNet(config.network, config.training.seed).to(device).train()
+        network = placed(UNet(config.network, config.training.seed), config.network.dimensions, device).train()
         ema = Ema(network, config.training.ema) if config.training.ema else None
         state = TrainState(network, make_optimiser(config.optimiser, network), ema)
         begun = time.perf_counter()
