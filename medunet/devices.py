@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -120,6 +121,9 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    # glibc keeps freed memory, which would be counted as if it were in use.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     # Linux forgets a process' highest resident size on request; elsewhere it stays the highest of its whole life.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -27,8 +27,8 @@ from medunet.planning.budget import Budget, Notes
 from medunet.planning.grid import Grid, plan_grid, plan_preprocess
 from medunet.planning.network import Choice, Task, plan_network
 from medunet.planning.recipe import plan_augment, plan_data, plan_loss, plan_oversampling, warnings
-from medunet.planning.rules import ENOUGH_STEPS, EPOCHS, TRAINING_SHARE
-from medunet.planning.trial import Trial, try_plan
+from medunet.planning.rules import BUSY, ENOUGH_STEPS, EPOCHS, TRAINING_SHARE
+from medunet.planning.trial import Trial, loaded_memory, try_plan
 from medunet.planning.words import duration, size, some
 
 __all__ = ["Budget", "Planned", "Try", "plan", "plan_data_set", "plan_measured", "write_plan"]
@@ -101,6 +101,8 @@ def plan_data_set(
     labels = with_labels(data, data.labelled, axes)
     found = measure(data, labels, axes, step)
     device = torch.device(budget.device)
+    if device.type == "cpu":
+        budget = replace(budget, process=max(budget.process, loaded_memory()))
     planned = plan_measured(found, data.channels, budget, lambda config, grid: try_plan(config, grid, device))
     paths = replace(planned.config.data, path=str(data.folder), axes=axes)
     return replace(
@@ -247,6 +249,12 @@ def _measurements(planned: Planned, budget: Budget) -> list[str]:
         lines.append(
             f"NOTE: even so small a network makes only {steps:.0f} of the {budget.wanted_steps:.0f} steps that "
             f"{budget.minutes:g} minutes should have; give more minutes, or a faster machine."
+        )
+    slow = planned.trial.seconds / planned.choice.ideal
+    if slow > BUSY:
+        lines.append(
+            f"NOTE: a step took {slow:.2g} times what the speed of single convolutions lets expect; if something else "
+            "ran on the machine, plan again when it is done."
         )
     if budget.device == "cpu" and budget.memory > free_memory(torch.device("cpu")):
         lines.append("NOTE: that is more memory than is free now.")

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from medunet.devices import autocast_type, bfloat16_gain, find_device, free_memory
+from medunet.devices import (
+    autocast_type,
+    bfloat16_gain,
+    find_device,
+    free_memory,
+    loader_workers,
+    peak_memory,
+    reset_peak_memory,
+    resident_memory,
+)
 from medunet.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -30,3 +42,21 @@ def test_devices() -> None:
     for name in ("tpu", "cuda:99", "meta"):
         with pytest.raises(ConfigError, match="--device"):
             find_device(name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be set back on Linux only")
+def test_the_peak_of_memory_is_that_since_it_was_set_back() -> None:
+    block = 200 * 2**20
+    reset_peak_memory(CPU)
+    before = peak_memory(CPU)
+    held = np.ones(block, np.uint8)
+    assert block * 0.9 < peak_memory(CPU) - before < block * 1.5
+    assert resident_memory() > block
+    del held
+    reset_peak_memory(CPU)
+    assert peak_memory(CPU) - before < block / 2
+
+
+def test_workers_are_as_asked_and_none_on_the_cpu() -> None:
+    assert loader_workers(3, torch.device("cpu")) == 3 and loader_workers(0, torch.device("cuda")) == 0
+    assert loader_workers(None, torch.device("cpu")) == 0

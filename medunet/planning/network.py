@@ -76,6 +76,7 @@ class Choice:
 
     Attributes:
         seconds: of one optimiser step.
+        ideal: the same as counted, before any measured slowness is taken in.
         memory: bytes by which the process grows.
         whole: whether the patch holds the median scan.
     """
@@ -84,6 +85,7 @@ class Choice:
     patch: tuple[int, ...]
     batch: int
     seconds: float
+    ideal: float
     memory: float
     whole: bool
 
@@ -175,7 +177,8 @@ def choose(task: Task, budget: Budget) -> Choice:
         _refuse(task, budget, settings, patch)
     batch = _batch(task, settings, patch, limits)
     seconds = step_cost(settings, patch).operations * batch / speed
-    return Choice(settings, patch, batch, seconds, step_memory(settings, patch, batch) * budget.growth, whole)
+    memory = step_memory(settings, patch, batch) * budget.growth
+    return Choice(settings, patch, batch, seconds, seconds / budget.slowness, memory, whole)
 
 
 def _refuse(task: Task, budget: Budget, settings: UNetSettings, patch: tuple[int, ...]) -> None:

@@ -15,6 +15,8 @@ ENOUGH_STEPS = 2 / 3
 
 Timings of single steps on a shared machine vary by a third, and a plan should not change with them.
 """
+BUSY = 4.0
+"""Measured over counted time of a step from which on the machine was probably busy: narrow 2-D networks reach 2.7."""
 TRAINING_SHARE = 0.8
 """Of the minutes; the rest is for reading, validation and the last predictions."""
 EPOCHS = 20

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from medunet.config import Config
+from medunet.config import Config, TrainingSettings
 from medunet.data.augment import Augmentation
-from medunet.data.patches import PatchDataset, PreparedCase, find_foreground, make_loader
+from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground, make_loader
 from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
 from medunet.learning.losses import make_loss
 from medunet.learning.schedule import Ema, make_optimiser
+from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 from medunet.planning.grid import Grid
 from medunet.planning.words import duration, size
@@ -111,6 +112,16 @@ def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: floa
 def _endless(patches: PatchDataset) -> Iterator[Any]:
     while True:
         yield from make_loader(patches)
+
+
+def loaded_memory() -> int:
+    """Bytes that this process has once all that training needs is loaded, which one tiny step on the CPU sees to."""
+    tiny = Config(
+        network=UNetSettings(channels=(2, 4)),
+        patches=PatchSettings(size=(8, 8, 8)),
+        training=TrainingSettings(minutes=1e-3, iterations=2),
+    )
+    return max(try_plan(tiny, Grid((8, 8, 8), (1, 1, 1)), torch.device("cpu")).before, resident_memory())
 
 
 def try_plan(config: Config, grid: Grid, device: torch.device) -> Trial:

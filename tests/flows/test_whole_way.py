@@ -35,7 +35,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 def test_from_scans_to_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, config, out = make_set(tmp_path / "data"), tmp_path / "c.yaml", tmp_path / "run"
     assert run(["plan", str(data), "-o", str(config), "--minutes", "1"]) == 0
-    assert "measured here" in capsys.readouterr().out
+    assert "Expected here: " in capsys.readouterr().out
     assert run(["train", str(config), "-o", str(out), *SMALL, *steps(3, 30)]) == 0
     printed = capsys.readouterr()
     assert "mean Dice" in printed.out and "balls: 4 cases to learn from, 1 held out" in printed.err
