@@ -18,7 +18,7 @@ from medunet.errors import DataError
 from medunet.geometry.grids import closest_ras
 
 MOST_CASES, MOST_VOXELS = 200, 3e9
-"""A data set with more of either is measured on a part of its cases; medians hardly change, the wait would."""
+"""A data set with more of either is measured on a part of its cases, so that time is bounded."""
 
 _SAMPLES = 20_000
 """Foreground voxels per case and channel that the intensity statistics are taken from."""

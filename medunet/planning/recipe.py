@@ -90,7 +90,7 @@ def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
         f"measured: {sizes}" + _annotated(found)
     )
     notes["loss.class_weights"] = (
-        "none: Dice balances the labels already, and weights for rare ones cost precision; rare labels get more patches"
+        "none: Dice balances the labels already; rare ones are looked for more often instead, see patches.oversample"
     )
     notes["loss.include_background"] = (
         "the first class is background, which Dice leaves out"

@@ -16,7 +16,7 @@ ENOUGH_STEPS = 2 / 3
 Timings of single steps on a shared machine vary by a third, and a plan should not change with them.
 """
 BUSY = 4.0
-"""Measured over counted time of a step from which on the machine was probably busy: narrow 2-D networks reach 2.7."""
+"""Measured over counted time of a step from which on a plan says that the machine may be busy."""
 TRAINING_SHARE = 0.8
 """Of the minutes; the rest is for reading, validation and the last predictions."""
 EPOCHS = 20
@@ -45,7 +45,7 @@ APART, SOME_SLICES = 5.0, 32
 Kernels reach across slices only where a voxel is less than twice as long as it is wide: from a ratio of 5 on (slices
 of 6.5 mm with pixels of 0.8 mm: 8; EM sections of 50 nm with pixels of 4.6 nm: 11) that is at the third level or
 deeper, when details are pooled away. Fewer than 32 slices, halved there, leave less than the 16 voxels of the
-smallest patch. What a 2-D network then lacks is little, and its steps on whole slices are several times as fast.
+smallest patch. That is reasoned from geometry; no Dice of both was compared yet.
 """
 CROPPED = 0.75
 """Scans whose content fills less of them are cropped to it (nnU-Net)."""
