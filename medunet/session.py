@@ -169,7 +169,7 @@ def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, l
             found.checkpoint.restore(state)
         clock = clock_of(config, state, started)
         joint = joint_of(config, state, clock, found.notes) if found.checkpoint else None
-    recipe = replace(recipe, dtype=_precision(setup, recipe, found), joint=joint, forward=forward)
+    recipe = replace(recipe, dtype=_precision(setup, recipe, found), joint=joint, world=world, forward=forward)
     if not world.leads:
         return Training(setup, state, recipe, clock, found.origin)
     if not resume:

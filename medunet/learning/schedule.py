@@ -16,7 +16,7 @@ from medunet.errors import ConfigError, ModelError
 
 _WARMUP_START = 0.01
 _REJOIN = 0.1
-"""Over this share of what remains a run that was made longer or shorter finds to its new schedule."""
+"""Over this share of what remains a run that was made longer rises to its new schedule."""
 _SCHEDULES = ("cosine", "poly", "constant")
 _OPTIMISERS = ("adamw", "adam", "sgd")
 
@@ -67,14 +67,17 @@ class Joint:
 def learning_rate(settings: ScheduleSettings, base: float, progress: float, joint: Joint | None = None) -> float:
     """The learning rate when the share `progress` (0 to 1) of the run is over, measured in steps or in minutes.
 
-    After a joint the rate starts from what it was and glides, by a smooth step over a tenth of what remains, to what
-    a run of this length would have had from the beginning. So it never jumps; a finished cosine run, whose rate is 0,
-    warms up again to the rate of the longer run at this point: a little where little is added, much where much is.
+    After a joint the rate starts from what it was and glides, by a smooth step, to what a run of this length would
+    have had from the beginning: up over a tenth of what remains, down over all of it. So it never jumps; a finished
+    cosine run, whose rate is 0, warms up again to the rate of the longer run at this point: a little where little is
+    added, much where much is.
     """
     rate = _planned_rate(settings, base, progress)
     if joint is None or joint.progress >= 1:
         return rate
-    gone = min(max((progress - joint.progress) / (_REJOIN * (1 - joint.progress)), 0.0), 1.0)
+    rises = _planned_rate(settings, base, joint.progress) > joint.rate
+    glide = (_REJOIN if rises else 1.0) * (1 - joint.progress)
+    gone = min(max((progress - joint.progress) / glide, 0.0), 1.0)
     new = gone * gone * (3 - 2 * gone)
     return (1 - new) * joint.rate + new * rate
 

@@ -64,6 +64,11 @@ def test_what_is_wrong_is_said_once_and_nothing_is_written(tmp_path: Path) -> No
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert done.stderr.count("patches.batch is 3, which 2 processes cannot split evenly\nset it to 2 or 4") == 1
     assert "process 1 of 2 ends, because process 0 reported an error" in done.stderr and "gloo" not in done.stderr
+    wild = ["--set", "network.norm=none", "--set", "optimiser.rate=1e25"]
+    done = torchrun(str(data), "-o", str(tmp_path / "run"), *TINY, *wild)
+    (line,) = [line for line in done.stderr.splitlines() if "became nan at step 1 with the cases" in line]
+    assert done.returncode == 1 and line.count("case_") == 4, "the whole batch is named, once"
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 1
 
 
 def test_all_folds_are_trained_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

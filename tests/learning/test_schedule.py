@@ -265,7 +265,7 @@ def test_a_run_of_another_length_goes_on_without_a_jump(
     rates = [learning_rate(schedule, 0.1, s / new, joint) for s in range(step, new)]
     assert rates[0] == last
     plain = [learning_rate(schedule, 0.1, s / new) for s in range(step, new)]
-    glide = 0.1 * (new - step)
+    glide = (0.1 if plain[0] > last else 1.0) * (new - step)
     for here, (found, expected) in enumerate(zip(rates, plain, strict=True)):
         assert min(last, expected) - 1e-12 <= found <= max(last, expected) + 1e-12
         if here >= glide:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.learning.distributed import World, joined_world
+from medunet.learning.loop import Diverged, Recipe, TrainState, train_step
 from medunet.learning.losses import LossSettings, make_loss
+from medunet.learning.schedule import OptimiserSettings, ScheduleSettings, make_optimiser
 
 KINDS = ("dice_cross_entropy", "dice_focal", "tversky_cross_entropy", "generalized_dice")
 CPU = torch.device("cpu")
@@ -74,11 +76,40 @@ def check_first_weights(world: World) -> None:
     assert torch.equal(network.weight, nn.Conv2d(1, 2, 1).weight), "all start as the first process"
 
 
+@dataclass
+class Batch:
+    image: torch.Tensor
+    label: torch.Tensor
+    cases: list[str]
+
+
+def check_divergence(world: World) -> None:
+    """What is wrong with one process' patches stops both, before the step, and the whole batch is named."""
+    network, image, label = made(False)
+    forward = world.joined(network, CPU)
+    state = TrainState(network, make_optimiser(OptimiserSettings(), network), None)
+    loss = make_loss(LossSettings(), 3, reduce=world.sum)
+    recipe = Recipe(loss, ScheduleSettings(), 0.01, 12.0, CPU, None, 0, world=world, forward=forward)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    mine = slice(2 * world.rank, 2 * world.rank + 2)
+    batch = Batch(image[mine].clone(), label[mine], [f"case_{world.rank}"])
+    if world.rank == 1:
+        batch.image[0, 0, 0, 0] = torch.nan
+    try:
+        train_step(state, batch, recipe, 0.5)
+    except Diverged as error:
+        assert "with the cases case_0, case_1;" in str(error), error
+    else:
+        raise AssertionError("a loss that is no number stops both")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items()) and state.step == 0
+
+
 def main() -> None:
     with joined_world() as world:
         assert (world.size, world.leads) == (2, world.rank == 0)
         check_messages(world)
         check_first_weights(world)
+        check_divergence(world)
         for kind in KINDS:
             for batch_dice in (True, False):
                 settings = LossSettings(kind, batch_dice=batch_dice)  # type: ignore[arg-type]
