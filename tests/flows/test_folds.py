@@ -239,7 +239,7 @@ def test_an_interrupt_between_trainings_says_how_to_go_on(
         (["--set", "data.seed=3"], "because fold 0 would also hold out"),
         (["--set", "data.folds=2"], "because fold 0 would also hold out"),
         (["--set", "data.patient_pattern='^(case)_'"], "all 5 cases are of one patient, case"),
-        (["--set", "network.channels=[4, 12]"], "cannot be resumed, because network changed"),
+        (["--set", "network.channels=[4, 12]"], "cannot be resumed, because since it was stopped network.channels was"),
         (["--set", "data.folds=0"], "data.folds is 0"),
     ],
 )
