@@ -23,7 +23,7 @@ def clock_of(config: Config, state: TrainState, started: float) -> Progress:
         return Progress(max_steps=training.epochs * training.iterations, before=state.elapsed, started=started)
     # Time for the last validation; a guess until the first one has shown how much it needs.
     reserve = min(0.15 * training.minutes, 1.0) if state.reserve is None else state.reserve
-    return Progress(minutes=training.minutes - min(reserve, 0.25 * training.minutes), before=state.elapsed,
+    return Progress(minutes=training.minutes - min(reserve, 0.4 * training.minutes), before=state.elapsed,
                     started=started)  # fmt: skip
 
 

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from medunet.data.augment import Augmentation, AugmentSettings, Chance
 from medunet.data.labels import IGNORE
-from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground, make_loader
+from medunet.data.patches import (
+    EpochSampler,
+    PatchDataset,
+    PatchSettings,
+    PreparedCase,
+    collate,
+    find_foreground,
+    make_loader,
+)
 from medunet.errors import ConfigError, DataError
 
 STILL = {2: Augmentation(AugmentSettings.none(), 2), 3: Augmentation(AugmentSettings.none(), 3)}
@@ -211,6 +219,28 @@ def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
     assert all(torch.equal(a.image, b.image) for a, b in zip(whole[2:], rest, strict=True))
     loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
     assert len(list(loader)) == 4
+
+
+@given(share=st.integers(1, 4), size=st.integers(1, 4), steps=st.integers(1, 5), data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_processes_together_see_the_batches_that_one_would(
+    share: int, size: int, steps: int, data: st.DataObject
+) -> None:
+    """Each its share of every batch, in order, also in an epoch that is gone on with."""
+    epoch, skip = data.draw(st.integers(0, 3)), data.draw(st.integers(0, steps))
+    settings = PatchSettings((8, 8, 8), batch=share * size)
+    patches = replace(lively(), settings=settings, per_epoch=steps * settings.batch)
+
+    def batches(part: tuple[int, int]) -> list[list[int]]:
+        sampler = EpochSampler(patches, part)
+        sampler.set_epoch(epoch, skip)
+        numbers, own = list(sampler), settings.batch // part[1]
+        assert len(numbers) == len(sampler)
+        return [numbers[n : n + own] for n in range(0, len(numbers), own)]
+
+    each = [batches((rank, size)) for rank in range(size)]
+    joined = [[n for piece in pieces for n in piece] for pieces in zip(*each, strict=True)]
+    assert joined == batches((0, 1)) and len(joined) == steps - skip
 
 
 def test_loading_touches_no_global_generator() -> None:

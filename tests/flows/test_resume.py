@@ -24,6 +24,9 @@ TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "
         "--set", f"training.epochs={EPOCHS}", "--set", f"training.iterations={ITERATIONS}",
         "--set", "training.validation_share=0.5", "--set", "optimiser.rate=0.02", "--device", "cpu"]  # fmt: skip
 
+CLOCK = {"minutes", "seconds_per_iteration", "patches_per_second", "waiting_share"}
+"""Columns of metrics.csv that tell the time."""
+
 
 @cache
 def world(base: Path) -> tuple[Path, dict[str, object]]:
@@ -46,9 +49,7 @@ def left_by(folder: Path) -> dict[str, object]:
         model = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
     record = {k: v for k, v in load_model(folder).card.record.items() if k != "minutes"}
     with (folder / "metrics.csv").open() as file:
-        rows = [
-            {k: v for k, v in row.items() if "minutes" not in k and "seconds" not in k} for row in csv.DictReader(file)
-        ]
+        rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
     return {"checkpoint": plain(content), "model": model, "record": record, "metrics": rows}
 
 
