@@ -48,7 +48,7 @@ from scipy.ndimage import gaussian_filter
 
 from medunet.data.augment import Augmentation, AugmentSettings, Chance, Draw
 from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground
-from medunet.plan import LIGHT_AUGMENTATION
+from medunet.planning.rules import LIGHT_AUGMENTATION
 
 SETTINGS = {"default (nnU-Net's)": AugmentSettings(), "light": LIGHT_AUGMENTATION}
 SIZES = ((64, 64, 64), (40, 56, 40), (256, 256))

@@ -33,7 +33,7 @@ from medunet.data.splits import (
     splits_text,
 )
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.evaluate import EvaluateSettings, evaluate_pairs, report_page, write_evaluation
+from medunet.evaluate import EvaluateSettings, evaluate_pairs, write_evaluation
 from medunet.experiment import (
     CHECKPOINT,
     CONFIG_FILE,
@@ -49,12 +49,11 @@ from medunet.experiment import (
 )
 from medunet.files import write_text, written_aside
 from medunet.learning.distributed import world_of
-from medunet.learning.losses import make_loss
 from medunet.learning.monitor import ProgressLine
 from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
 from medunet.scorecard import summary_lines
 from medunet.segmentation.postselection import choose_postprocessing
-from medunet.train import Outcome, train_run
+from medunet.train import Outcome, loss_of, train_run
 from medunet.validate import fold_of_voxels
 
 POSTPROCESSING = "postprocessing.json"
@@ -155,8 +154,7 @@ def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
         raise ConfigError("--fold all needs parts of the cases to hold out, but data.folds is 0; set it to 5, say")
     patients = read_patients(setup.data, settings.patient_pattern)
     folds = Folds(setup, all_splits(setup.data.labelled, settings.folds, settings.seed, patients))
-    balanced = setup.config.loss.class_weights == "balanced"
-    make_loss(setup.config.loss, setup.labels.classes, [1] * setup.labels.classes if balanced else None)
+    loss_of(setup, [1] * setup.labels.classes)  # what is wrong with it is said before anything is replaced
     if request.resume:
         _require_same_splits(folds)
         if request.overrides:
@@ -286,7 +284,9 @@ def _put_together(folds: Folds) -> list[str]:
         title = f"Every case of {setup.data.name} by the fold that did not learn from it"
         evaluation = evaluate_pairs(pairs, EvaluateSettings(labels=setup.labels, title=title))
         write_evaluation(evaluation, folder / "validation", overwrite=True)
-        write_text(folder / REPORT, report_page(evaluation), overwrite=True)
+        # The same page, which takes seconds to draw.
+        page = (folder / "validation" / REPORT).read_text(encoding="utf-8")
+        write_text(folder / REPORT, page, overwrite=True)
         scored = list(evaluation.pairs.values())
         selection = choose_postprocessing(scored, setup.labels, lambda text: line.update(1.0, text))
         write_text(folder / POSTPROCESSING, json.dumps(selection.record(), indent=1) + "\n", overwrite=True)

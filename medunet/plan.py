@@ -103,7 +103,7 @@ def plan_data_set(
     device = torch.device(budget.device)
     if device.type == "cpu":
         budget = replace(budget, process=max(budget.process, loaded_memory()))
-    planned = plan_measured(found, data.channels, budget, lambda config, grid: try_plan(config, grid, device))
+    planned = plan_measured(found, data.channels, budget, lambda config, grid: try_plan(config, labels, grid, device))
     paths = replace(planned.config.data, path=str(data.folder), axes=axes)
     return replace(
         planned,

@@ -133,6 +133,15 @@ def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
     voxels = None
     if setup.config.loss.class_weights == "balanced":
         voxels = [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
+    return loss_of(setup, voxels)
+
+
+def loss_of(setup: Setup, voxels: Sequence[int] | None) -> Loss:
+    """The loss of a training whose cases have so many voxels of each class; None where it does not ask for them.
+
+    Raises:
+        ConfigError: class weights that do not fit the labels or regions.
+    """
     regions = [region.indices for region in setup.labels.regions]
     return make_loss(setup.config.loss, setup.labels.classes, voxels, regions, setup.world.sum)
 

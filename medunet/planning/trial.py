@@ -12,6 +12,7 @@ import torch
 
 from medunet.config import Config, TrainingSettings
 from medunet.data.augment import Augmentation
+from medunet.data.labels import LabelTable, table_from_values
 from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground, make_loader
 from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
@@ -121,18 +122,19 @@ def loaded_memory() -> int:
         patches=PatchSettings(size=(8, 8, 8)),
         training=TrainingSettings(minutes=1e-3, iterations=2),
     )
-    return max(try_plan(tiny, Grid((8, 8, 8), (1, 1, 1)), torch.device("cpu")).before, resident_memory())
+    labels = table_from_values((0, 1))
+    return max(try_plan(tiny, labels, Grid((8, 8, 8), (1, 1, 1)), torch.device("cpu")).before, resident_memory())
 
 
-def try_plan(config: Config, grid: Grid, device: torch.device) -> Trial:
+def try_plan(config: Config, labels: LabelTable, grid: Grid, device: torch.device) -> Trial:
     """Time a config without its data, on noise of the median scan's shape with labels in blocks.
 
     Raises:
         RuntimeError, MemoryError: the memory is not enough.
     """
-    classes = config.network.classes
+    classes, regions = labels.classes, [region.indices for region in labels.regions]
     recipe = Recipe(
-        loss=make_loss(config.loss, classes, [1] * classes),
+        loss=make_loss(config.loss, classes, [1] * classes, regions),
         schedule=config.schedule,
         rate=config.optimiser.rate,
         clip=config.training.clip,
@@ -141,7 +143,7 @@ def try_plan(config: Config, grid: Grid, device: torch.device) -> Trial:
         seed=config.training.seed,
     )
     patches = PatchDataset(
-        cases=[_made_up(config, grid, seed) for seed in range(_CASES)],
+        cases=[_made_up(config, classes, grid, seed) for seed in range(_CASES)],
         settings=config.patches,
         per_epoch=config.training.iterations * config.patches.batch,
         augmentation=Augmentation(config.augment, config.network.dimensions),
@@ -150,12 +152,12 @@ def try_plan(config: Config, grid: Grid, device: torch.device) -> Trial:
     return try_steps(config, recipe, patches)
 
 
-def _made_up(config: Config, grid: Grid, seed: int) -> PreparedCase:
+def _made_up(config: Config, classes: int, grid: Grid, seed: int) -> PreparedCase:
     """A case twice as long as a patch at most: what lies further away costs nothing."""
     shape = [min(n, 2 * p) for n, p in zip(grid.shape, config.patches.size, strict=True)]
     if grid.slice_axis is not None:
         shape.insert(grid.slice_axis, 1)
-    random, classes = np.random.default_rng(seed), config.network.classes
+    random = np.random.default_rng(seed)
     image = random.standard_normal((config.network.in_channels, *shape), dtype=np.float32)
     blocks = random.integers(0, classes, [-(-n // 8) for n in shape]).astype(np.uint8)
     for axis, n in enumerate(shape):

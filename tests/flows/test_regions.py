@@ -112,3 +112,16 @@ def test_a_label_that_no_case_holds_is_said_and_training_goes_on(
     assert "NOTE: no training case holds the label unicorn" in said
     losses = [float(line.split(",")[3]) for line in (out / "metrics.csv").read_text().splitlines()[1:]]
     assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+def test_a_cross_validation_weighs_regions_not_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_nested_set(tmp_path / "data", {"labels": LABELS, "regions": REGIONS, "ignore": 9}, cases=2)
+    (tmp_path / "c.yaml").write_text(f"data: {{path: {data}, folds: 2}}\n")
+    folds = ["train", str(tmp_path / "c.yaml"), "--fold", "all", *QUICK, "--set", "training.epochs=1",
+             "--set", "training.iterations=2"]  # fmt: skip
+    assert run([*folds, "-o", str(tmp_path / "a"), "--set", "loss.class_weights=[1, 2, 1, 1]"]) == 1
+    assert "loss.class_weights has 4 numbers, but there are 3 regions" in capsys.readouterr().err
+    assert run([*folds, "-o", str(tmp_path / "b"), "--set", "loss.class_weights=[1, 2, 1]"]) == 0
+    scores = json.loads((tmp_path / "b" / "validation" / "scores.json").read_text())
+    assert scores["label_table"]["regions"] == REGIONS
+    assert (tmp_path / "b" / "report.html").read_text() == (tmp_path / "b" / "validation" / "report.html").read_text()

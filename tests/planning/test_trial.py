@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from medunet.config import Config, TrainingSettings
+from medunet.data.labels import table_from_values
 from medunet.data.patches import PatchSettings
+from medunet.data.regions import Region
 from medunet.networks.settings import UNetSettings
 from medunet.planning.grid import Grid
 from medunet.planning.trial import Trial, try_plan
 
 CPU = torch.device("cpu")
+LABELS = table_from_values((0, 1, 2))
 
 
 def config(channels: tuple[int, ...], patch: tuple[int, ...], **training: float) -> Config:
@@ -27,8 +32,8 @@ def config(channels: tuple[int, ...], patch: tuple[int, ...], **training: float)
 def test_larger_steps_take_longer_and_global_generators_stand_still() -> None:
     torch.manual_seed(7)
     before, numbers = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
-    small = try_plan(config((4, 8), (8, 8, 8)), Grid((20, 20, 20), (1, 1, 1)), CPU)
-    large = try_plan(config((16, 32), (32, 32, 32)), Grid((40, 40, 40), (1, 1, 1)), CPU)
+    small = try_plan(config((4, 8), (8, 8, 8)), LABELS, Grid((20, 20, 20), (1, 1, 1)), CPU)
+    large = try_plan(config((16, 32), (32, 32, 32)), LABELS, Grid((40, 40, 40), (1, 1, 1)), CPU)
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(numbers, np.random.get_state()[1])  # noqa: NPY002
     assert large.network > small.network > 0 and small.patches > 0 and small.steps >= 1
@@ -39,7 +44,15 @@ def test_slices_of_volumes_across_any_axis() -> None:
     for axis in (0, 2):
         wanted = config((4, 8), (16, 8))
         sliced = Config(**vars(wanted) | {"patches": PatchSettings(size=(16, 8), batch=2, slice_axis=axis)})
-        assert try_plan(sliced, Grid((20, 20), (1, 1), axis), CPU).steps >= 1
+        assert try_plan(sliced, LABELS, Grid((20, 20), (1, 1), axis), CPU).steps >= 1
+
+
+def test_a_single_region_has_a_single_output() -> None:
+    labels = replace(LABELS, regions=(Region("both", (1, 2), 1),))
+    wanted = config((4, 8), (8, 8, 8))
+    wanted = replace(wanted, network=replace(wanted.network, classes=labels.outputs))
+    assert labels.outputs == 1
+    assert try_plan(wanted, labels, Grid((20, 20, 20), (1, 1, 1)), CPU).steps >= 1
 
 
 def test_workers_hide_the_patches_and_none_add_them() -> None:
