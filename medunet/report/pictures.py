@@ -35,11 +35,6 @@ def overlay_picture(overlay: Overlay, title: str = "", legend: bool = True, widt
     return figure_png(_overlay_figure(overlay, title, legend, width), dpi=160)
 
 
-def overlay_array(overlay: Overlay, title: str = "", legend: bool = True, width: float = 9.0) -> NDArray[np.uint8]:
-    """The same picture as RGB `(row, column, 3)`, at 100 dots per inch, as TensorBoard takes it."""
-    return figure_array(_overlay_figure(overlay, title, legend, width), dpi=100)
-
-
 def figure_png(figure: Figure, dpi: int) -> bytes:
     """A figure as PNG bytes of 256 colours: a third of the size in a page, and no difference to the eye."""
     from PIL import Image

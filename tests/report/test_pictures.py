@@ -9,9 +9,14 @@ import pytest
 from PIL import Image
 
 from medunet.report.colours import label_colours, tinted
-from medunet.report.pictures import overlay_array, overlay_picture
+from medunet.report.pictures import overlay_picture
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, ScorePanel, curves_plot, score_plot
+
+
+def drawn(overlay: Overlay, **how: float) -> np.ndarray:
+    """`overlay_picture` as RGB `(row, column, 3)`."""
+    return np.array(Image.open(io.BytesIO(overlay_picture(overlay, **how))).convert("RGB"))  # type: ignore[arg-type]
 
 
 def near(picture: np.ndarray, colour: str, distance: int = 40) -> np.ndarray:
@@ -27,7 +32,7 @@ def square(low: int, high: int) -> np.ndarray:
 
 def test_the_outline_has_the_labels_colour_and_place() -> None:
     """Without an image there is one panel: the picture fills the width, so places can be computed."""
-    picture = overlay_array(Overlay({"cell": 3}, (1.0, 1.0), reference=square(10, 30)), legend=False, width=4.0)
+    picture = drawn(Overlay({"cell": 3}, (1.0, 1.0), reference=square(10, 30)), legend=False, width=4.0)
     rows, columns = np.nonzero(near(picture, label_colours(1)[0]))
     assert columns.min() / picture.shape[1] == pytest.approx(0.25, abs=0.02)
     assert columns.max() / picture.shape[1] == pytest.approx(0.75, abs=0.02)
@@ -36,7 +41,7 @@ def test_the_outline_has_the_labels_colour_and_place() -> None:
 
 def test_physical_proportions() -> None:
     """Voxels three times as high as wide make the square mask three times as high as wide."""
-    picture = overlay_array(Overlay({"cell": 3}, (1.0, 3.0), reference=square(10, 30)), legend=False, width=4.0)
+    picture = drawn(Overlay({"cell": 3}, (1.0, 3.0), reference=square(10, 30)), legend=False, width=4.0)
     rows, columns = np.nonzero(near(picture, label_colours(1)[0]))
     assert np.ptp(rows) / np.ptp(columns) == pytest.approx(3.0, rel=0.05)
 
@@ -44,8 +49,8 @@ def test_physical_proportions() -> None:
 def test_a_prediction_changes_the_picture_and_its_legend_names_it() -> None:
     overlay = Overlay({"cell": 3}, (1.0, 1.0), square(0, 20), square(10, 30), square(12, 32))
     alone = Overlay({"cell": 3}, (1.0, 1.0), square(0, 20), square(10, 30))
-    assert np.any(overlay_array(overlay, legend=False) != overlay_array(alone, legend=False))
-    assert overlay_array(overlay).shape[0] > overlay_array(overlay, legend=False).shape[0]
+    assert np.any(drawn(overlay, legend=False) != drawn(alone, legend=False))
+    assert drawn(overlay).shape[0] > drawn(overlay, legend=False).shape[0]
 
 
 @pytest.mark.parametrize(
