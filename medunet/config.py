@@ -23,6 +23,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medunet.data.augment import AugmentSettings
+from medunet.data.instances import InstanceSettings
 from medunet.data.patches import PatchSettings
 from medunet.data.preprocess import PreprocessSettings
 from medunet.data.splits import check_pattern
@@ -126,6 +127,7 @@ class Config:
 
     data: DataSettings = field(default_factory=DataSettings)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    instances: InstanceSettings = field(default_factory=InstanceSettings)
     network: UNetSettings = field(default_factory=UNetSettings)
     patches: PatchSettings = field(default_factory=PatchSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)

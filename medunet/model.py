@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from medunet import __version__
 from medunet.config import to_plain
+from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.data.postprocess import PostStep
 from medunet.data.preprocess import PreprocessSettings
@@ -48,6 +49,7 @@ class ModelCard:
         mirror_axes: spatial axes that were mirrored in training; mirroring at prediction uses the same.
         slice_axis: for a 2-D network, the axis along which volumes are cut into slices.
         postprocess: what is done to finished label maps, as it was chosen by cross-validation.
+        instances: for a model of objects, how `labels` were made of their ids; None for plain classes.
         record: facts about the training for people to read (cases, minutes, score); nothing depends on them.
         version: the medunet that wrote it.
     """
@@ -61,6 +63,7 @@ class ModelCard:
     slice_axis: int = 2
     mirror_axes: tuple[int, ...] = ()
     postprocess: tuple[PostStep, ...] = ()
+    instances: InstanceSettings | None = None
     record: dict[str, str | int | float | None] = field(default_factory=dict)
     version: str = __version__
 
