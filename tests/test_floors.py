@@ -43,6 +43,8 @@ FLOORS: dict[str, int] = {
     "predict": 4,
     "evaluate": 4,
     "inspect": 4,
+    "convert": 4,
+    "recolour": 4,
     "validate": 4,
     "runtext": 4,
     "demo": 4,
@@ -67,6 +69,8 @@ SIDEWAYS = {
     ("train", "validate"),
     ("train", "planning"),
     ("train", "runtext"),
+    # The way back is asked for, and writes its folder, as the way there.
+    ("recolour", "convert"),
     ("predict", "outputs"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.
