@@ -164,7 +164,7 @@ def _bar(cases: Sequence[FoundCase]) -> Iterable[FoundCase]:
 
 
 def _say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
-    say(f"{request.source}: {layout.form}, {len(layout.cases)} pairs")
+    say(f"{request.source}: {layout.form}, {len(layout.cases)} pair{'s' * (len(layout.cases) != 1)}")
     shown = layout.cases if request.dry_run else layout.cases[:_SHOWN]
     for case in shown:
         images = " + ".join(_relative(path, request.source) for path in case.images)
@@ -226,8 +226,11 @@ def _meaning(layout: Layout, request: ConvertRequest) -> _Meaning:
         return _coloured(read_colours(found, request.ignore), found, request)
     if census.coloured:
         raise _without_table(census, request)
-    if request.ignore is not None:
-        raise ConfigError("--ignore names a class of a colour table, but there is none; say --colours TABLE")
+    if request.ignore is not None and not request.ignore.isdecimal():
+        raise ConfigError(
+            f"--ignore {request.ignore}: there is no colour table that has such a class; say --colours TABLE, or the "
+            "number that means not annotated in grey masks"
+        )
     return _grey(census, declared, request)
 
 
@@ -328,7 +331,16 @@ def _grey(census: Census, declared: Mapping[str, Any], request: ConvertRequest) 
         raise ConfigError("--tolerance is for colours and for black and white, but these masks hold label values")
     notes = [f"{len(values)} values are taken as classes; if they are object ids, say --instances"]
     labels = {"background" if value == 0 else f"label_{value}": value for value in values}
-    return _Meaning("label values", AsTheyAre(), {"labels": labels}, tuple(notes if len(values) > 16 else ()))
+    declaration: dict[str, Any] = {"labels": labels}
+    notes = notes if len(values) > 16 else []
+    if request.ignore is not None:
+        declaration = {
+            "labels": {name: value for name, value in labels.items() if value != int(request.ignore)},
+            "ignore": int(request.ignore),
+        }
+    elif values[-1] == 255 and (len(values) == 2 or values[-2] < 128):
+        notes.append("255 is taken as a class; if it means not annotated, say --ignore 255")
+    return _Meaning("label values", AsTheyAre(), declaration, tuple(notes))
 
 
 def _smeared(census: Census, request: ConvertRequest, declaration: dict[str, Any]) -> _Meaning:

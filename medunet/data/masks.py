@@ -63,7 +63,7 @@ class Mask:
 def read_mask(path: Path, axes: str | None = None) -> Mask:
     """Read a mask.
 
-    RGB whose three parts are equal everywhere is grey. Where pixels are transparent, the alpha channel is the mask if
+    RGB whose three parts are equal everywhere is grey, and one bit is 0 and 255. Where pixels are transparent, the alpha channel is the mask if
     the visible pixels say nothing else: they have one colour, or black where transparent and white where not.
 
     Raises:
@@ -72,6 +72,8 @@ def read_mask(path: Path, axes: str | None = None) -> Mask:
     """
     volume = _with_alpha(path) if suffix_of(path) in _PICTURES else read_volume(path, axes=axes)
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    if _one_bit(path, volume):
+        array = array * np.uint8(255)  # white like that of others, so that masks of one set may be of both kinds
     if array.shape[0] == 1:
         palette = _palette(path)
         colours = None if palette is None else _looked_up(array[0], palette, path)
@@ -85,6 +87,17 @@ def read_mask(path: Path, axes: str | None = None) -> Mask:
     if array.shape[0] not in (1, 3):
         raise DataError(f"{path}: has {array.shape[0]} channels; a mask has one, or red, green and blue")
     return Mask(path, volume, array[0], None)
+
+
+def _one_bit(path: Path, volume: Volume) -> bool:
+    if volume.array.dtype == bool:
+        return True
+    if suffix_of(path) not in _PICTURES:
+        return False
+    from PIL import Image
+
+    with Image.open(path, formats=("PNG", "JPEG")) as picture:
+        return picture.mode == "1"
 
 
 def _with_alpha(path: Path) -> Volume:
