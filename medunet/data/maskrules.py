@@ -315,6 +315,5 @@ class Census:
     @property
     def with_smooth_edges(self) -> bool:
         """Whether most colours are on few pixels, as those of smooth edges and of JPEG are."""
-        return len(self.codes) > 16 and 2 * sum(count < _FEW * self.masks for count in self.codes.values()) > len(
-            self.codes
-        )
+        few = sum(count < _FEW * self.sightings[code] for code, count in self.codes.items())
+        return len(self.codes) > 16 and 2 * few > len(self.codes)
