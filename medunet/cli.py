@@ -302,7 +302,8 @@ def convert(
     A colour TABLE has lines `R G B name` or `name R G B`, or is JSON: {"name": [R, G, B]}. Images are taken byte by
     byte; a colour that means nothing is refused with its count, and then nothing is written.
     """
-    from medunet.convert import ConvertRequest, ObjectSettings, as_code, convert
+    from medunet.convert import convert
+    from medunet.maskmeaning import ConvertRequest, ObjectSettings, as_code
 
     if (connected or background) and not instances:
         raise click.UsageError("--connected and --background are about objects; say --instances as well")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from medunet.convert import ConvertRequest, Say, place_file, write_declaration
+from medunet.convert import Say, place_file, write_declaration
 from medunet.data.catalogue import by_stem, declared_labels, group_cases, scan_files
-from medunet.data.colourfiles import declared_colours, parse_json, read_colours
+from medunet.data.colourfiles import declared_colours, read_colours, read_json
 from medunet.data.colours import ColourTable, code_of
 from medunet.data.formats import case_stem, suffix_of, write_volume
 from medunet.data.labels import LabelTable
@@ -17,6 +17,7 @@ from medunet.data.masks import read_mask
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_new_folder, folder_written_aside, write_text
+from medunet.maskmeaning import ConvertRequest
 from medunet.report.colours import label_colours
 
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -98,7 +99,7 @@ def _table(request: ConvertRequest, labels: Sequence[Path]) -> tuple[ColourTable
         path = folder / "dataset.json"
         if not path.is_file():
             continue
-        declared = parse_json(path.read_text(encoding="utf-8"), path)
+        declared = read_json(path)
         if declared.get("label_kind") == "instances":
             raise DataError(
                 f"{path}: label maps hold object ids, which have no colours of classes; say --colours TABLE"
@@ -147,10 +148,10 @@ def _coloured(path: Path, table: ColourTable, request: ConvertRequest) -> Volume
     return Volume(colours, unit="pixel") if flat else mask.volume.with_array(colours)
 
 
-def _declaration(source: Path, table: ColourTable) -> dict[str, object]:
+def _declaration(source: Path, table: ColourTable) -> dict[str, Any]:
     """The source's declaration with the colours beside its values."""
     path = source / "dataset.json"
-    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"name": source.name}
+    given: dict[str, Any] = read_json(path) if path.is_file() else {"name": source.name}
     if table.ignored is not None:
         given["ignore"] = table.ignored
     given["labels"] = table.classes

@@ -328,6 +328,51 @@ def test_an_empty_folder_and_a_data_set_are_refused(tmp_path: Path, capsys: pyte
     assert "is a data set already" in refused([tmp_path / "set", "-o", tmp_path / "data"], tmp_path, capsys)
 
 
+def test_ids_in_the_own_layout_only_need_to_be_declared(tmp_path: Path) -> None:
+    for number, labels in enumerate(LABELS):
+        saved(tmp_path / "set" / "images" / f"{number}.png", photo(number))
+        saved(tmp_path / "set" / "labels" / f"{number}.png", labels)
+    command = ["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data"), "--instances", "--foreground", "cell"]
+    assert cli.run(command) == 0
+    assert with_labels(read_data_set(tmp_path / "data"), ()).kind == "instances"
+    check_images({tmp_path / "set" / "labels" / f"{n}.png": tmp_path / "data" / "labels" / f"{n}.png" for n in (0, 1)})
+
+
+def test_what_dataset_json_says_is_kept_and_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "v" / "a.png", photo(0))
+    saved(tmp_path / "v" / "a_mask.png", LABELS[0])
+    declared = {"name": "mine", "licence": "CC0", "labels": {"background": 0, "a": 1, "b": 2, "c": 3}}
+    (tmp_path / "v" / "dataset.json").write_text(json.dumps(declared))
+    assert cli.run(["convert", str(tmp_path / "v"), "-o", str(tmp_path / "data")]) == 0
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text()) == declared
+    del declared["labels"]["c"]
+    (tmp_path / "v" / "dataset.json").write_text(json.dumps(declared))
+    text = refused([tmp_path / "v", "-o", tmp_path / "x"], tmp_path, capsys)
+    assert f"values that dataset.json does not name: 3 ({(LABELS[0] == 3).sum()} px)" in text
+    (tmp_path / "v" / "dataset.json").write_bytes(b'{"name": "\xe9"}')
+    assert "is no text in UTF-8" in refused([tmp_path / "v", "-o", tmp_path / "x"], tmp_path, capsys)
+
+
+def test_a_stack_in_colours_keeps_its_axes_and_pixel_size(tmp_path: Path) -> None:
+    colours = np.array(list(TABLE.values()), np.uint8)
+    size = {"imagej": True, "resolution": (4.0, 4.0), "metadata": {"spacing": 0.5, "unit": "um", "axes": "ZYX"}}
+    saved(tmp_path / "z" / "a.tif", np.stack([photo(0), photo(1)]), **size)
+    rgb = size | {"metadata": size["metadata"] | {"axes": "ZYXS"}}
+    saved(tmp_path / "z" / "a_mask.tif", colours[LABELS], **rgb)
+    (tmp_path / "z" / "colours.json").write_text(json.dumps(TABLE))
+    assert cli.run(["convert", str(tmp_path / "z"), "-o", str(tmp_path / "data")]) == 0
+    read = read_data_set(tmp_path / "data")
+    image = load_image(read.cases[0])
+    assert image.unit == "um" and image.spacing == pytest.approx((0.25, 0.25, 0.5))
+    label = load_label(read.cases[0], with_labels(read, read.labelled), image)
+    np.testing.assert_array_equal(label[0].transpose(2, 1, 0), LABELS)
+    assert cli.run(["convert", str(tmp_path / "data"), "-o", str(tmp_path / "seen"), "--to-colours"]) == 0
+    assert cli.run(["convert", str(tmp_path / "seen"), "-o", str(tmp_path / "back")]) == 0
+    np.testing.assert_array_equal(
+        pixels_of(tmp_path / "back" / "labels" / "a.tif"), pixels_of(tmp_path / "data" / "labels" / "a.tif")
+    )
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     source = street(tmp_path / "street")
     program = (

@@ -102,6 +102,15 @@ def declared_colours(declared: Mapping[str, Any], path: Path, ignore: str | None
     return None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; see `parse_json`.
+
+    Raises:
+        DataError: also where it is no text in UTF-8.
+    """
+    return parse_json(_read_text(path), path)
+
+
 def parse_json(text: str, path: Path) -> dict[str, Any]:
     """A JSON object without a key twice in it.
 
@@ -123,7 +132,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}); {_EXPECTED}") from error
+        raise DataError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}); save it so") from error
 
 
 def _unique(pairs: list[tuple[str, Any]], text: str, path: Path) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Layout:
 
     Attributes:
         form: in words, for the user.
-        objects: whether masks hold objects by what the form says: one file per object, or object ids.
+        objects: whether masks hold objects by what the form says.
+        one_each: whether these objects have a file each.
         alone: images without a mask.
         orphans: masks without an image.
         others: files that are no scans.
@@ -71,6 +72,7 @@ class Layout:
     orphans: tuple[Path, ...] = ()
     others: tuple[Path, ...] = ()
     own: bool = False
+    one_each: bool = False
 
 
 @dataclass
@@ -275,7 +277,8 @@ def _science_bowl(source: Path) -> Layout | None:
             orphans += masks
     if not cases:
         return None
-    return Layout("one folder per image, one mask per object", tuple(cases), True, tuple(alone), tuple(orphans))
+    form = "one folder per image, one mask per object"
+    return Layout(form, tuple(cases), True, tuple(alone), tuple(orphans), one_each=True)
 
 
 def _beside(source: Path) -> Layout | None:

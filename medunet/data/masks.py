@@ -63,8 +63,9 @@ class Mask:
 def read_mask(path: Path, axes: str | None = None) -> Mask:
     """Read a mask.
 
-    RGB whose three parts are equal everywhere is grey, and one bit is 0 and 255. Where pixels are transparent, the alpha channel is the mask if
-    the visible pixels say nothing else: they have one colour, or black where transparent and white where not.
+    RGB whose three parts are equal everywhere is grey, and one bit is 0 and 255. Where pixels are transparent, the
+    alpha channel is the mask if the colours say nothing else: one for what is visible, and the same or black for the
+    rest.
 
     Raises:
         DataError: as `read_volume`; 16-bit colours, half-transparent pixels, or an alpha channel that contradicts the
