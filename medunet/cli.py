@@ -263,6 +263,60 @@ def evaluate(
     return 1 if failed else 0
 
 
+@cli.command()
+@click.argument("source", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="The new folder; it must not exist yet.")
+@click.option("--colours", type=_PATH, metavar="TABLE", help="What colours mean: text, CSV or JSON.")
+@click.option("--masks", metavar="PATTERN", help="Which files are masks, such as '*_mask.png' or 'truth/*.png'.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, max=255),
+    default=0.0,
+    metavar="D",
+    help="Take the nearest class for colours up to this far from its own: the root mean square of the differences in "
+    "red, green and blue (default 0: exact colours only).",
+)
+@click.option("--ignore", metavar="NAME", help="The class of the table that means: not annotated.")
+@click.option("--instances", is_flag=True, help="Masks hold objects: each value, colour or mask file is one.")
+@click.option("--connected", is_flag=True, help="With --instances: each connected part is an object of its own.")
+@click.option("--background", metavar="'R G B'", help="With --instances: the background's colour (default 0 0 0).")
+@click.option("--foreground", metavar="NAME", help="What black-and-white masks or objects show.")
+@click.option("--to-colours", is_flag=True, help="The way back: label maps become RGB masks.")
+@click.option("--link", is_flag=True, help="Hard-link files that stay as they are, in place of copying them.")
+@click.option("--dry-run", is_flag=True, help="Read and check everything, list all pairs, write nothing.")
+@_AXES
+def convert(
+    source: Path, output: Path, instances: bool, connected: bool, background: str | None, to_colours: bool, **given: Any
+) -> None:
+    """Make a data set of images/, labels/ and dataset.json from a folder in another form.
+
+    \b
+    Colour masks:   medunet convert CAMVID -o DATASET --colours Labels.txt --ignore Unlabelled
+    One folder:     medunet convert CELLS -o DATASET        cell.tif with cell_mask.tif; shows the pairs
+    Objects:        medunet convert NUCLEI -o DATASET --instances
+    And back:       medunet convert DATASET -o COLOURS --to-colours
+
+    Recognised are images/ with masks/ (and similar names), images and masks in one folder (*_mask, *_seg, *_label,
+    *_gt, mask_*, …), the Cell Tracking Challenge (01/ with 01_GT/SEG/) and the Data Science Bowl (one folder per
+    image, one mask per nucleus). Masks may be RGB, palette, black and white (0 and 255) or label values.
+    A colour TABLE has lines `R G B name` or `name R G B`, or is JSON: {"name": [R, G, B]}. Images are taken byte by
+    byte; a colour that means nothing is refused with its count, and then nothing is written.
+    """
+    from medunet.convert import convert
+    from medunet.maskmeaning import ConvertRequest, ObjectSettings, as_code
+
+    if (connected or background) and not instances:
+        raise click.UsageError("--connected and --background are about objects; say --instances as well")
+    objects = ObjectSettings(connected, as_code(background)) if instances else None
+    request = ConvertRequest(source, output, objects=objects, **given)
+    if to_colours:
+        from medunet.recolour import recolour
+
+        recolour(request, click.echo)
+    else:
+        convert(request, click.echo)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code: 0, 1 (error), 2 (usage), 130 or 143 (interrupted)."""
     debug = "--debug" in arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,43 @@ def write_text(path: Path, text: str, overwrite: bool = False) -> None:
     """Write UTF-8 text whole or not at all."""
     with written_aside(path, overwrite) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside the target; rename it onto `folder` if the block ends well.
+
+    After any exception the new folder is removed, and nothing is left.
+
+    Raises:
+        OutputError: `folder` exists, or cannot be written.
+    """
+    check_new_folder(folder)
+    aside = folder.absolute().with_name(f".{secrets.token_hex(4)}.{folder.name}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for path in sorted(aside.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        aside.rename(folder)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror or error})\n"
+            "check the folder's permissions and the free disk space, or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that exists, empty or not.
+
+    Raises:
+        OutputError: there is something of this name.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder}: exists already; choose another name, or move it away")

@@ -12,7 +12,7 @@ import medunet.cli as cli
 from tests.flows.made import make_set
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "plan", "train", "predict", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "plan", "train", "predict", "evaluate", "convert"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
     assert "Usage: medunet" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import OutputError
-from medunet.files import write_text, written_aside
+from medunet.files import folder_written_aside, write_text, written_aside
 
 
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
@@ -65,3 +65,24 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         full.write("x" * 100_000)
         full.flush()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with folder_written_aside(tmp_path / "new" / "set") as aside:
+        (aside / "images").mkdir()
+        (aside / "images" / "a").write_text("a")
+        assert not (tmp_path / "new" / "set").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
+    assert (tmp_path / "new" / "set" / "images" / "a").read_text() == "a"
+    with pytest.raises(ValueError, match="in between"), folder_written_aside(tmp_path / "other") as aside:
+        (aside / "b").write_text("b")
+        raise ValueError("in between")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(OutputError, match="exists already"), folder_written_aside(tmp_path / "set"):
+        pass
+    with pytest.raises(OutputError, match="cannot be written"), folder_written_aside(Path("/proc/nothing/set")):
+        pass

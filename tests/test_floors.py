@@ -43,6 +43,9 @@ FLOORS: dict[str, int] = {
     "predict": 4,
     "evaluate": 4,
     "inspect": 4,
+    "convert": 4,
+    "maskmeaning": 4,
+    "recolour": 4,
     "validate": 4,
     "runtext": 4,
     "demo": 4,
@@ -67,6 +70,10 @@ SIDEWAYS = {
     ("train", "validate"),
     ("train", "planning"),
     ("train", "runtext"),
+    # The way back is asked for, and writes its folder, as the way there.
+    ("recolour", "convert"),
+    ("recolour", "maskmeaning"),
+    ("convert", "maskmeaning"),
     ("predict", "outputs"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.

@@ -214,7 +214,7 @@ def _named_values(labels: Mapping[str, Any], path: Path) -> dict[str, int]:
         else:
             raise DataError(
                 f'{path}: label "{key}" must have one integer value, found {value!r}\n'
-                "colour-coded masks must be turned into label maps first"
+                f"colour-coded masks become label maps with: medunet convert {path.parent} -o NEW_FOLDER"
             )
     return named
 
@@ -293,8 +293,9 @@ def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.
     label = read_volume(case.label, axes=axes)
     if label.channels != 1:
         raise DataError(
-            f"{case.label}: a label map needs one channel, found {label.channels}; "
-            "colour-coded masks must be turned into label maps first"
+            f"{case.label}: a label map needs one channel, found {label.channels}\n"
+            f"colour-coded masks become label maps with: medunet convert {case.label.parent.parent} -o NEW_FOLDER "
+            "--colours TABLE"
         )
     _require_same_grid(case.name, image, label, "label")
     return label.array

@@ -129,7 +129,7 @@ def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
         raise DataError(
             f"{what} holds a value twice: {value!r}\n"
-            "if it is a colour: colour-coded masks must be turned into label maps first"
+            "if it is a colour: colour-coded masks become label maps with: medunet convert DATASET -o NEW_FOLDER"
         )
     return tuple(sorted(numbers))
 

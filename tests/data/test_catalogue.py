@@ -138,7 +138,7 @@ def test_what_is_no_data_set_says_why(tmp_path: Path, what: str) -> None:
         "no scans": "holds no scan",
         "orphan label": "without an image of the same name, first: x",
         "bad json": "not valid JSON",
-        "colours": "turned into label maps first",
+        "colours": "become label maps with: medunet convert",
         "regions": "not clear which one it writes",
     }[what]
     if what == "no scans":

@@ -1,0 +1,259 @@
+"""`medunet convert`: other forms of data sets become medunet's, and label maps become colour masks again.
+
+    folder -> which mask belongs to which image -> what the masks' pixels mean -> images/, labels/, dataset.json
+
+Every mask is read and checked before anything is written; then the new folder is written aside and renamed as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunet.data.catalogue import Case, check_pairs
+from medunet.data.colours import Decoded
+from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, suffix_of, write_volume
+from medunet.data.labels import table_from_names
+from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
+from medunet.data.maskrules import Rule
+from medunet.data.masks import Mask, read_mask
+from medunet.errors import ConfigError, DataError
+from medunet.files import check_new_folder, folder_written_aside, write_text
+from medunet.maskmeaning import ConvertRequest, Meaning, meaning_of, progress, source_json
+
+Say = Callable[[str], None]
+_SHOWN = 10
+
+
+def convert(request: ConvertRequest, say: Say) -> None:
+    """Make a data set of `images/`, `labels/` and `dataset.json` from a folder in another form.
+
+    Args:
+        say: is told, line by line, what was found and what was done.
+
+    Raises:
+        DataError: nothing recognised, or masks whose meaning is not known; nothing is written then.
+        OutputError: the output exists or cannot be written.
+        ConfigError: options that exclude each other.
+    """
+    _check_options(request)
+    check_new_folder(request.output)
+    layout = find_layout(request.source, request.masks)
+    _say_layout(layout, request, say)
+    _check_cases(layout, request)
+    meaning = meaning_of(layout, request)
+    say(f"masks: {meaning.words}")
+    for note in meaning.notes:
+        say(f"note: {note}")
+    asked = request.objects or request.ignore or request.foreground
+    if layout.own and meaning.rule.unchanged and not asked:
+        raise DataError(f"{request.source}: is a data set already, with label maps; medunet reads it as it is")
+    totals = _Totals()
+    for case in progress(layout.cases):
+        totals.add(case, meaning.rule.apply([read_mask(path, request.axes) for path in case.masks]))
+    _refuse_unknown(totals, meaning.rule, request)
+    declaration = _completed(meaning, totals, request)
+    for line in totals.lines(declaration):
+        say(line)
+    if request.dry_run:
+        say(f"dry run: nothing written; without --dry-run, {request.output} would hold {len(layout.cases)} cases")
+        return
+    with folder_written_aside(request.output) as aside:
+        for case in progress(layout.cases):
+            _write_case(case, meaning.rule, request, aside)
+        write_declaration(aside / "dataset.json", declaration)
+    say(f"wrote {request.output}: {len(layout.cases)} cases, images/, labels/ and dataset.json")
+
+
+def _check_options(request: ConvertRequest) -> None:
+    if request.colours is not None and request.objects is not None:
+        raise ConfigError(
+            "--colours says that colours are classes, --instances that they are objects; give one of both"
+        )
+    if request.ignore is not None and request.objects is not None:
+        raise ConfigError("--ignore names a class, but --instances says that masks hold objects; give one of both")
+    if not 0 <= request.tolerance <= 255:
+        raise ConfigError(f"--tolerance {request.tolerance:g}: expected a distance between colours, 0 to 255")
+
+
+def _say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
+    say(f"{request.source}: {layout.form}, {len(layout.cases)} pair{'s' * (len(layout.cases) != 1)}")
+    shown = layout.cases if request.dry_run else layout.cases[:_SHOWN]
+    for case in shown:
+        images = " + ".join(_relative(path, request.source) for path in case.images)
+        masks = _relative(case.masks[0], request.source)
+        masks += f" and {len(case.masks) - 1} more" if len(case.masks) > 1 else ""
+        say(f"  {images}  <-  {masks}")
+    if len(layout.cases) > len(shown):
+        say(f"  … and {len(layout.cases) - len(shown)} more (all with --dry-run)")
+    for what, paths in (("without a mask", layout.alone), ("without an image", layout.orphans)):
+        if paths:
+            names = ", ".join(_relative(path, request.source) for path in paths[:_SHOWN])
+            say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
+    if layout.others:
+        say(f"left out, no scans: {count_by_suffix(layout.others)}")
+
+
+def _relative(path: Path, source: Path) -> str:
+    return path.relative_to(source).as_posix()
+
+
+def _check_cases(layout: Layout, request: ConvertRequest) -> None:
+    """All that names and headers can tell, of every case."""
+    if not layout.objects and request.objects is None:
+        several = [case for case in layout.cases if len(case.masks) > 1]
+        if several:
+            names = ", ".join(path.name for path in several[0].masks[:3])
+            raise DataError(
+                f"{several[0].images[0].name}: has {len(several[0].masks)} masks ({names}), {len(several)} image(s) in "
+                "all have more than one\nsay --instances if each is one object; or keep one mask per image"
+            )
+    twice = [name for name, count in Counter(case.name for case in layout.cases).items() if count > 1]
+    if twice:
+        raise DataError(f"{request.source}: two cases would be called {twice[0]}; rename one of the images")
+    check_pairs((Case(case.name, case.images, case.masks[0]) for case in layout.cases), request.axes)
+
+
+class _Totals:
+    """What all masks together gave."""
+
+    def __init__(self) -> None:
+        self.pixels = self.changed = self.overlapping = self.hidden = self.objects = 0
+        self.unknown: Counter[int] = Counter()
+        self.odd: list[str] = []
+        self.counts: Counter[int] = Counter()
+        self.overlaps: list[str] = []
+
+    def add(self, case: FoundCase, decoded: Decoded) -> None:
+        self.pixels += decoded.labels.size
+        self.changed += decoded.changed
+        self.overlapping += decoded.overlapping
+        self.hidden += decoded.hidden
+        self.unknown.update(decoded.unknown)
+        self.odd += [case.masks[0].name] if decoded.unknown else []
+        self.overlaps += [case.name] if decoded.overlapping or decoded.hidden else []
+        found, counts = np.unique(decoded.labels, return_counts=True)
+        self.counts.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        self.objects += int((found > 0).sum())
+
+    def lines(self, declaration: Mapping[str, Any]) -> Iterator[str]:
+        """What a user wants to know before training."""
+        if declaration.get("label_kind") == "instances":
+            share = 1 - self.counts[0] / self.pixels
+            yield f"objects: {self.objects:,} in all, {share:.1%} of the pixels"
+            if self.overlapping or self.hidden:
+                yield (
+                    f"overlaps: {self.overlapping:,} pixels belong to several objects (the first keeps them), "
+                    f"{self.hidden} objects are empty or hidden; in {', '.join(self.overlaps[:5])}"
+                    f"{', …' if len(self.overlaps) > 5 else ''}"
+                )
+        else:
+            labels = {value: name for name, value in declaration["labels"].items() if isinstance(value, int)}
+            if isinstance(declaration.get("ignore"), int):
+                labels[declaration["ignore"]] = "(ignored)"
+            shares = [f"{labels.get(v, v)} {v}: {n / self.pixels:.2%}" for v, n in sorted(self.counts.items())]
+            yield f"label values: {', '.join(shares[:20])}{', …' if len(shares) > 20 else ''}"
+        if self.changed:
+            yield f"changed to the nearest class: {self.changed:,} pixels, {self.changed / self.pixels:.3%}"
+
+
+def _refuse_unknown(totals: _Totals, rule: Rule, request: ConvertRequest) -> None:
+    if not totals.unknown:
+        return
+    count = sum(totals.unknown.values())
+    within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
+    raise DataError(
+        f"{request.source}: {count:,} pixels ({count / totals.pixels:.3%}) in {len(totals.odd)} masks (first: "
+        f"{totals.odd[0]}) have {len(totals.unknown):,} colours that {within}mean nothing; nothing was written\n"
+        f"{rule.describe(totals.unknown)}\nadd them to the table, or take the nearest class with --tolerance "
+        f"{np.ceil(rule.farthest(totals.unknown)):g} or less"
+    )
+
+
+def _completed(meaning: Meaning, totals: _Totals, request: ConvertRequest) -> dict[str, Any]:
+    """The new `dataset.json`: what the source's says of other things is kept."""
+    given = source_json(request)
+    kept = {key: value for key, value in given.items() if key not in ("colour_coded", "colours", "n_cases")}
+    if meaning.declaration:
+        dropped = ("labels", "ignore", "label_kind", "regions", "regions_class_order", "instance_labels", "label_note")
+        kept = {key: value for key, value in kept.items() if key not in dropped}
+    declaration = {"name": request.output.name, **kept, **meaning.declaration}
+    labels = declaration["labels"]
+    if meaning.declaration:
+        table_from_names(labels, declaration.get("ignore"), declaration.get("label_kind", "classes"))
+    plain = isinstance(labels, dict) and all(type(value) is int for value in labels.values())
+    unnamed = set(totals.counts) - {*labels.values(), declaration.get("ignore")} if plain else set()
+    if unnamed and declaration.get("label_kind") != "instances":
+        listed = ", ".join(f"{value} ({totals.counts[value]:,} px)" for value in sorted(unnamed)[:8])
+        raise DataError(
+            f"{request.source}: masks hold values that dataset.json does not name: {listed}\n"
+            "add them to its labels, or correct the masks"
+        )
+    if declaration.get("label_kind") != "instances" and len(totals.counts) < 2:
+        value = next(iter(totals.counts))
+        raise DataError(f"{request.source}: all masks hold the single value {value}; nothing can be learned from them")
+    return declaration
+
+
+def _write_case(case: FoundCase, rule: Rule, request: ConvertRequest, folder: Path) -> None:
+    for number, image in enumerate(case.images):
+        ending = f"_{number:04d}" if len(case.images) > 1 else ""
+        place_file(image, folder / "images", case.name + ending, request.link)
+    masks = [read_mask(path, request.axes) for path in case.masks]
+    if rule.unchanged and _usable(masks[0]):
+        place_file(case.masks[0], folder / "labels", case.name, request.link)
+        return
+    labels = rule.apply(masks).labels
+    volume = masks[0].volume.with_array(labels[np.newaxis])
+    write_volume(volume, folder / "labels" / f"{case.name}{_label_suffix(masks[0])}")
+
+
+def _usable(mask: Mask) -> bool:
+    """Whether the file can be the label file as it is."""
+    return mask.volume.channels == 1 and suffix_of(mask.path) in WRITABLE and len(files_of(mask.path)) == 1
+
+
+def _label_suffix(mask: Mask) -> str:
+    return ".png" if suffix_of(mask.path) in (".png", ".jpg", ".jpeg") else default_suffix(mask.volume)
+
+
+def place_file(source: Path, folder: Path, stem: str, link: bool) -> None:
+    """Copy or link a file, with those that belong to it, under another stem.
+
+    Raises:
+        DataError: a header that names another file would have to be renamed.
+    """
+    folder.mkdir(exist_ok=True)
+    files = [file for file in files_of(source) if file.is_file()]
+    if len(files) > 1 and stem != case_stem(source):
+        raise DataError(
+            f"{source}: consists of {len(files)} files that name each other, and would have to be called {stem}\n"
+            "save it as one file first"
+        )
+    for file in files:
+        target = folder / (
+            f"{stem}{file.name[len(case_stem(source)) :]}" if file.name.startswith(case_stem(source)) else file.name
+        )
+        if not (link and _linked(file.resolve(), target)):
+            shutil.copyfile(file, target)
+
+
+def _linked(file: Path, target: Path) -> bool:
+    """Make a hard link; false where the file system has none, or the target lies on another one."""
+    try:
+        os.link(file, target)
+    except OSError:
+        return False
+    return True
+
+
+def write_declaration(path: Path, declaration: Mapping[str, Any]) -> None:
+    """Write a `dataset.json`."""
+    write_text(path, json.dumps(declaration, indent=1, ensure_ascii=False) + "\n")
