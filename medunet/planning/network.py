@@ -16,6 +16,9 @@ from medunet.planning.budget import Budget, Notes
 from medunet.planning.grid import Grid
 from medunet.planning.rules import (
     BATCH_OF_DATA,
+    CONVOLUTIONS,
+    DECODER_CONVOLUTIONS,
+    FINEST_CONVOLUTIONS,
     FIRST_CHANNELS,
     LEAST_PATCH,
     MOST_BATCH,
@@ -23,6 +26,7 @@ from medunet.planning.rules import (
     MOST_LEVELS,
     SMALLEST_PATCH,
     STEPS_OF_ONE_MINUTE,
+    STEPS_POWER,
     TRAINING_SHARE,
     USEFUL_PATCH,
 )
@@ -142,6 +146,10 @@ def plan_network(task: Task, budget: Budget, notes: Notes) -> tuple[Choice, Patc
         f"{TRAINING_SHARE * budget.minutes:.3g} min and fits {size(budget.memory)}; a convolution runs at "
         f"{speed / 1e9:.0f} GFLOP/s here, as measured\n{_traded(task, budget, chosen)}"
     )
+    notes["network.convolutions"] = (
+        "one at the finest level, where most of the arithmetic is, two elsewhere: more steps in the same time"
+    )
+    notes["network.decoder_convolutions"] = "one a level, for the same reason"
     notes["network.kernels"] = "1 along axes that are at least twice as coarse as the finest at that level, 3 elsewhere"
     notes["network.strides"] = (
         f"an axis is halved while it has 8 voxels or more and is less than twice as coarse as the finest: "
@@ -255,6 +263,8 @@ def _network(found: Fingerprint, topology: Topology, base: int) -> UNetSettings:
         in_channels=found.channels,
         classes=found.labels.outputs,
         channels=tuple(min(base * 2**level, most) for level in range(topology.levels)),
+        convolutions=(FINEST_CONVOLUTIONS, *(CONVOLUTIONS,) * (topology.levels - 1)),
+        decoder_convolutions=(DECODER_CONVOLUTIONS,) * (topology.levels - 1),
         kernels=topology.kernels,
         strides=topology.strides,
     )
@@ -278,8 +288,9 @@ def _traded(task: Task, budget: Budget, chosen: Choice) -> str:
 
 
 def _minutes_for(choice: Choice) -> float:
-    """Where two patches' step fits: wanted steps grow with the root of the minutes."""
-    return (2 * choice.seconds / choice.batch * STEPS_OF_ONE_MINUTE / (60 * TRAINING_SHARE)) ** 2
+    """Where two patches' step fits: wanted steps grow more slowly than the minutes."""
+    seconds = 2 * choice.seconds / choice.batch * STEPS_OF_ONE_MINUTE
+    return (seconds / (60 * TRAINING_SHARE)) ** (1 / (1 - STEPS_POWER))
 
 
 def _same(one: Choice, other: Choice) -> bool:
