@@ -15,14 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.catalogue import GRID_TOLERANCE
-from medunet.data.formats import case_stem, read_volume
+from medunet.data.formats import case_stem
 from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
-from medunet.data.pairs import Pair, Source, label_folder, labels_beside, pair_by_stem
-from medunet.data.volume import MILLIMETRES, Volume
+from medunet.data.membranes import border_index, cell_probability
+from medunet.data.pairs import (
+    Pair,
+    Source,
+    label_folder,
+    labels_beside,
+    pair_by_stem,
+    require_same_grid,
+    volume_of,
+    with_voxel_size,
+)
+from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_free, write_text
-from medunet.geometry.grids import grid_distance
 from medunet.metrics import (
     MEASURES,
     CaseScores,
@@ -30,6 +38,7 @@ from medunet.metrics import (
     count_objects,
     object_errors,
     pixel_accuracy,
+    score_boundaries,
     score_case,
     summarise,
 )
@@ -252,14 +261,14 @@ def _ranking(evaluation: Evaluation) -> tuple[str, dict[str, float]]:
 def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> bytes:
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
-    reference, prediction = _volume(pair.reference, pair.axes), _volume(pair.prediction, pair.axes)
-    grid = _physical(reference, prediction)
+    reference, prediction = volume_of(pair.reference, pair.axes), volume_of(pair.prediction, pair.axes)
+    grid = with_voxel_size(reference, prediction)
     overlay = Overlay(
         names=table.scored,
         spacing=grid.spacing,
         image=_shown_image(pair, reference.shape),
         reference=_indices(pair.reference, table, reference),
-        prediction=_predicted(pair.prediction, table, prediction),
+        prediction=_predicted(pair.prediction, table, prediction, evaluation.summary.boundaries is not None),
         unit=grid.unit,
     )
     if evaluation.summary.objects is not None:
@@ -297,7 +306,7 @@ def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
     if pair.image is None:
         return None
     try:
-        image = _volume(pair.image, pair.axes)
+        image = volume_of(pair.image, pair.axes)
     except DataError:
         return None
     return image.array[0] if image.shape == shape else None
@@ -333,34 +342,40 @@ def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
 
 def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[CaseScores, str]:
     """The scores of one pair, and the unit of their distances."""
-    prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
-    _require_same_grid(pair.case, prediction, reference)
-    grid = _physical(reference, prediction)
+    prediction, reference = volume_of(pair.prediction, pair.axes), volume_of(pair.reference, pair.axes)
+    require_same_grid(pair.case, prediction, reference)
+    grid = with_voxel_size(reference, prediction)
     tolerance = how.tolerance
     if tolerance is None:
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)
-    predicted, true = _predicted(pair.prediction, labels, prediction), _indices(pair.reference, labels, reference)
+    predicted = _predicted(pair.prediction, labels, prediction, how.boundaries)
+    true = _indices(pair.reference, labels, reference)
     ignore = None if labels.ignore is None else IGNORE
     scores = score_case(predicted, true, grid.spacing, labels.scored, ignore, tolerance)
     unknown = None if ignore is None else true == ignore
-    objects = None
+    objects = boundaries = None
+    if how.boundaries:
+        probability = cell_probability(prediction, labels, _where(pair.prediction, prediction))
+        boundaries = score_boundaries(probability, true == 1 - border_index(labels), unknown)
     if labels.kind == "instances" and how.instances is not False:
         # Values are whole numbers from 0 on, or `_indices` would have refused them.
         objects = count_objects(prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64), unknown)
     case = CaseScores(
-        pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance, true.size,
-        true.size - (0 if unknown is None else int(np.count_nonzero(unknown))), objects,
-    )  # fmt: skip
+        pair.case,
+        tuple(scores),
+        pixel_accuracy(predicted, true, ignore),
+        tolerance,
+        voxels=true.size,
+        annotated=true.size - (0 if unknown is None else int(np.count_nonzero(unknown))),
+        objects=objects,
+        boundaries=boundaries,
+    )
     return case, grid.unit
-
-
-def _volume(source: Source, axes: str | None = None) -> Volume:
-    return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
 def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
     """The class indices `(x, y[, z])` of a label map that was read from `source`."""
-    where = volume.name if isinstance(source, Volume) else str(source)
+    where = _where(source, volume)
     if volume.channels != 1:
         raise DataError(
             f"{where}: a label map needs one channel, found {volume.channels}; "
@@ -369,41 +384,19 @@ def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.u
     return labels.to_indices(volume.array, where)[0]
 
 
-def _predicted(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
-    """`_indices` of a prediction; to it the ignore value of id maps is an id like all others."""
+def _predicted(source: Source, labels: LabelTable, volume: Volume, boundaries: bool) -> NDArray[np.uint8]:
+    """`_indices` of a prediction: probabilities of membranes are cut at 0.5, and id maps have no ignore value."""
+    if boundaries:
+        border = border_index(labels)
+        inside = cell_probability(volume, labels, _where(source, volume)) > 0.5
+        return np.where(inside, 1 - border, border).astype(np.uint8)
     if labels.kind == "instances":
         labels = replace(labels, ignore=None)
     return _indices(source, labels, volume)
 
 
-def _physical(reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known; the reference where both are, or neither."""
-    return prediction if reference.unit == "pixel" else reference
-
-
-def _require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
-    if prediction.shape != reference.shape:
-        raise DataError(
-            f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
-            f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
-        )
-    # A file without voxel size (a PNG) says nothing about its grid but the shape.
-    if "pixel" in (prediction.unit, reference.unit):
-        return
-    affine = prediction.affine.copy()
-    affine[:3] *= MILLIMETRES[prediction.unit] / MILLIMETRES[reference.unit]
-    distance = grid_distance(reference.shape, reference.affine, affine)
-    if distance > GRID_TOLERANCE:
-        raise DataError(
-            f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
-            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
-            f"spacing {_rounded(prediction)} {prediction.unit} and {_rounded(reference)} {reference.unit}; "
-            "write the prediction on the reference's grid"
-        )
-
-
-def _rounded(volume: Volume) -> tuple[float, ...]:
-    return tuple(round(length, 4) for length in volume.spacing)
+def _where(source: Source, volume: Volume) -> str:
+    return volume.name if isinstance(source, Volume) else str(source)
 
 
 def _require_unit(pair: Pair, unit: str, found: str) -> None:
@@ -419,6 +412,8 @@ def _has_objects(case: CaseScores) -> bool:
 
 
 def _notes(labels: LabelTable, cases: Sequence[CaseScores], how: EvaluateSettings) -> tuple[str, ...]:
+    if how.boundaries:
+        return _boundary_notes(labels, cases)
     if labels.kind != "instances":
         return ()
     masks = f"every id above 0 was scored as one label, “{labels.names[1]}”"
@@ -431,10 +426,24 @@ def _notes(labels: LabelTable, cases: Sequence[CaseScores], how: EvaluateSetting
     return (f"The references hold object ids: {masks}.{why}",)
 
 
+def _boundary_notes(labels: LabelTable, cases: Sequence[CaseScores]) -> tuple[str, ...]:
+    cell = labels.names[1 - border_index(labels)]
+    pooled = summarise(cases).boundaries
+    if pooled is None or not pooled.plain_pixel_error > 0.5:
+        return ()
+    return (
+        f"More than half of the pixels are wrong. Maps were read as probabilities of being inside “{cell}”; if they "
+        "are probabilities of membrane, turn them round first.",
+    )
+
+
 def _label_table(pairs: Sequence[Pair], how: EvaluateSettings) -> LabelTable:
     """The table that was given or, without one, of the values found."""
     if not how.instances:
-        return how.labels or _found_labels(pairs)
+        labels = how.labels or _found_labels(pairs, references_only=how.boundaries)
+        if how.boundaries:
+            border_index(labels)
+        return labels
     if how.labels is None:
         return table_from_names({}, None, "instances")
     if how.labels.kind == "instances":
@@ -448,25 +457,22 @@ def _label_table(pairs: Sequence[Pair], how: EvaluateSettings) -> LabelTable:
     return table_from_names(named, how.labels.ignore, "instances")
 
 
-def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
+def _found_labels(pairs: Sequence[Pair], references_only: bool = False) -> LabelTable:
     """A table of the values in all references; those that cannot be read are named when they are scored."""
     values: set[int] = {0}
     for pair in pairs:
         try:
             # A value that only a prediction has is a label as well: an invented structure must cost something.
-            found = np.unique(
-                [
-                    *np.unique(_volume(pair.reference, pair.axes).array),
-                    *np.unique(_volume(pair.prediction, pair.axes).array),
-                ]
-            )
+            sides = (pair.reference,) if references_only else (pair.reference, pair.prediction)
+            found = np.concatenate([np.unique(volume_of(side, pair.axes).array) for side in sides])
         except DataError:
             continue
         values.update(int(value) for value in found if float(value).is_integer())
         if len(values) > 254:
             raise DataError(
                 f"{pair.case}: the references hold more than 254 different values\n"
-                'if they are object ids, say "label_kind": "instances" in a dataset.json beside them'
+                'if they are object ids, evaluate with --instances, or say "label_kind": "instances" in a dataset.json '
+                "beside them"
             )
     if len(values) < 2:
         raise DataError("the references hold no label but 0, so nothing can be scored; name the labels in dataset.json")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from medunet.report.pictures import grey_window
-from medunet.report.planes import Overlay, Plane, shown_planes
+from medunet.report.planes import Overlay, Plane, disagreeing_planes
 
 _WRONG, _MISTAKEN = (255, 72, 48), (255, 214, 0)
 _DARK, _LIGHT = (16, 20, 24), (232, 236, 239)
@@ -30,7 +30,7 @@ OBJECT_LEGEND = (
 
 OBJECT_PICTURES = (
     "The image, the objects of the reference, and those of the prediction in the colours of their partners. Of a "
-    "volume, the plane across its last axis with most object voxels. Ignored voxels are darker."
+    "volume, the plane across its last axis where they disagree most. Ignored voxels are darker."
 )
 
 
@@ -55,7 +55,7 @@ def object_picture(
         ignore: unannotated voxels, of the overlay's shape.
         width: of the whole picture, in pixels.
     """
-    plane = shown_planes(overlay)[0]
+    plane = disagreeing_planes(overlay)[0]
     assert plane.reference is not None and plane.prediction is not None
     dark = None if ignore is None else _plane_of_mask(overlay, ignore)
     count = 2 if plane.image is None else 3
@@ -68,8 +68,8 @@ def object_picture(
 
 
 def _plane_of_mask(overlay: Overlay, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The plane of a mask that `shown_planes` chooses for the overlay."""
-    shown = shown_planes(replace(overlay, image=mask))[0].image
+    """The plane of a mask that `disagreeing_planes` chooses for the overlay."""
+    shown = disagreeing_planes(replace(overlay, image=mask))[0].image
     assert shown is not None
     return shown
 
