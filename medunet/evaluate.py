@@ -453,7 +453,8 @@ def _label_table(pairs: Sequence[Pair], how: EvaluateSettings) -> LabelTable:
             f"the references are declared as classes ({how.labels.describe()}), so their values are no object ids\n"
             'evaluate without --instances, or say "label_kind": "instances" in dataset.json'
         )
-    named = dict(zip(how.labels.names, how.labels.values, strict=True))
+    # The value 0 is no object, whatever it is called.
+    named = {name: value for name, value in zip(how.labels.names, how.labels.values, strict=True) if value}
     return table_from_names(named, how.labels.ignore, "instances")
 
 

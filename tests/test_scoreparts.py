@@ -126,6 +126,9 @@ def test_ids_without_a_declaration_are_compared_when_asked_for() -> None:
     two = table_from_names({"background": 0, "cell": 7}, 255)
     evaluation = evaluate_pairs([(flat(ids), flat(ids))], EvaluateSettings(labels=two, instances=True))
     assert evaluation.labels.kind == "instances" and evaluation.labels.ignore == 255
+    membranes = table_from_names({"membrane": 0, "cell": 255}, None)
+    evaluation = evaluate_pairs([(flat(ids), flat(ids))], EvaluateSettings(labels=membranes, instances=True))
+    assert evaluation.labels.names == ("background", "cell")
     three = table_from_names({"background": 0, "cell": 7, "nucleus": 9}, None)
     with pytest.raises(DataError, match="declared as classes"):
         evaluate_pairs([(flat(ids), flat(ids))], EvaluateSettings(labels=three, instances=True))
