@@ -242,6 +242,12 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
 @click.option(
     "--tolerance", type=float, help="Tolerance of the surface Dice, in the scans' unit (default 1 mm, or two pixels)."
 )
+@click.option(
+    "--instances/--masks",
+    default=None,
+    help="Compare object ids one by one, or all objects as one mask (default: ids, where both sides hold them).",
+)
+@click.option("--boundaries", is_flag=True, help="Compare membrane maps as partitions into cells: V_rand and V_info.")
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(
@@ -250,13 +256,15 @@ def evaluate(
     output: Path | None,
     json_path: Path | None,
     tolerance: float | None,
+    instances: bool | None,
+    boundaries: bool,
     axes: str | None,
     overwrite: bool,
 ) -> int:
     """Score segmentations of any tool against references."""
     from medunet.evaluate import EvaluateSettings, evaluate_command
 
-    settings = EvaluateSettings(tolerance=tolerance, axes=axes)
+    settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries)
     lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)
     for line in lines:
         click.echo(line)

@@ -8,21 +8,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.catalogue import GRID_TOLERANCE
-from medunet.data.formats import case_stem, read_volume
-from medunet.data.labels import IGNORE, LabelTable, table_from_values
-from medunet.data.pairs import Pair, Source, label_folder, labels_beside, pair_by_stem
-from medunet.data.volume import MILLIMETRES, Volume
+from medunet.data.formats import case_stem
+from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
+from medunet.data.membranes import border_index, cell_probability
+from medunet.data.pairs import (
+    Pair,
+    Source,
+    label_folder,
+    labels_beside,
+    pair_by_stem,
+    require_same_grid,
+    volume_of,
+    with_voxel_size,
+)
+from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_free, write_text
-from medunet.geometry.grids import grid_distance
-from medunet.metrics import MEASURES, CaseScores, Summary, pixel_accuracy, score_case, summarise
+from medunet.metrics import (
+    MEASURES,
+    CaseScores,
+    Summary,
+    count_objects,
+    object_errors,
+    pixel_accuracy,
+    score_boundaries,
+    score_case,
+    summarise,
+)
+from medunet.report.objects import MarkedObjects, object_picture
 from medunet.report.page import Picture, render_page
 from medunet.report.pictures import overlay_picture
 from medunet.report.planes import Overlay, reoriented
@@ -47,14 +67,24 @@ class EvaluateSettings:
             smallest voxel edge for all others.
         title: of the report.
         axes: axis letters of TIFF files that do not state them, such as `ZYX`.
+        instances: compare object ids one by one, and all objects as one mask besides. None does where the references
+            are declared as instances and a prediction holds more than one id; False compares masks alone.
+        boundaries: compare maps of membranes as partitions into cells (ISBI 2012), and as masks besides; predictions
+            may be probabilities of being inside a cell.
     """
 
     labels: LabelTable | None = None
     tolerance: float | None = None
     title: str = "Segmentation scores"
     axes: str | None = None
+    instances: bool | None = None
+    boundaries: bool = False
 
     def __post_init__(self) -> None:
+        if self.instances and self.boundaries:
+            raise ConfigError(
+                "instances and boundaries: found both, expected one; score object ids and membrane maps apart"
+            )
         if self.tolerance is not None and not self.tolerance >= 0:
             raise ConfigError(f"tolerance: found {self.tolerance}, expected a distance of 0 or more")
 
@@ -124,11 +154,11 @@ def evaluate_pairs(
     """
     settings = settings or EvaluateSettings()
     named = _named(pairs)
-    labels = settings.labels or _found_labels(named)
+    labels = _label_table(named, settings)
     cases, failed, unit = [], {}, ""
     for pair in track(named):
         try:
-            case, found = _score_pair(pair, labels, settings.tolerance)
+            case, found = _score_pair(pair, labels, settings)
             unit = unit or found
             _require_unit(pair, unit, found)
             cases.append(case)
@@ -137,7 +167,9 @@ def evaluate_pairs(
     if not cases:
         more = f"\nand {len(failed) - 1} more cases could not be scored either" if len(failed) > 1 else ""
         raise DataError(next(iter(failed.values())) + more)
-    card = Scorecard(settings.title, tuple(cases), summarise(cases), unit, failed, _notes(labels))
+    if settings.instances is None and not any(_has_objects(case) for case in cases):
+        cases = [replace(case, objects=None) for case in cases]
+    card = Scorecard(settings.title, tuple(cases), summarise(cases), unit, failed, _notes(labels, cases, settings))
     return Evaluation(card, labels, {pair.case: pair for pair in named if pair.case not in failed})
 
 
@@ -205,35 +237,68 @@ def _outputs(folder: Path | None, json_path: Path | None) -> list[Path]:
 
 def report_page(evaluation: Evaluation, epochs: Sequence[EpochRecord] = ()) -> str:
     """The report as one HTML text, with pictures of the worst, the median and the best case."""
-    summary = evaluation.summary
+    title, scores = _ranking(evaluation)
+    ranked = sorted(scores, key=lambda case: (scores[case], case))
     roles: dict[str, list[str]] = {}
-    for role, case in (("worst", summary.worst_case), ("median", summary.median_case), ("best", summary.best_case)):
-        if case is not None:
-            roles.setdefault(case, []).append(role)
-    dice = {case.case: case.mean(MEASURES[0]) for case in evaluation.cases}
+    if ranked:
+        for role, case in zip(("worst", "median", "best"), (0, (len(ranked) - 1) // 2, -1), strict=True):
+            roles.setdefault(ranked[case], []).append(role)
     pictures = [
-        Picture(case, f"{' and '.join(held)} case, Dice {dice[case]:.3f}", case_picture(evaluation, case))
+        Picture(case, f"{' and '.join(held)} case, {title} {scores[case]:.3f}", case_picture(evaluation, case))
         for case, held in roles.items()
     ]
     return render_page(score_report(evaluation.card, pictures, epochs))
 
 
+def _ranking(evaluation: Evaluation) -> tuple[str, dict[str, float]]:
+    """The score by which cases are called worst and best, and its values; cases without one are left out."""
+    title, scores = "Dice", {case.case: case.mean(MEASURES[0]) for case in evaluation.cases}
+    if evaluation.summary.objects is not None:
+        title, scores = "mAP", {case.case: case.objects.mean_ap for case in evaluation.cases if case.objects}
+    return title, {case: value for case, value in scores.items() if not isnan(value)}
+
+
 def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> bytes:
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
-    grid = _physical(_volume(pair.reference, pair.axes), _volume(pair.prediction, pair.axes))
-    reference = _indices(pair.reference, table, _volume(pair.reference, pair.axes))
+    reference, prediction = volume_of(pair.reference, pair.axes), volume_of(pair.prediction, pair.axes)
+    grid = with_voxel_size(reference, prediction)
     overlay = Overlay(
         names=table.scored,
         spacing=grid.spacing,
         image=_shown_image(pair, reference.shape),
-        reference=reference,
-        prediction=_indices(pair.prediction, table, _volume(pair.prediction, pair.axes)),
+        reference=_indices(pair.reference, table, reference),
+        prediction=_predicted(pair.prediction, table, prediction, evaluation.summary.boundaries is not None),
         unit=grid.unit,
     )
+    if evaluation.summary.objects is not None:
+        return _objects_drawn(overlay, prediction.array[0], reference.array[0], table.ignore)
     if grid.unit == "mm":
         overlay = reoriented(overlay, grid.affine)
     return overlay_picture(overlay, legend=legend)
+
+
+def _objects_drawn(overlay: Overlay, prediction: NDArray[Any], reference: NDArray[Any], ignore: int | None) -> bytes:
+    """Ids in colours; predictions get their partner's id, those without one an id that no reference has."""
+    ids, true = prediction.astype(np.int64), reference.astype(np.int64)
+    unknown = None if ignore is None else true == ignore
+    errors = object_errors(ids, true, unknown)
+    true = true if unknown is None else np.where(unknown, 0, true)
+    free = int(true.max()) + 1
+    found, position = np.unique(ids, return_inverse=True)
+    renamed = {int(one): free + number for number, one in enumerate(found) if one}
+    claimed: set[int] = set()
+    for one, partner in errors.partner.items():
+        if partner not in claimed:
+            renamed[one] = partner
+            claimed.add(partner)
+    shown = np.array([renamed.get(int(one), 0) for one in found])[position].reshape(ids.shape)
+    marked = MarkedObjects(
+        errors.missed.tolist(), errors.split.tolist(),
+        [renamed[one] for one in errors.invented.tolist()], [renamed[one] for one in errors.merged.tolist()],
+    )  # fmt: skip
+    names = {"objects": tuple(np.unique(true)[1:].tolist()) or (1,)}
+    return object_picture(replace(overlay, names=names, reference=true, prediction=shown), marked, unknown)
 
 
 def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
@@ -241,7 +306,7 @@ def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
     if pair.image is None:
         return None
     try:
-        image = _volume(pair.image, pair.axes)
+        image = volume_of(pair.image, pair.axes)
     except DataError:
         return None
     return image.array[0] if image.shape == shape else None
@@ -275,26 +340,42 @@ def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
     return named
 
 
-def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tuple[CaseScores, str]:
+def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[CaseScores, str]:
     """The scores of one pair, and the unit of their distances."""
-    prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
-    _require_same_grid(pair.case, prediction, reference)
-    grid = _physical(reference, prediction)
+    prediction, reference = volume_of(pair.prediction, pair.axes), volume_of(pair.reference, pair.axes)
+    require_same_grid(pair.case, prediction, reference)
+    grid = with_voxel_size(reference, prediction)
+    tolerance = how.tolerance
     if tolerance is None:
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)
-    predicted, true = _indices(pair.prediction, labels, prediction), _indices(pair.reference, labels, reference)
+    predicted = _predicted(pair.prediction, labels, prediction, how.boundaries)
+    true = _indices(pair.reference, labels, reference)
     ignore = None if labels.ignore is None else IGNORE
     scores = score_case(predicted, true, grid.spacing, labels.scored, ignore, tolerance)
-    return CaseScores(pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance), grid.unit
-
-
-def _volume(source: Source, axes: str | None = None) -> Volume:
-    return source if isinstance(source, Volume) else read_volume(source, axes=axes)
+    unknown = None if ignore is None else true == ignore
+    objects = boundaries = None
+    if how.boundaries:
+        probability = cell_probability(prediction, labels, _where(pair.prediction, prediction))
+        boundaries = score_boundaries(probability, true == 1 - border_index(labels), unknown)
+    if labels.kind == "instances" and how.instances is not False:
+        # Values are whole numbers from 0 on, or `_indices` would have refused them.
+        objects = count_objects(prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64), unknown)
+    case = CaseScores(
+        pair.case,
+        tuple(scores),
+        pixel_accuracy(predicted, true, ignore),
+        tolerance,
+        voxels=true.size,
+        annotated=true.size - (0 if unknown is None else int(np.count_nonzero(unknown))),
+        objects=objects,
+        boundaries=boundaries,
+    )
+    return case, grid.unit
 
 
 def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
     """The class indices `(x, y[, z])` of a label map that was read from `source`."""
-    where = volume.name if isinstance(source, Volume) else str(source)
+    where = _where(source, volume)
     if volume.channels != 1:
         raise DataError(
             f"{where}: a label map needs one channel, found {volume.channels}; "
@@ -303,34 +384,19 @@ def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.u
     return labels.to_indices(volume.array, where)[0]
 
 
-def _physical(reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known; the reference where both are, or neither."""
-    return prediction if reference.unit == "pixel" else reference
+def _predicted(source: Source, labels: LabelTable, volume: Volume, boundaries: bool) -> NDArray[np.uint8]:
+    """`_indices` of a prediction: probabilities of membranes are cut at 0.5, and id maps have no ignore value."""
+    if boundaries:
+        border = border_index(labels)
+        inside = cell_probability(volume, labels, _where(source, volume)) > 0.5
+        return np.where(inside, 1 - border, border).astype(np.uint8)
+    if labels.kind == "instances":
+        labels = replace(labels, ignore=None)
+    return _indices(source, labels, volume)
 
 
-def _require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
-    if prediction.shape != reference.shape:
-        raise DataError(
-            f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
-            f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
-        )
-    # A file without voxel size (a PNG) says nothing about its grid but the shape.
-    if "pixel" in (prediction.unit, reference.unit):
-        return
-    affine = prediction.affine.copy()
-    affine[:3] *= MILLIMETRES[prediction.unit] / MILLIMETRES[reference.unit]
-    distance = grid_distance(reference.shape, reference.affine, affine)
-    if distance > GRID_TOLERANCE:
-        raise DataError(
-            f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
-            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
-            f"spacing {_rounded(prediction)} {prediction.unit} and {_rounded(reference)} {reference.unit}; "
-            "write the prediction on the reference's grid"
-        )
-
-
-def _rounded(volume: Volume) -> tuple[float, ...]:
-    return tuple(round(length, 4) for length in volume.spacing)
+def _where(source: Source, volume: Volume) -> str:
+    return volume.name if isinstance(source, Volume) else str(source)
 
 
 def _require_unit(pair: Pair, unit: str, found: str) -> None:
@@ -341,31 +407,73 @@ def _require_unit(pair: Pair, unit: str, found: str) -> None:
         )
 
 
-def _notes(labels: LabelTable) -> tuple[str, ...]:
+def _has_objects(case: CaseScores) -> bool:
+    return case.objects is not None and case.objects.prediction + case.objects.unjudged > 1
+
+
+def _notes(labels: LabelTable, cases: Sequence[CaseScores], how: EvaluateSettings) -> tuple[str, ...]:
+    if how.boundaries:
+        return _boundary_notes(labels, cases)
     if labels.kind != "instances":
         return ()
-    return (f"The references hold object ids: every id above 0 was scored as one label, “{labels.names[1]}”.",)
+    masks = f"every id above 0 was scored as one label, “{labels.names[1]}”"
+    if any(case.objects is not None for case in cases):
+        return (f"Objects were compared by their ids; for Dice and the other mask scores {masks}.",)
+    why = "" if how.instances is False else (
+        " No prediction holds more than one id, so objects were not compared; give label maps with one id per object, "
+        "or ask for it with --instances."
+    )  # fmt: skip
+    return (f"The references hold object ids: {masks}.{why}",)
 
 
-def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
+def _boundary_notes(labels: LabelTable, cases: Sequence[CaseScores]) -> tuple[str, ...]:
+    cell = labels.names[1 - border_index(labels)]
+    pooled = summarise(cases).boundaries
+    if pooled is None or not pooled.plain_pixel_error > 0.5:
+        return ()
+    return (
+        f"More than half of the pixels are wrong. Maps were read as probabilities of being inside “{cell}”; if they "
+        "are probabilities of membrane, turn them round first.",
+    )
+
+
+def _label_table(pairs: Sequence[Pair], how: EvaluateSettings) -> LabelTable:
+    """The table that was given or, without one, of the values found."""
+    if not how.instances:
+        labels = how.labels or _found_labels(pairs, references_only=how.boundaries)
+        if how.boundaries:
+            border_index(labels)
+        return labels
+    if how.labels is None:
+        return table_from_names({}, None, "instances")
+    if how.labels.kind == "instances":
+        return how.labels
+    if len(how.labels.names) > 2:
+        raise DataError(
+            f"the references are declared as classes ({how.labels.describe()}), so their values are no object ids\n"
+            'evaluate without --instances, or say "label_kind": "instances" in dataset.json'
+        )
+    # The value 0 is no object, whatever it is called.
+    named = {name: value for name, value in zip(how.labels.names, how.labels.values, strict=True) if value}
+    return table_from_names(named, how.labels.ignore, "instances")
+
+
+def _found_labels(pairs: Sequence[Pair], references_only: bool = False) -> LabelTable:
     """A table of the values in all references; those that cannot be read are named when they are scored."""
     values: set[int] = {0}
     for pair in pairs:
         try:
             # A value that only a prediction has is a label as well: an invented structure must cost something.
-            found = np.unique(
-                [
-                    *np.unique(_volume(pair.reference, pair.axes).array),
-                    *np.unique(_volume(pair.prediction, pair.axes).array),
-                ]
-            )
+            sides = (pair.reference,) if references_only else (pair.reference, pair.prediction)
+            found = np.concatenate([np.unique(volume_of(side, pair.axes).array) for side in sides])
         except DataError:
             continue
         values.update(int(value) for value in found if float(value).is_integer())
         if len(values) > 254:
             raise DataError(
                 f"{pair.case}: the references hold more than 254 different values\n"
-                'if they are object ids, say "label_kind": "instances" in a dataset.json beside them'
+                'if they are object ids, evaluate with --instances, or say "label_kind": "instances" in a dataset.json '
+                "beside them"
             )
     if len(values) < 2:
         raise DataError("the references hold no label but 0, so nothing can be scored; name the labels in dataset.json")

@@ -12,9 +12,11 @@ from typing import Any
 
 from medunet.metrics import MEASURES, POLICY, CaseScores, LabelScores, LabelSummary, Measure, Summary
 from medunet.report.colours import label_colours
+from medunet.report.objects import OBJECT_LEGEND, OBJECT_PICTURES
 from medunet.report.page import Headline, Picture, Report, Section
 from medunet.report.plots import EpochRecord, ScorePanel, curves_plot, score_plot
 from medunet.report.table import Cell, Column, Spread, Table, cell_text
+from medunet.scoreparts import ScorePart, boundary_part, object_part
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}
 _DICE, _HD95 = _BY_KEY["dice"], _BY_KEY["hausdorff95"]
@@ -53,6 +55,13 @@ class Scorecard:
         shown = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (found[:1] + found[-1:])))
         return f"{shown or '–'} {shown_unit(self.unit)}"
 
+    @property
+    def parts(self) -> tuple[ScorePart, ...]:
+        """Scores of objects and of boundaries, where label maps were compared so."""
+        label = ", ".join(label.label for label in self.summary.labels)
+        found = (object_part(self.cases, label), boundary_part(self.cases, label))
+        return tuple(part for part in found if part is not None)
+
 
 def shown_unit(unit: str) -> str:
     """`um` as µm, `pixel` as px."""
@@ -69,10 +78,16 @@ def score_table(card: Scorecard) -> Table:
         for key in (
             "reference_voxels", "prediction_voxels", "true_positives", "false_positives", "false_negatives",
             "reference_volume", "prediction_volume", "volume_difference",
-            "relative_volume_difference",
+            "relative_volume_difference", "annotated_share",
         )
     ]  # fmt: skip
-    rows = [_score_row(case.case, scores) for case in card.cases for scores in case.labels]
+    parts = card.parts
+    columns += [column for part in parts for column in part.columns]
+    rows = [
+        (*_score_row(case.case, scores), case.annotated_share, *(c for part in parts for c in part.cells[case.case]))
+        for case in card.cases
+        for scores in case.labels
+    ]
     return Table(tuple(columns), tuple(rows))
 
 
@@ -117,6 +132,7 @@ def summary_table(card: Scorecard) -> Table:
         for label in card.summary.labels
         for key, s in label.statistics.items()
     ]
+    rows += [row for part in card.parts for row in part.summary]  # type: ignore[misc]
     return Table(tuple(columns), tuple(rows))
 
 
@@ -171,11 +187,11 @@ def _titled(measure: Measure, unit: str) -> str:
 
 def score_record(card: Scorecard) -> dict[str, Any]:
     """Everything as plain values for `scores.json`; a score that does not exist (NaN) is None."""
-    summary = card.summary
+    summary, parts = card.summary, card.parts
     record = {
         "title": card.title,
         "unit": card.unit,
-        "definitions": list(POLICY),
+        "definitions": [*POLICY, *(line for part in parts for line in part.policy)],
         "notes": list(card.notes),
         "failed": dict(card.failed),
         "summary": {
@@ -183,12 +199,17 @@ def score_record(card: Scorecard) -> dict[str, Any]:
             "pooled_iou": summary.pooled_iou,
             "pixel_accuracy": summary.pixel_accuracy,
             "pixel_error": 1 - summary.pixel_accuracy,
+            "annotated_share": summary.annotated_share,
             "worst_case": summary.worst_case,
             "median_case": summary.median_case,
             "best_case": summary.best_case,
+            **{part.key: part.record for part in parts},
         },
         "labels": {label.label: _label_record(label) for label in summary.labels},
-        "cases": {case.case: _case_record(case) for case in card.cases},
+        "cases": {
+            case.case: {**_case_record(case), **{part.key: part.case_records[case.case] for part in parts}}
+            for case in card.cases
+        },
     }
     return _without_nan(record)
 
@@ -206,6 +227,7 @@ def _case_record(case: CaseScores) -> dict[str, Any]:
     return {
         "pixel_accuracy": case.pixel_accuracy,
         "tolerance": case.tolerance,
+        "annotated_share": case.annotated_share,
         "mean": {measure.key: case.mean(measure) for measure in MEASURES},
         "labels": {
             scores.label: {
@@ -237,22 +259,33 @@ def score_report(card: Scorecard, pictures: Sequence[Picture] = (), epochs: Sequ
         pictures: of single cases, the most telling first.
         epochs: the run's history, for its curves.
     """
-    names = [label.label for label in card.summary.labels]
-    legend = tuple(zip(names, label_colours(len(names)), strict=True))
+    parts = card.parts
     sections = []
     if pictures:
-        sections.append(Section("Cases in pictures", (_HOW_TO_READ,), legend, tuple(pictures)))
+        how_to_read, legend = _picture_words(card)
+        sections.append(Section("Cases in pictures", (how_to_read,), legend, tuple(pictures)))
     if epochs:
         curves = Picture("Training", "loss, learning rate and validation Dice by epoch", curves_plot(epochs))
         sections.append(Section("Training", pictures=(curves,)))
+    sections += [part.section for part in parts]
     if card.cases:
         strips = (_strips(card),) if len(card.cases) > 1 else ()
         sections.append(Section("Labels", pictures=strips, tables=(label_table(card),)))
         how = "Means over the structures of a case. Click a heading to sort."
         sections.append(Section(f"Cases ({len(card.cases)})", (how,), tables=(case_table(card),)))
     tolerance = f"The tolerance of the surface Dice is {card.tolerance}."
-    sections.append(Section("How these numbers are defined", (*POLICY, tolerance), folded=True))
-    return Report(card.title, _subtitle(card), _headlines(card), tuple(sections), _warnings(card), _footer())
+    defined = (*POLICY, tolerance, *(line for part in parts for line in part.policy))
+    sections.append(Section("How these numbers are defined", defined, folded=True))
+    headlines = (*(headline for part in parts for headline in part.headlines), *_headlines(card))
+    return Report(card.title, _subtitle(card), headlines, tuple(sections), _warnings(card), _footer())
+
+
+def _picture_words(card: Scorecard) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What the pictures show, and their legend."""
+    if card.summary.objects is not None:
+        return OBJECT_PICTURES, OBJECT_LEGEND
+    names = [label.label for label in card.summary.labels]
+    return _HOW_TO_READ, tuple(zip(names, label_colours(len(names)), strict=True))
 
 
 def _strips(card: Scorecard) -> Picture:
@@ -272,7 +305,8 @@ def summary_lines(card: Scorecard) -> list[str]:
     """The scores as lines of text for a terminal: the means, one line per structure, then what was not scored."""
     mean, unit = card.summary.mean, shown_unit(card.unit)
     lines = [
-        f"{_subtitle(card)}",
+        _subtitle(card),
+        *(line for part in card.parts for line in part.lines),
         f"mean Dice {_number(mean['dice'], 3)}, IoU {_number(mean['iou'], 3)}, HD95 {_number(mean['hausdorff95'], 2)} "
         f"{unit}, surface Dice {_number(mean['surface_dice'], 3)} (within {card.tolerance})",
     ]
@@ -318,7 +352,14 @@ def _subtitle(card: Scorecard) -> str:
     labels = [label.label for label in card.summary.labels]
     listed = ", ".join(labels if len(labels) <= 8 else [*labels[:7], f"… ({len(labels)} in all)"])
     cases = "1 case" if len(card.cases) == 1 else f"{len(card.cases)} cases"
-    return f"{cases} · {listed}"
+    share = card.summary.annotated_share
+    annotated = f" · {_percent(share)} of the voxels annotated" if share < 1 else ""
+    return f"{cases} · {listed}{annotated}"
+
+
+def _percent(share: float) -> str:
+    """Never 100 % or 0 % where something is left out or in."""
+    return "less than 0.1 %" if 0 < share < 0.001 else f"{min(round(100 * share, 1), 99.9):g} %"
 
 
 def _warnings(card: Scorecard) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "devices": 3,
     "config": 3,
     "model": 3,
+    "scoreparts": 3,
     "scorecard": 3,
     "plan": 4,
     "planning": 4,
@@ -57,6 +58,7 @@ FLOORS: dict[str, int] = {
 SIDEWAYS = {
     ("files", "errors"),
     ("model", "config"),
+    ("scorecard", "scoreparts"),
     ("plan", "planning"),
     ("experiment", "plan"),
     ("experiment", "initialise"),
@@ -101,6 +103,7 @@ MAY_USE: dict[str, set[str]] = {
     "geometry": {"numpy"},
     "metrics": {"numpy", "scipy"},
     "report": {"numpy", "scipy", "matplotlib", "jinja2", "PIL"},
+    "scoreparts": {"numpy"},
     "scorecard": {"numpy"},
     "config": {"pydantic", "ruamel", "numpy"},
     "devices": {"torch"},

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which reference, and what the labels of the references are called."""
+"""Which prediction belongs to which reference, whether they share a grid, and what the labels are called."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunet.data.catalogue import by_stem, declared_labels, group_cases, scan_files
-from medunet.data.formats import case_stem
+from medunet.data.catalogue import GRID_TOLERANCE, by_stem, declared_labels, group_cases, scan_files
+from medunet.data.formats import case_stem, read_volume
 from medunet.data.labels import LabelTable
-from medunet.data.volume import Volume
+from medunet.data.volume import MILLIMETRES, Volume
 from medunet.errors import DataError
+from medunet.geometry.grids import grid_distance
 
 Source = Path | str | Volume
 
@@ -85,3 +86,41 @@ def _images(references: Path, labels: Mapping[str, Path]) -> dict[str, Path]:
     except DataError:
         # Scores need no image: a data set with odd images is not this command's business.
         return {}
+
+
+def volume_of(source: Source, axes: str | None = None) -> Volume:
+    """The volume that a side of a pair is, or is read as."""
+    return source if isinstance(source, Volume) else read_volume(source, axes=axes)
+
+
+def with_voxel_size(reference: Volume, prediction: Volume) -> Volume:
+    """The side whose voxel size is known; the reference where both are, or neither."""
+    return prediction if reference.unit == "pixel" else reference
+
+
+def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
+    """Raises:
+    DataError: the two cannot be compared voxel by voxel.
+    """
+    if prediction.shape != reference.shape:
+        raise DataError(
+            f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
+            f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
+        )
+    # A file without voxel size (a PNG) says nothing about its grid but the shape.
+    if "pixel" in (prediction.unit, reference.unit):
+        return
+    affine = prediction.affine.copy()
+    affine[:3] *= MILLIMETRES[prediction.unit] / MILLIMETRES[reference.unit]
+    distance = grid_distance(reference.shape, reference.affine, affine)
+    if distance > GRID_TOLERANCE:
+        raise DataError(
+            f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
+            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
+            f"spacing {_rounded(prediction)} {prediction.unit} and {_rounded(reference)} {reference.unit}; "
+            "write the prediction on the reference's grid"
+        )
+
+
+def _rounded(volume: Volume) -> tuple[float, ...]:
+    return tuple(round(length, 4) for length in volume.spacing)

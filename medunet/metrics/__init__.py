@@ -1,25 +1,35 @@
 """Label maps in, numbers out: how well a segmentation agrees with its reference. Neither torch nor files."""
 
+from medunet.metrics.boundaries import BOUNDARY_POLICY, BoundaryCounts, score_boundaries
 from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Measure, score_case
+from medunet.metrics.objects import OBJECT_POLICY, ObjectCounts, count_objects, object_errors
 from medunet.metrics.overlap import Counts, count_labels, count_overlap, pixel_accuracy
-from medunet.metrics.summary import LabelSummary, Statistics, Summary, summarise
+from medunet.metrics.summary import LabelSummary, Statistics, Summary, statistics_of, summarise
 from medunet.metrics.surface import SurfaceScores, surface_scores
 
 __all__ = [
+    "BOUNDARY_POLICY",
     "MEASURES",
+    "OBJECT_POLICY",
     "POLICY",
+    "BoundaryCounts",
     "CaseScores",
     "Counts",
     "LabelScores",
     "LabelSummary",
     "Measure",
+    "ObjectCounts",
     "Statistics",
     "Summary",
     "SurfaceScores",
     "count_labels",
+    "count_objects",
     "count_overlap",
+    "object_errors",
     "pixel_accuracy",
+    "score_boundaries",
     "score_case",
+    "statistics_of",
     "summarise",
     "surface_scores",
 ]

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.metrics.boundaries import BoundaryCounts
+from medunet.metrics.objects import ObjectCounts
 from medunet.metrics.overlap import Counts, Structure, count_overlap, label_masks
 from medunet.metrics.surface import NOTHING_TO_MEASURE, SurfaceScores, surface_scores, worst_surface_scores
 
@@ -146,12 +148,23 @@ class CaseScores:
     Attributes:
         pixel_accuracy: the share of voxels with the right label, background included, ignored voxels left out.
         tolerance: of the surface Dice, in the volume's unit.
+        voxels, annotated: how many there are, and how many do not hold the ignore value; 0 where nobody counted.
+        objects: of id maps, which were compared object by object.
+        boundaries: of maps of borders, which were compared as partitions.
     """
 
     case: str
     labels: tuple[LabelScores, ...]
     pixel_accuracy: float
     tolerance: float
+    voxels: int = 0
+    annotated: int = 0
+    objects: ObjectCounts | None = None
+    boundaries: BoundaryCounts | None = None
+
+    @property
+    def annotated_share(self) -> float:
+        return self.annotated / self.voxels if self.voxels else nan
 
     def mean(self, measure: Measure) -> float:
         """The average over the structures that are present in reference or prediction; NaN without any."""

@@ -8,7 +8,9 @@ from math import isnan, nan
 
 import numpy as np
 
+from medunet.metrics.boundaries import BoundaryCounts
 from medunet.metrics.case import MEASURES, CaseScores, LabelScores, Measure
+from medunet.metrics.objects import ObjectCounts
 from medunet.metrics.overlap import Counts
 
 
@@ -57,6 +59,8 @@ class Summary:
             Voxels weigh the same, so unlike the means above it can gain by a missed small structure.
         pixel_accuracy: the mean over cases; the pixel error is one minus this. It weighs voxels as well.
         ranked: names of the cases by their mean Dice, worst first; cases without any structure are left out.
+        objects, boundaries: pooled over the cases that were compared this way, None without any.
+        annotated_share: of all voxels of all cases, those that do not hold the ignore value.
     """
 
     labels: tuple[LabelSummary, ...]
@@ -64,6 +68,9 @@ class Summary:
     pooled_iou: float
     pixel_accuracy: float
     ranked: tuple[str, ...]
+    objects: ObjectCounts | None = None
+    boundaries: BoundaryCounts | None = None
+    annotated_share: float = nan
 
     @property
     def worst_case(self) -> str | None:
@@ -81,6 +88,9 @@ class Summary:
 
 def summarise(cases: Sequence[CaseScores]) -> Summary:
     """Summarise the scores of cases that were scored for the same labels; no case at all gives NaN everywhere."""
+    objects = [case.objects for case in cases if case.objects is not None]
+    boundaries = [case.boundaries for case in cases if case.boundaries is not None]
+    voxels = sum(case.voxels for case in cases)
     names = list(dict.fromkeys(scores.label for case in cases for scores in case.labels))
     labels = tuple(_summarise_label(name, cases) for name in names)
     return Summary(
@@ -89,6 +99,9 @@ def summarise(cases: Sequence[CaseScores]) -> Summary:
         pooled_iou=_mean([label.pooled.iou for label in labels]),
         pixel_accuracy=_mean([case.pixel_accuracy for case in cases]),
         ranked=_ranked(cases),
+        objects=sum(objects[1:], objects[0]) if objects else None,
+        boundaries=sum(boundaries[1:], boundaries[0]) if boundaries else None,
+        annotated_share=sum(case.annotated for case in cases) / voxels if voxels else nan,
     )
 
 
@@ -107,17 +120,22 @@ def _summarise_label(name: str, cases: Sequence[CaseScores]) -> LabelSummary:
 
 
 def _statistics(present: Sequence[tuple[str, LabelScores]], measure: Measure) -> Statistics:
-    if not present:
+    return statistics_of({case: scores.value(measure) for case, scores in present}, measure.higher_is_better)
+
+
+def statistics_of(by_case: Mapping[str, float], higher_is_better: bool = True) -> Statistics:
+    """Mean, spread and worst case of one number per case."""
+    if not by_case:
         return Statistics(0)
-    values = np.array([scores.value(measure) for _, scores in present])
-    worst = int(np.argmin(values) if measure.higher_is_better else np.argmax(values))
+    values, cases = np.array(list(by_case.values())), list(by_case)
+    worst = int(np.argmin(values) if higher_is_better else np.argmax(values))
     return Statistics(
         count=len(values),
         mean=float(values.mean()),
         deviation=float(values.std(ddof=1)) if len(values) > 1 else nan,
         median=float(np.median(values)),
         worst=float(values[worst]),
-        worst_case=present[worst][0],
+        worst_case=cases[worst],
     )
 
 

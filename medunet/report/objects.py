@@ -1,0 +1,149 @@
+"""Maps of object ids in colours, reference and prediction side by side, with the wrong objects marked."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from medunet.report.pictures import grey_window
+from medunet.report.planes import Overlay, Plane, disagreeing_planes
+
+_WRONG, _MISTAKEN = (255, 72, 48), (255, 214, 0)
+_DARK, _LIGHT = (16, 20, 24), (232, 236, 239)
+_GAP, _LINE = 6, 20
+_GOLDEN_RATIO = 0.618034
+_FILLED = 0.35
+
+OBJECT_LEGEND = (
+    ("missed (left of the two) or invented (right)", "#ff4830"),
+    ("split (left) or merged (right)", "#ffd600"),
+    ("found: partners have one colour, from green to violet", "#30b0c0"),
+)
+"""What the colours of `object_picture` mean, for a page's legend."""
+
+OBJECT_PICTURES = (
+    "The image, the objects of the reference, and those of the prediction in the colours of their partners. Of a "
+    "volume, the plane across its last axis where they disagree most. Ignored voxels are darker."
+)
+
+
+@dataclass(frozen=True)
+class MarkedObjects:
+    """Which ids are marked, on each side."""
+
+    missed: Collection[int] = ()
+    split: Collection[int] = ()
+    invented: Collection[int] = ()
+    merged: Collection[int] = ()
+
+
+def object_picture(
+    overlay: Overlay, marked: MarkedObjects, ignore: NDArray[np.bool_] | None = None, width: int = 1500
+) -> bytes:
+    """A PNG of an image (if there is one), the reference's and the prediction's objects.
+
+    Args:
+        overlay: with both maps of ids; equal ids get equal colours, so give partners one id. `names` hold all ids of
+            the reference, and choose the plane of a volume.
+        ignore: unannotated voxels, of the overlay's shape.
+        width: of the whole picture, in pixels.
+    """
+    plane = disagreeing_planes(overlay)[0]
+    assert plane.reference is not None and plane.prediction is not None
+    dark = None if ignore is None else _plane_of_mask(overlay, ignore)
+    count = 2 if plane.image is None else 3
+    size = _panel_size(plane, (width - _GAP * (count + 1)) / count)
+    grey = _grey(plane, size, dark)
+    panels = [] if plane.image is None else [("image", grey)]
+    panels.append(("reference", _drawn(grey, _resized(plane.reference, size), marked.missed, marked.split)))
+    panels.append(("prediction", _drawn(grey, _resized(plane.prediction, size), marked.invented, marked.merged)))
+    return _page(panels, plane.title)
+
+
+def _plane_of_mask(overlay: Overlay, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The plane of a mask that `disagreeing_planes` chooses for the overlay."""
+    shown = disagreeing_planes(replace(overlay, image=mask))[0].image
+    assert shown is not None
+    return shown
+
+
+def _panel_size(plane: Plane, room: float) -> tuple[int, int]:
+    """Rows and columns in pixels that fill the room, but never higher than wide."""
+    height, width = plane.extent
+    scale = min(room / width, room / height)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _resized(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """To `(rows, columns)` by the nearest pixel, which keeps ids."""
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, array.shape, strict=True))
+    return array[np.ix_(rows, columns)]
+
+
+def _grey(plane: Plane, size: tuple[int, int], dark: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    low, high = grey_window((plane,))
+    image = np.zeros(plane.shape) if plane.image is None else np.nan_to_num(plane.image.astype(np.float32))
+    levels = (np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    smooth = np.array(Image.fromarray(levels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    picture = np.repeat(smooth[..., None], 3, axis=2)
+    if dark is not None:
+        picture[_resized(dark, size)] //= 2
+    return picture
+
+
+def _drawn(
+    grey: NDArray[np.uint8], ids: NDArray[Any], wrong: Collection[int], mistaken: Collection[int]
+) -> NDArray[np.uint8]:
+    """The picture with each object tinted and outlined; wrong and mistaken ones more strongly."""
+    found, position = np.unique(ids, return_inverse=True)
+    position = position.reshape(ids.shape)
+    colours = np.array([_colour(int(value)) for value in found], np.float32)
+    is_wrong, is_mistaken = np.isin(found, list(wrong)), np.isin(found, list(mistaken))
+    colours[is_mistaken], colours[is_wrong] = _MISTAKEN, _WRONG
+    marked = (is_wrong | is_mistaken)[position]
+    inside = ids != 0
+    edge = inside & (_edge(position, 1) | (_edge(position, 3) & marked))
+    share = np.where(edge, 1.0, np.where(inside, _FILLED, 0.0))[..., None]
+    return (grey * (1 - share) + colours[position] * share).astype(np.uint8)
+
+
+def _colour(number: int) -> tuple[float, ...]:
+    """Green to violet by the golden ratio; yellow and red are for marks."""
+    hue = 0.28 + 0.5 * (number * _GOLDEN_RATIO % 1)
+    lightness = (0.5, 0.64, 0.74)[number % 3]
+    return tuple(255 * part for part in colorsys.hls_to_rgb(hue, lightness, 0.8))
+
+
+def _edge(ids: NDArray[Any], wide: int) -> NDArray[np.bool_]:
+    """Pixels with another id within so many pixels along an axis."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, wide + 1):
+        for axis in (0, 1):
+            if ids.shape[axis] <= step:
+                continue
+            first = (slice(None),) * axis + (slice(None, -step),)
+            second = (slice(None),) * axis + (slice(step, None),)
+            other = ids[first] != ids[second]
+            edge[first] |= other
+            edge[second] |= other
+    return edge
+
+
+def _page(panels: list[tuple[str, NDArray[np.uint8]]], title: str) -> bytes:
+    height, width = panels[0][1].shape[:2]
+    page = Image.new("RGB", (_GAP + (width + _GAP) * len(panels), height + _LINE + _GAP), _DARK)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for number, (name, panel) in enumerate(panels):
+        left = _GAP + number * (width + _GAP)
+        draw.text((left, 2), f"{name}   {title}" if title else name, fill=_LIGHT, font=font)
+        page.paste(Image.fromarray(panel), (left, _LINE))
+    buffer = io.BytesIO()
+    page.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
