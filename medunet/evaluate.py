@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medunet.data.catalogue import GRID_TOLERANCE
 from medunet.data.formats import case_stem, read_volume
 from medunet.data.labels import IGNORE, LabelTable, table_from_values
-from medunet.data.pairs import Pair, Source, label_folder, labels_beside, pair_by_stem
+from medunet.data.pairs import Pair, Source, annotation_beside, label_folder, labels_beside, pair_by_stem
 from medunet.data.volume import MILLIMETRES, Volume
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_free, write_text
@@ -102,9 +102,10 @@ def evaluate_folders(
     """
     settings = settings or EvaluateSettings()
     folder = label_folder(references)
-    labels = settings.labels or labels_beside(folder if folder.is_dir() else folder.parent)
+    beside = folder if folder.is_dir() else folder.parent
+    labels, annotation = settings.labels or labels_beside(beside), annotation_beside(beside)
     pairs, missing, notes = pair_by_stem(predictions, folder)
-    pairs = [replace(pair, axes=settings.axes) for pair in pairs]
+    pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case)) for pair in pairs]
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
     failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
@@ -126,18 +127,20 @@ def evaluate_pairs(
     named = _named(pairs)
     labels = settings.labels or _found_labels(named)
     cases, failed, unit = [], {}, ""
+    known = np.zeros(2, dtype=np.int64)
     for pair in track(named):
         try:
-            case, found = _score_pair(pair, labels, settings.tolerance)
+            case, found, voxels = _score_pair(pair, labels, settings.tolerance)
             unit = unit or found
             _require_unit(pair, unit, found)
             cases.append(case)
+            known += voxels
         except DataError as error:
             failed[pair.case] = str(error)
     if not cases:
         more = f"\nand {len(failed) - 1} more cases could not be scored either" if len(failed) > 1 else ""
         raise DataError(next(iter(failed.values())) + more)
-    card = Scorecard(settings.title, tuple(cases), summarise(cases), unit, failed, _notes(labels))
+    card = Scorecard(settings.title, tuple(cases), summarise(cases), unit, failed, _notes(labels, known))
     return Evaluation(card, labels, {pair.case: pair for pair in named if pair.case not in failed})
 
 
@@ -222,7 +225,7 @@ def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> byt
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
     grid = _physical(_volume(pair.reference, pair.axes), _volume(pair.prediction, pair.axes))
-    reference = _indices(pair.reference, table, _volume(pair.reference, pair.axes))
+    reference = _true_indices(pair, table, _volume(pair.reference, pair.axes))
     overlay = Overlay(
         names=table.scored,
         spacing=grid.spacing,
@@ -275,17 +278,25 @@ def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
     return named
 
 
-def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tuple[CaseScores, str]:
-    """The scores of one pair, and the unit of their distances."""
+def _score_pair(pair: Pair, labels: LabelTable, tolerance: float | None) -> tuple[CaseScores, str, tuple[int, int]]:
+    """The scores of one pair, the unit of their distances, and how many voxels are annotated, of how many."""
     prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
     _require_same_grid(pair.case, prediction, reference)
     grid = _physical(reference, prediction)
     if tolerance is None:
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)
-    predicted, true = _indices(pair.prediction, labels, prediction), _indices(pair.reference, labels, reference)
-    ignore = None if labels.ignore is None else IGNORE
+    predicted, true = _indices(pair.prediction, labels, prediction), _true_indices(pair, labels, reference)
+    known = int(np.count_nonzero(true != IGNORE))
+    ignore = None if known == true.size else IGNORE
     scores = score_case(predicted, true, grid.spacing, labels.scored, ignore, tolerance)
-    return CaseScores(pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance), grid.unit
+    case = CaseScores(pair.case, tuple(scores), pixel_accuracy(predicted, true, ignore), tolerance)
+    return case, grid.unit, (known, true.size)
+
+
+def _true_indices(pair: Pair, labels: LabelTable, reference: Volume) -> NDArray[np.uint8]:
+    """The class indices of a reference, IGNORE for what was not annotated."""
+    indices = _indices(pair.reference, labels, reference)
+    return pair.annotation.marked(indices[None], labels, pair.case)[0]
 
 
 def _volume(source: Source, axes: str | None = None) -> Volume:
@@ -341,10 +352,14 @@ def _require_unit(pair: Pair, unit: str, found: str) -> None:
         )
 
 
-def _notes(labels: LabelTable) -> tuple[str, ...]:
+def _notes(labels: LabelTable, voxels: NDArray[np.int64]) -> tuple[str, ...]:
+    known, total = voxels.tolist()
+    share = f"{100 * known / total:.3g} %" if total else "nothing"
+    partly = (f"{share} of the references' voxels are annotated; the others were not scored.",)
+    notes = () if known == total else partly
     if labels.kind != "instances":
-        return ()
-    return (f"The references hold object ids: every id above 0 was scored as one label, “{labels.names[1]}”.",)
+        return notes
+    return (*notes, f"The references hold object ids: every id above 0 was scored as one label, “{labels.names[1]}”.")
 
 
 def _found_labels(pairs: Sequence[Pair]) -> LabelTable:
