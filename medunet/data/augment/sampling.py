@@ -234,8 +234,8 @@ def spline_matrix(length: int, positions: NDArray[np.float64], through: bool) ->
     basis = _b_spline_basis(length, positions)
     if not through:
         return basis
-    at_values: NDArray[np.float64] = np.linalg.inv(_b_spline_basis(length, np.arange(length, dtype=np.float64)))
-    return basis @ at_values
+    product: NDArray[np.float64] = basis @ np.linalg.inv(_b_spline_basis(length, np.arange(length, dtype=np.float64)))
+    return product
 
 
 def _b_spline_basis(length: int, positions: NDArray[np.float64]) -> NDArray[np.float64]:
