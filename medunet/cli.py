@@ -198,6 +198,11 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 @_DEVICE
 @click.option("--probabilities", is_flag=True, help="Write the probabilities of all classes as well.")
 @click.option("--tta", is_flag=True, help="Average over mirrored versions of the scan.")
+@click.option(
+    "--tta-rotations",
+    is_flag=True,
+    help="Average over the scan turned by right angles, and mirrored (8 versions; of a volume in its slices' plane).",
+)
 @click.option("--method", type=click.Choice(["auto", "exact", "blend"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option(
@@ -220,7 +225,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
 
     settings = PredictSettings(
         options["method"], options["memory"], options["precision"], options["tta"], options["engine"],
-        not options["no_postprocess"],
+        not options["no_postprocess"], options["tta_rotations"],
     )  # fmt: skip
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from medunet.data.annotation import AnnotatedSlices, AnnotationSettings
 from medunet.data.augment import AugmentSettings
 from medunet.data.instances import InstanceSettings
 from medunet.data.patches import PatchSettings
@@ -51,6 +52,14 @@ class DataSettings:
             patient are held out together. Without it, `dataset.json` or `patients.csv` may name the patients.
         cache: the folder where preprocessed cases are kept for the next training; `auto` is `$MEDUNET_CACHE` or, where
             that is not set, the system's folder for caches (`~/.cache/medunet`); null keeps none.
+        partial: cases of which only some objects were annotated, by name or by a pattern like `*_t067`: their
+            background is not learned from, and not scored. They come on top of those that `dataset.json` names.
+        partial_rim: voxels around the objects of these cases that are background all the same, so that edges are
+            learned; null is 2, unless `dataset.json` says otherwise.
+        annotated_slices: of volumes, such as `[{axis: z, every: 4, first: 0}]`, `[{axis: x, at: [10, 40]}]` or
+            `[{axis: z, empty: ignore}]` (slices with nothing but background were not annotated); a voxel is known if
+            one of the entries holds it. The rest is not learned from, and not scored. In place of what
+            `dataset.json` says.
     """
 
     path: str | None = None
@@ -60,8 +69,16 @@ class DataSettings:
     seed: int = 0
     patient_pattern: str | None = None
     cache: str | None = "auto"
+    partial: tuple[str, ...] = ()
+    partial_rim: float | None = None
+    annotated_slices: tuple[AnnotatedSlices, ...] = ()
+
+    @property
+    def annotation(self) -> AnnotationSettings:
+        return AnnotationSettings(self.partial, self.partial_rim, self.annotated_slices)
 
     def __post_init__(self) -> None:
+        _ = self.annotation
         if self.patient_pattern is not None:
             check_pattern(self.patient_pattern)
         if self.cache == "":

@@ -313,7 +313,7 @@ def _out_of_fold(folds: Folds, case: Case) -> Pair:
     else:
         with written_aside(target, overwrite=True) as aside:
             shutil.copyfile(files[0], aside)
-    return Pair(case.name, target, case.label, case.images[0], folds.setup.config.data.axes)
+    return Pair(case.name, target, case.label, case.images[0], folds.setup.config.data.axes, case.annotation)
 
 
 def _prediction(run: Path, case: str) -> Path:

@@ -21,6 +21,7 @@ from medunet.data.membranes import border_index, cell_probability
 from medunet.data.pairs import (
     Pair,
     Source,
+    annotation_beside,
     label_folder,
     labels_beside,
     pair_by_stem,
@@ -132,9 +133,10 @@ def evaluate_folders(
     """
     settings = settings or EvaluateSettings()
     folder = label_folder(references)
-    labels = settings.labels or labels_beside(folder if folder.is_dir() else folder.parent)
+    beside = folder if folder.is_dir() else folder.parent
+    labels, annotation = settings.labels or labels_beside(beside), annotation_beside(beside)
     pairs, missing, notes = pair_by_stem(predictions, folder)
-    pairs = [replace(pair, axes=settings.axes) for pair in pairs]
+    pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case)) for pair in pairs]
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
     failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
@@ -267,21 +269,22 @@ def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> byt
         names=table.scored,
         spacing=grid.spacing,
         image=_shown_image(pair, reference.shape),
-        reference=_indices(pair.reference, table, reference),
+        reference=_true_indices(pair, table, reference),
         prediction=_predicted(pair.prediction, table, prediction, evaluation.summary.boundaries is not None),
         unit=grid.unit,
     )
     if evaluation.summary.objects is not None:
-        return _objects_drawn(overlay, prediction.array[0], reference.array[0], table.ignore)
+        return _objects_drawn(overlay, prediction.array[0], reference.array[0])
     if grid.unit == "mm":
         overlay = reoriented(overlay, grid.affine)
     return overlay_picture(overlay, legend=legend)
 
 
-def _objects_drawn(overlay: Overlay, prediction: NDArray[Any], reference: NDArray[Any], ignore: int | None) -> bytes:
+def _objects_drawn(overlay: Overlay, prediction: NDArray[Any], reference: NDArray[Any]) -> bytes:
     """Ids in colours; predictions get their partner's id, those without one an id that no reference has."""
     ids, true = prediction.astype(np.int64), reference.astype(np.int64)
-    unknown = None if ignore is None else true == ignore
+    marked_out = np.asarray(overlay.reference == IGNORE)
+    unknown = marked_out if marked_out.any() else None
     errors = object_errors(ids, true, unknown)
     true = true if unknown is None else np.where(unknown, 0, true)
     free = int(true.max()) + 1
@@ -349,8 +352,8 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
     if tolerance is None:
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)
     predicted = _predicted(pair.prediction, labels, prediction, how.boundaries)
-    true = _indices(pair.reference, labels, reference)
-    ignore = None if labels.ignore is None else IGNORE
+    true = _true_indices(pair, labels, reference)
+    ignore = IGNORE if labels.ignore is not None or (true == IGNORE).any() else None
     scores = score_case(predicted, true, grid.spacing, labels.scored, ignore, tolerance)
     unknown = None if ignore is None else true == ignore
     objects = boundaries = None
@@ -371,6 +374,12 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
         boundaries=boundaries,
     )
     return case, grid.unit
+
+
+def _true_indices(pair: Pair, labels: LabelTable, reference: Volume) -> NDArray[np.uint8]:
+    """The class indices of a reference, IGNORE for what was not annotated."""
+    indices = _indices(pair.reference, labels, reference)
+    return pair.annotation.marked(indices[None], labels, pair.case)[0]
 
 
 def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
@@ -412,6 +421,17 @@ def _has_objects(case: CaseScores) -> bool:
 
 
 def _notes(labels: LabelTable, cases: Sequence[CaseScores], how: EvaluateSettings) -> tuple[str, ...]:
+    return (*_annotated_notes(cases), *_kind_notes(labels, cases, how))
+
+
+def _annotated_notes(cases: Sequence[CaseScores]) -> tuple[str, ...]:
+    known, total = sum(case.annotated for case in cases), sum(case.voxels for case in cases)
+    share = f"{100 * known / total:.3g} %" if total else "nothing"
+    partly = (f"{share} of the references' voxels are annotated; the others were not scored.",)
+    return () if known == total else partly
+
+
+def _kind_notes(labels: LabelTable, cases: Sequence[CaseScores], how: EvaluateSettings) -> tuple[str, ...]:
     if how.boundaries:
         return _boundary_notes(labels, cases)
     if labels.kind != "instances":

@@ -14,7 +14,7 @@ import torch
 
 from medunet import __version__
 from medunet.config import Config, ConfigFile, load_config, parse_config, to_plain
-from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, with_labels
+from medunet.data.catalogue import Case, DataSet, annotated, check_pairs, read_data_set, with_labels
 from medunet.data.fingerprint import take_fingerprint
 from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Normalisation
@@ -204,6 +204,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
         data = read_data_set(request.source)
         say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
         given = parse_config("", "--set", overrides).config
+        data = annotated(data, given.data.annotation)
         budget = Budget.of(None, given.training.minutes, request.device)
         planned = plan_data_set(data, budget, given.data.axes)
         if given.training.init is not None:
@@ -241,7 +242,7 @@ def _data_set(file: ConfigFile) -> DataSet:
         raise ConfigError(
             f"{file.source}: says nothing about where the data are\nadd data.path, or --set data.path=FOLDER"
         )
-    data = read_data_set(Path(file.config.data.path))
+    data = annotated(read_data_set(Path(file.config.data.path)), file.config.data.annotation)
     if not data.labelled:
         raise DataError(f"{data.folder}: no image has a label file of the same name; there is nothing to learn from")
     return data

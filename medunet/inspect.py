@@ -80,6 +80,7 @@ def _inspect_data_set(data: DataSet, axes: str | None) -> Finding:
         "shapes": _counted(case["shape"] for case in readable),
         "spacings": _counted(case["spacing"] for case in readable),
         "voxels per label": _totals(readable, labels),
+        "annotated": _annotated(data, readable),
         "problems": problems,
     }
 
@@ -120,6 +121,24 @@ def _totals(cases: list[Finding], labels: LabelTable | None) -> dict[str, int]:
     if total[IGNORE]:
         names[IGNORE] = "(ignored)"
     return {name: int(total[index]) for index, name in names.items()}
+
+
+def _annotated(data: DataSet, cases: list[Finding]) -> str | None:
+    """The share of the voxels that are, where not all are: by ignore value, partial cases, annotated slices."""
+    counted = [case["voxels"] for case in cases if "voxels" in case]
+    total = np.sum(counted, axis=0) if counted else np.zeros(IGNORE + 1)
+    if not total[IGNORE]:
+        return None
+    share = f"{100 * (1 - total[IGNORE] / total.sum()):.3g} % of the voxels"
+    named = [
+        ", ".join(names)
+        for names in (
+            [f"partial: {case.name}" for case in data.labelled if case.annotation.partial][:4],
+            [f"some slices: {case.name}" for case in data.labelled if case.annotation.slices][:4],
+        )
+        if names
+    ]
+    return "; ".join([share, *named])
 
 
 def as_text(finding: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.cache import find_cache
 from medunet.data.patches import EpochSampler, PatchBatch, PatchDataset, PreparedCase, make_loader
-from medunet.data.prepare import Preparation, prepare_cases, split_inside, teaching_notes
+from medunet.data.prepare import Preparation, annotated_cases, prepare_cases, split_inside, teaching_notes
 from medunet.devices import autocast_type, free_memory, loader_workers
 from medunet.errors import MedunetError
 from medunet.experiment import CONFIG_FILE, Setup, TrainRequest
@@ -68,6 +68,7 @@ def _train(request: TrainRequest, world: World) -> Outcome:
         setup = set_up_processes(request, world, line.say)
         with world.together():
             cases, held = _prepare(setup, scratch, line)
+            cases = annotated_cases(cases, line.say)
             for note in teaching_notes(cases, setup.labels):
                 line.say(note)
             patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medunet.data.annotation import EVERYTHING
 from medunet.data.catalogue import Case, load_image, load_label
 from medunet.data.formats import default_suffix, write_volume
 from medunet.data.labels import IGNORE, LabelTable
@@ -251,7 +252,7 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
         truth = load_label(case, held.labels, volume, held.axes)
         truth[fold_of_voxels(scan.undo, held.inside.count) != held.inside.number] = IGNORE
         reference = volume.with_array(_values(truth, widened(held.labels)))
-    return Pair(case.name, target, reference, case.images[0], held.axes)
+    return Pair(case.name, target, reference, case.images[0], held.axes, EVERYTHING if held.inside else case.annotation)
 
 
 def fold_of_voxels(undo: Undo, folds: int) -> NDArray[np.uint8]:

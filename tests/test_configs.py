@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import medunet
 from medunet.config import load_config
+from medunet.data.augment import Chance, ElasticGrid
 from medunet.experiment import TrainRequest
 from medunet.networks.presets import unet3d2016_settings, unet2015_settings
+from medunet.networks.unet import UNet
 from medunet.train import train_run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.yaml"))
 
-COMMAND = re.compile(r"medunet train (configs/\S+) (.*(?:\\\n.*)*)")
+COMMAND = re.compile(r"medunet train (configs/\S+) (.*)")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,13 @@ SMALL = (
     Small("mri3d", "nichart_brain", "[4, 8, 16]", "[32, 32, 32]"),
     Small("mri3d", "mni152_tissue", "[4, 8]", "[32, 32, 32]", ("preprocess.spacing=[4, 4, 4]",)),
     Small("ct3d", "totalseg_ct", "[4, 8, 16]", "[32, 32, 32]", ("preprocess.spacing=[6, 6, 6]",)),
+    Small(
+        "unet3d2016",
+        "msd_hippocampus",
+        "[4, 4, 8, 8]",
+        "[92, 92, 92]",
+        ("data.annotated_slices=[{axis: z, every: 4}, {axis: x, at: [15]}]",),
+    ),
     Small("unet3d_unpadded", "msd_hippocampus", "[4, 8, 16]", "[60, 60, 60]"),
     Small("cells", "ctc_phc_u373", "[4, 8, 16]", "[64, 64]"),
 )
@@ -74,7 +86,7 @@ def few_cases(source: Path, target: Path, count: int) -> Path:
 
 def test_there_is_an_experiment_for_each_kind_of_data() -> None:
     names = {path.stem for path in ALL}
-    assert names == {"unet2015", "unet2d", "mri3d", "ct3d", "unet3d_unpadded", "cells"}
+    assert names == {"unet2015", "unet2d", "mri3d", "ct3d", "unet3d_unpadded", "unet3d2016", "cells"}
     assert names == {small.config for small in SMALL}
 
 
@@ -90,11 +102,12 @@ def test_the_commands_in_a_config_are_valid(path: Path) -> None:
     """Each names the file it stands in, and its --set values are accepted and give a legal patch."""
     text = path.read_text(encoding="utf-8")
     comments = "\n".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
-    commands = COMMAND.findall(comments)
+    commands = COMMAND.findall(re.sub(r"\\\n\s*", "", comments))
     assert commands
     for name, options in commands:
         assert name == f"configs/{path.name}"
-        config = load_config(path, re.findall(r"--set (\S+)", options)).config
+        words = shlex.split(options)
+        config = load_config(path, [value for key, value in pairwise(words) if key == "--set"]).config
         assert config.data.path == "FOLDER"
         assert config.network.shape.is_legal(config.patches.size)
 
@@ -110,6 +123,24 @@ def test_unet2015_is_the_published_network() -> None:
     assert config.network == unet2015_settings()
     assert config.network.shape.output_size(config.patches.size) == (388, 388)
     assert (config.optimiser.kind, config.optimiser.momentum, config.patches.batch) == ("sgd", 0.99, 1)
+    assert (config.loss.kind, config.augment.elastic_grid) == ("cross_entropy", ElasticGrid(points=3))
+    assert config.augment.elastic == Chance(1, 10, 10)
+    network = UNet(config.network).to("meta").eval()
+    assert sum(p.numel() for p in network.parameters()) == 31_030_658
+    assert network(torch.empty(1, 1, *config.patches.size, device="meta")).shape == (1, 2, 388, 388)
+
+
+def test_unet3d2016_is_the_published_network() -> None:
+    config = load_config(CONFIGS / "unet3d2016.yaml", ["network.in_channels=3", "network.classes=3"]).config
+    assert config.network == unet3d2016_settings()
+    assert config.patches.size == (132, 132, 116) and config.patches.batch == 1
+    assert config.augment.elastic_grid == ElasticGrid(spacing=32, spline="b-spline")
+    assert config.augment.elastic == Chance(1, 4, 4)
+    assert config.training.epochs * config.training.iterations == 70_000
+    network = UNet(config.network).to("meta").eval()
+    norms = sum(p.numel() for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d) for p in m.parameters())
+    assert sum(p.numel() for p in network.parameters()) - norms == 19_069_955, "as the paper counts"
+    assert network(torch.empty(1, 3, *config.patches.size, device="meta")).shape == (1, 3, 44, 44, 28)
 
 
 def test_the_sizes_that_unet3d_unpadded_explains_are_right() -> None:
@@ -119,12 +150,6 @@ def test_the_sizes_that_unet3d_unpadded_explains_are_right() -> None:
     assert shape.decoder_sizes((84, 84, 84)) == ((44,) * 3, (24,) * 3)
     assert shape.output_size(config.patches.size) == (44, 44, 44)
     assert [list(sizes)[:3] for sizes in shape.legal_sizes(0, 60)] == [[44, 48, 52]] * 3
-    published = load_config(
-        CONFIGS / "unet3d_unpadded.yaml",
-        ["network.channels=[64, 128, 256, 512]", "network.in_channels=3", "network.classes=3"],
-    ).config.network
-    assert published == unet3d2016_settings()
-    assert published.shape.output_size((132, 132, 116)) == (44, 44, 28)
 
 
 @pytest.mark.data

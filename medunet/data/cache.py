@@ -121,6 +121,7 @@ def case_key(case: Case, settings: PreprocessSettings, labels: LabelTable, axes:
         "settings": asdict(settings),
         "labels": asdict(labels),
         "axes": axes,
+        "annotation": asdict(case.annotation),
         "made by": makers(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

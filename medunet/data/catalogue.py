@@ -10,12 +10,19 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medunet.data.annotation import (
+    EVERYTHING,
+    NOTHING_SAID,
+    Annotation,
+    AnnotationSettings,
+    declared_annotation,
+)
 from medunet.data.blocks import copy_in_tiles
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume
 from medunet.data.labels import LabelTable, table_from_names, table_from_values, with_regions
@@ -34,11 +41,16 @@ _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 @dataclass(frozen=True)
 class Case:
-    """The files of one case: one image file per channel (or one with a channel axis) and its label file, if any."""
+    """The files of one case: one image file per channel (or one with a channel axis) and its label file, if any.
+
+    Attributes:
+        annotation: what of the label file was annotated; the rest is IGNORE.
+    """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+    annotation: Annotation = EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class DataSet:
     Attributes:
         channels: one name per channel; empty names mean that nothing was declared.
         labels: the label table, None where nothing was declared and nothing was looked at yet.
+        annotation: what `dataset.json` declares of it; the cases know it already.
     """
 
     folder: Path
@@ -55,6 +68,7 @@ class DataSet:
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
     labels: LabelTable | None
+    annotation: AnnotationSettings = NOTHING_SAID
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -84,13 +98,29 @@ def read_data_set(folder: Path) -> DataSet:
             f"{labels}: {len(orphans)} label file(s) without an image of the same name, first: {orphans[0]}\n"
             f"images are named {', '.join(case.name for case in cases[:3])}, …; rename one or the other"
         )
-    return DataSet(
+    found = DataSet(
         folder=folder,
         name=str(declared.get("name") or folder.resolve().name),
         cases=tuple(cases),
         channels=_channel_names(declared),
         labels=_label_table(declared, folder / "dataset.json"),
+        annotation=declared_annotation(declared, str(folder / "dataset.json")),
     )
+    return annotated(found, NOTHING_SAID)
+
+
+def annotated(data: DataSet, settings: AnnotationSettings) -> DataSet:
+    """The data set with cases that know what of them was annotated, by `dataset.json` and by these settings.
+
+    Raises:
+        DataError: the name of a case that there is not.
+    """
+    said = settings.over(data.annotation)
+    try:
+        said.check_names([case.name for case in data.cases])
+    except DataError as error:
+        raise DataError(f"{data.folder}: {error}") from error
+    return replace(data, cases=tuple(replace(case, annotation=said.of(case.name)) for case in data.cases))
 
 
 def _layout(folder: Path) -> tuple[Path, Path]:
@@ -154,6 +184,15 @@ def declared_labels(path: Path) -> LabelTable | None:
         DataError: the file is no JSON object, or its labels cannot be used.
     """
     return _label_table(_read_declaration(path), path)
+
+
+def declared_annotations(path: Path) -> AnnotationSettings:
+    """What a `dataset.json` says of the annotation; nothing where it is missing.
+
+    Raises:
+        DataError: the file is no JSON object, or what it says cannot be used.
+    """
+    return declared_annotation(_read_declaration(path), str(path))
 
 
 def _read_declaration(path: Path) -> dict[str, Any]:
@@ -283,8 +322,12 @@ def _joined(arrays: Sequence[np.ndarray], scratch: Scratch) -> np.ndarray:
 
 
 def load_label(case: Case, table: LabelTable, image: Volume, axes: str | None = None) -> np.ndarray:
-    """The label map of a case as class indices `(1, *spatial)` uint8, checked against the image's grid."""
-    return table.to_indices(load_label_values(case, image, axes), str(case.label))
+    """The label map of a case as class indices `(1, *spatial)` uint8, checked against the image's grid.
+
+    What was not annotated is IGNORE.
+    """
+    indices = table.to_indices(load_label_values(case, image, axes), str(case.label))
+    return case.annotation.marked(indices, table, case.name)
 
 
 def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.ndarray:

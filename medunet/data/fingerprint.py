@@ -164,7 +164,7 @@ def take_fingerprint(
     for case in cases:
         image = load_image(case, axes)
         values = load_label_values(case, image, axes)
-        label = labels.to_indices(values, str(case.label))
+        label = case.annotation.marked(labels.to_indices(values, str(case.label)), labels, case.name)
         facts.append(replace(_facts(case, image, label, labels.classes), objects=_objects(values, label, labels)))
         samples.append(_foreground_samples(image, label, labels))
         step(case.name)
@@ -214,7 +214,8 @@ def _facts(case: Case, image: Volume, label: NDArray[np.uint8], classes: int) ->
 def _objects(values: NDArray, label: NDArray[np.uint8], labels: LabelTable) -> tuple[Objects, ...]:
     """Per class index. Of the background nothing is measured: it is one part nearly everywhere."""
     if labels.kind == "instances":
-        return Objects(0, 0, 0), instance_objects(np.rint(values[0]).astype(np.int64), labels.ignore)
+        ids = np.where(label[0] == IGNORE, 0, np.rint(values[0]).astype(np.int64))
+        return Objects(0, 0, 0), instance_objects(ids, labels.ignore)
     nothing = (Objects(0, 0, 0),) * (labels.classes - len(labels.foreground))
     return (*nothing, *connected_parts(label[0], labels.foreground))
 

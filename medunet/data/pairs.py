@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunet.data.catalogue import GRID_TOLERANCE, by_stem, declared_labels, group_cases, scan_files
+from medunet.data.annotation import EVERYTHING, Annotation, AnnotationSettings
+from medunet.data.catalogue import (
+    GRID_TOLERANCE,
+    by_stem,
+    declared_annotations,
+    declared_labels,
+    group_cases,
+    scan_files,
+)
 from medunet.data.formats import case_stem, read_volume
 from medunet.data.labels import LabelTable
 from medunet.data.volume import MILLIMETRES, Volume
@@ -20,13 +28,18 @@ _LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "image
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and its reference, as files or volumes; the image is only for pictures."""
+    """A prediction and its reference, as files or volumes; the image is only for pictures.
+
+    Attributes:
+        annotation: what of the reference was annotated; the rest is not scored.
+    """
 
     case: str
     prediction: Source
     reference: Source
     image: Source | None = None
     axes: str | None = None
+    annotation: Annotation = EVERYTHING
 
 
 def label_folder(references: Path) -> Path:
@@ -38,10 +51,19 @@ def label_folder(references: Path) -> Path:
 
 def labels_beside(folder: Path) -> LabelTable | None:
     """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
-    for place in (folder, folder.resolve().parent):
-        if (place / "dataset.json").is_file():
-            return declared_labels(place / "dataset.json")
-    return None
+    declaration = _beside(folder)
+    return None if declaration is None else declared_labels(declaration)
+
+
+def annotation_beside(folder: Path) -> AnnotationSettings:
+    """What the same `dataset.json` says of how much was annotated."""
+    declaration = _beside(folder)
+    return AnnotationSettings() if declaration is None else declared_annotations(declaration)
+
+
+def _beside(folder: Path) -> Path | None:
+    places = (place / "dataset.json" for place in (folder, folder.resolve().parent))
+    return next((path for path in places if path.is_file()), None)
 
 
 def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[str], tuple[str, ...]]:

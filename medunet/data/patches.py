@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box, read_box
 
 _PLACE, _ORDER = 11, 12  # streams of a draw; those of the augmentation are below 10
+_TRIES = 8
+"""Places that are looked at for an annotated voxel before one is taken around such a voxel."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ class PreparedCase:
                 f"{self.name}: image {self.image.shape} and label {self.label.shape} do not fit; "
                 "expected (channel, …) and (1, …) with equal, not empty spatial shapes"
             )
+
+    @cached_property
+    def annotated(self) -> NDArray[np.int32] | None:
+        """Some voxels that are not IGNORE, ``(n, dimensions)`` in array order; None where that are all.
+
+        They are a random choice of at most 10,000, found when they are first asked for.
+        """
+        known = self.label[0] != IGNORE
+        if known.all():
+            return None
+        return find_foreground(known[None].view(np.uint8), [1]).get(1, np.empty((0, known.ndim), np.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +194,9 @@ class PatchDataset(Dataset[PatchBatch]):
 
     Cases take turns: each round of as many patches as there are cases visits every case once, in a random order.
     With probability `oversample` a patch contains a voxel of a random class of its case, somewhere in the patch's
-    middle half; all other patches lie anywhere. Patches stay within the scan where it is large enough, and centre it
+    middle half; all other patches lie anywhere. What the network answers for holds at least one annotated voxel before
+    it is augmented (a rotation may turn one that lies in a corner out), if the case has any. Patches stay within the
+    scan where it is large enough, and centre it
     where it is not. What lies outside is IGNORE in the label; in the image it is 0 for padded networks, as their own
     padding is, and mirrored for unpadded ones, as in overlap-tile inference (Ronneberger et al. 2015).
 
@@ -281,13 +296,30 @@ class _Frame:
         """Where the output's first voxel lies."""
         present = sorted(c for c, voxels in case.foreground.items() if len(voxels))
         if random.random() >= oversample or not present:
-            wish = np.array([random.integers(0, max(n - m, 0) + 1) for n, m in self._axes(case)])
-        else:
-            voxels = case.foreground[present[random.integers(len(present))]]
-            voxel = voxels[random.integers(len(voxels))]
-            # Somewhere in the middle half: a fixed place would teach the network where to expect the foreground.
-            within = [random.integers(n // 4, n - n // 4) for n in self.output]
-            wish = voxel - np.array(within)
+            return self._anywhere(case, random)
+        return self._around(case, case.foreground[present[random.integers(len(present))]], random)
+
+    def _anywhere(self, case: PreparedCase, random: np.random.Generator) -> tuple[int, ...]:
+        """Any place is as likely as any other, if it shows something annotated."""
+        annotated, label = case.annotated, case.label[0]
+        for _ in range(_TRIES):
+            start = self._within(case, [int(random.integers(0, max(n - m, 0) + 1)) for n, m in self._axes(case)])
+            if annotated is None or not len(annotated):
+                return start
+            # Outside of the scan lies nothing, and negative starts would count from its end.
+            seen = Box.of_shape(self.output, start).intersection(Box.of_shape(label.shape))
+            if (label[seen.slices] != IGNORE).any():
+                return start
+        assert annotated is not None, "a fully annotated case shows something annotated anywhere"
+        return self._around(case, annotated, random)
+
+    def _around(self, case: PreparedCase, voxels: NDArray[np.int32], random: np.random.Generator) -> tuple[int, ...]:
+        """A place that shows one of these voxels."""
+        voxel = voxels[random.integers(len(voxels))]
+        # Somewhere in the middle half: a fixed place would teach the network where to expect the foreground.
+        return self._within(case, voxel - np.array([random.integers(n // 4, n - n // 4) for n in self.output]))
+
+    def _within(self, case: PreparedCase, wish: Sequence[int] | NDArray[Any]) -> tuple[int, ...]:
         return tuple(_start(int(w), n, m) for w, (n, m) in zip(wish, self._axes(case), strict=True))
 
     def read(

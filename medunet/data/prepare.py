@@ -109,6 +109,24 @@ def teaching_notes(cases: Sequence[PreparedCase], labels: LabelTable) -> list[st
     return notes
 
 
+def annotated_cases(cases: Sequence[PreparedCase], say: Say = lambda _: None) -> list[PreparedCase]:
+    """The training cases that have an annotated voxel; the others are named, and left out.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = [case for case in cases if case.annotated is None or len(case.annotated)]
+    names = [case.name for case in cases if case not in kept]
+    if not kept:
+        raise DataError(
+            f"no voxel of the {len(cases)} training case(s) is annotated: {_few(names)}\n"
+            "look at the ignore value, data.partial and data.annotated_slices"
+        )
+    if names:
+        say(f"NOTE: nothing is annotated in {_few(names)}: left out of the training")
+    return kept
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join([*names[:8], f"… ({len(names)} in all)"] if len(names) > 8 else names)
 

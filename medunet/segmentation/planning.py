@@ -38,6 +38,8 @@ class PredictSettings:
         memory: bytes that computing may use, above the loaded models.
         precision: `fp32`, `bf16`, or `auto`: bf16 where it is faster here.
         tta: average over mirrored versions of the scan, along the axes that were mirrored in training.
+        rotations: average over the scan turned by right angles in its slices' plane, and over their mirror images
+            where training mirrored along an axis of that plane: 8 versions, or 4.
         engine: `openvino` makes one pass over scans that fit the memory so, and streams the others.
         postprocess: whether finished label maps get the post-processing that the models' cross-validation chose.
     """
@@ -48,6 +50,7 @@ class PredictSettings:
     tta: bool = False
     engine: Literal["torch", "openvino"] = "torch"
     postprocess: bool = True
+    rotations: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Planner:
         itemsize: bytes of a number in the precision that is used.
         opinions: models times mirror images.
         engine: see `PredictSettings`.
+        exchanged: whether some opinions see two axes exchanged.
     """
 
     models: tuple[Model, ...]
@@ -164,6 +168,7 @@ class Planner:
     itemsize: int
     opinions: int
     engine: Literal["torch", "openvino"] = "torch"
+    exchanged: bool = False
 
     def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
         """Decide how a scan is segmented within the memory.
@@ -189,7 +194,8 @@ class Planner:
         beside = 4 * (scores + 4 * network.in_channels)
         interpolating = INTERPOLATING if resampled else 0
         # a network that sees the scan mirrored along the streamed axis has mirrored kernels
-        networks = len(self.models) * (2 if self.opinions > len(self.models) else 1)
+        # (and one that sees two axes exchanged may be streamed along the other one, too)
+        networks = len(self.models) * (2 if self.opinions > len(self.models) else 1) * (2 if self.exchanged else 1)
         budget = Budget(self.memory - interpolating, self.itemsize, self.opinions, networks, beside)
         axes = tuple(range(len(shape)))
         stream = plan_stream(network, shape, budget, axes if slowest is None else (slowest,))

@@ -239,7 +239,7 @@ def _measure(
         report(f"post-processing, case {number}/{len(pairs)} {pair.case}")
         prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
         predicted = labels.to_indices(prediction.array, pair.case)
-        true = labels.to_indices(reference.array, pair.case)
+        true = pair.annotation.marked(labels.to_indices(reference.array, pair.case), labels, pair.case)
         if not steps and not candidates:
             _note_sizes(tally, prediction, reference, true, labels)
         postprocess(predicted, prediction, indexed, steps)

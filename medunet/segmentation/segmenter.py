@@ -19,7 +19,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import identity_orientation
 from medunet.geometry.tiles import plan_tiles
-from medunet.inference.average import averaged, mirrorings, probabilities
+from medunet.inference.average import averaged, probabilities
 from medunet.inference.compiled import CompiledPass
 from medunet.inference.exact import tile_rows
 from medunet.inference.execution import Execution, Image, ImageSlice, Progress, Slab
@@ -27,8 +27,10 @@ from medunet.inference.method import Method, choose_method
 from medunet.inference.patchwise import Order
 from medunet.inference.sliding import blended_rows
 from medunet.inference.stream import Passage, Streamer
+from medunet.inference.turns import Turn
 from medunet.model import Model, ModelCard
 from medunet.networks.unet import UNet
+from medunet.segmentation.opinions import turns_of
 from medunet.segmentation.planning import Planner, PredictSettings, Scan, ScanPlan, parts_of
 
 Sink = Callable[[Box, NDArray[np.uint8], Sequence[NDArray[np.float32]]], None]
@@ -52,6 +54,7 @@ class Segmenter:
         device = next(models[0].network.parameters()).device
         self.execution = Execution(str(device), autocast_type(self.settings.precision, device) or torch.float32)
         self._methods = [_method(model, self.settings.method) for model in models]
+        self._turns = turns_of(models, self.settings)
         self._streamers: dict[tuple[int, int], Streamer] = {}
         self._compiled: dict[int, CompiledPass] = {}
         if self.settings.engine == "openvino":
@@ -119,15 +122,9 @@ class Segmenter:
     def planner(self) -> Planner:
         itemsize = self.execution.dtype.itemsize
         settings = self.settings
-        return Planner(self.models, self.method, settings.memory, itemsize, self._opinions, settings.engine)
-
-    @property
-    def _opinions(self) -> int:
-        return len(self.models) * len(self._mirrorings)
-
-    @property
-    def _mirrorings(self) -> list[tuple[int, ...]]:
-        return mirrorings(self.card.mirror_axes if self.settings.tta else ())
+        opinions = len(self.models) * len(self._turns)
+        how = settings.memory, itemsize, opinions, settings.engine, settings.rotations
+        return Planner(self.models, self.method, *how)
 
     def segment(
         self, scan: Scan, plan: ScanPlan, sink: Sink, scores: bool = False, report: Progress | None = None
@@ -179,9 +176,10 @@ class Segmenter:
 
     def _mean(self, views: Sequence[Image], plan: ScanPlan, part: Part, report: Progress | None) -> Iterator[Slab]:
         opinions = [
-            self._opinion(number, views[number], plan, part, mirror, report if number == 0 and not mirror else None)
+            turn.back(self._opinion(number, turn.view(views[number]), plan, part, turn, progress))
             for number in range(len(self.models))
-            for mirror in self._mirrorings
+            for turn in self._turns
+            for progress in [report if number == 0 and turn.plain else None]
         ]
         return opinions[0] if len(opinions) == 1 else averaged(opinions, part.axis, self.decision.activate)
 
@@ -191,22 +189,21 @@ class Segmenter:
         view: Image,
         plan: ScanPlan,
         part: Part,
-        mirror: tuple[int, ...],
+        turn: Turn,
         report: Progress | None,
     ) -> Iterator[Slab]:
-        """Logits of one model for a mirror image, along the part's axis."""
-        model = self.models[number]
-        if plan.stream and plan.compiled:
-            passage = Passage(mirror, part.scores)
-            return _reported(self._compiled[number].run(view, plan.stream.slab, part.axis, passage), report)
+        """Logits of one model for a turned scan, of which `view` has the axes exchanged, along the part's axis."""
+        model, axis = self.models[number], turn.axis(part.axis)
         if plan.stream:
-            streamer = self._streamer(number, part.axis)
-            return streamer.run(view, plan.stream.slab, report, Passage(mirror, part.scores))
-        order = Order(part.axis, mirror)
+            passage = Passage(turn.mirror, turn.box(part.scores))
+            if plan.compiled:
+                return _reported(self._compiled[number].run(view, plan.stream.slab, axis, passage), report)
+            return self._streamer(number, axis).run(view, plan.stream.slab, report, passage)
+        order = Order(axis, turn.mirror)
         if plan.windows:
             return blended_rows(model.network, view, plan.windows, self.execution, order, report)
         assert plan.tile is not None, "planned for tiles"
-        tiles = plan_tiles(tuple(view.shape[1:]), plan.tile, model.card.network.shape)
+        tiles = plan_tiles(tuple(view.shape[1:]), turn.lengths(plan.tile), model.card.network.shape)
         return tile_rows(model.network, view, tiles, self.execution, order, report)
 
     def _streamer(self, number: int, axis: int) -> Streamer:

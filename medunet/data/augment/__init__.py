@@ -6,6 +6,6 @@ and mirrored, so there is no interpolation mode that somebody could forget to se
 """
 
 from medunet.data.augment.augmentation import Augmentation
-from medunet.data.augment.settings import AugmentSettings, Chance, Draw
+from medunet.data.augment.settings import AugmentSettings, Chance, Draw, ElasticGrid
 
-__all__ = ["AugmentSettings", "Augmentation", "Chance", "Draw"]
+__all__ = ["AugmentSettings", "Augmentation", "Chance", "Draw", "ElasticGrid"]

@@ -51,8 +51,10 @@ class Augmentation:
         """Refuse sizes of patches whose axes cannot be exchanged by quarter turns without moving by half a voxel.
 
         Raises:
-            ConfigError: quarter turns are asked for, and two axes differ by an odd number of voxels.
+            ConfigError: quarter turns are asked for, and two axes differ by an odd number of voxels; or the elastic
+                grid is too fine for its vectors.
         """
+        self._settings.check_elastic(size)
         turned = [n for axis, n in enumerate(size) if axis != self._settings.coarse_axis]
         if self._settings.quarter_turns and len({n % 2 for n in turned}) > 1:
             raise ConfigError(

@@ -13,8 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunet.data.augment.sampling import SLACK, Look, along_axes, blur_matrix, linear_matrix, resample
-from medunet.data.augment.settings import AugmentSettings
+from medunet.data.augment.sampling import (
+    SLACK,
+    Look,
+    along_axes,
+    blur_matrix,
+    linear_matrix,
+    resample,
+    spline_matrix,
+)
+from medunet.data.augment.settings import AugmentSettings, ElasticGrid
 from medunet.data.labels import IGNORE
 
 _LATTICE_CELLS_PER_SIGMA = 2
@@ -30,7 +38,7 @@ class Move:
         flipped: for each axis of the output whether it runs backwards.
         matrix: from offsets from the centre of the reordered output to offsets from the input's centre, in voxels;
             None where voxels stay whole.
-        amplitude: root-mean-square elastic displacement, in voxels.
+        amplitude: of the elastic displacement, in voxels: its root mean square, or that of a grid's vectors.
     """
 
     order: tuple[int, ...]
@@ -58,7 +66,7 @@ class Move:
             image: ``(channel, *spatial)`` float.
             label: ``(1, *spatial)``.
             size: of the output.
-            field: displacement of root mean square 1, ``(axis, *size)``; None where `amplitude` is 0.
+            field: displacement for an amplitude of 1, ``(axis, *size)``; None where `amplitude` is 0.
         """
         extents = self._extents(size)
         if self.matrix is None:
@@ -111,22 +119,50 @@ def draw_move(settings: AugmentSettings, dimensions: int, random: np.random.Gene
 
 
 def draw_field(settings: AugmentSettings, random: np.random.Generator, size: tuple[int, ...]) -> Tensor:
-    """Gaussian-smoothed noise of unit variance, ``(axis, *size)``; 0 along the coarse axis.
+    """A random displacement, ``(axis, *size)``; 0 along the coarse axis.
+
+    Gaussian-smoothed noise of unit variance, or vectors of unit variance on a coarse grid with a spline between them.
+    """
+    grid = settings.elastic_grid
+    field = _smoothed_noise(settings.elastic_sigma, random, size) if grid is None else _splined(grid, random, size)
+    if settings.coarse_axis is not None:
+        field[settings.coarse_axis] = 0
+    return field
+
+
+def _splined(grid: ElasticGrid, random: np.random.Generator, size: tuple[int, ...]) -> Tensor:
+    places = [_grid_places(grid, n) for n in size]
+    vectors = random.standard_normal((len(size), *(count for count, _ in places)), dtype=np.float32)
+    matrices = [spline_matrix(count, where, grid.spline == "cubic") for count, where in places]
+    return along_axes(torch.from_numpy(vectors), matrices)
+
+
+def _grid_places(grid: ElasticGrid, length: int) -> tuple[int, NDArray[np.float64]]:
+    """How many vectors lie along an axis, and where among them each voxel does.
+
+    With a given spacing one vector more at each side keeps the ends of a patch from being smoother than its middle.
+    """
+    if grid.points is not None:
+        return grid.points, np.linspace(0, grid.points - 1, length)
+    assert grid.spacing is not None
+    places = 1 + np.arange(length) / grid.spacing
+    return math.ceil(places[-1]) + 2, places
+
+
+def _smoothed_noise(sigma: float, random: np.random.Generator, size: tuple[int, ...]) -> Tensor:
+    """Gaussian-smoothed noise of unit variance.
 
     Smoothed on a lattice of `_LATTICE_CELLS_PER_SIGMA` cells, then enlarged linearly, both by one matrix per axis.
     """
     cells, radius = _LATTICE_CELLS_PER_SIGMA, 3 * _LATTICE_CELLS_PER_SIGMA
-    lattice = [math.ceil((n - 1) * cells / settings.elastic_sigma) + 1 for n in size]
+    lattice = [math.ceil((n - 1) * cells / sigma) + 1 for n in size]
     noise = random.standard_normal((len(size), *(n + 2 * radius for n in lattice)), dtype=np.float32)
     matrices = []
     for n, knots in zip(size, lattice, strict=True):
         smooth = blur_matrix(knots + 2 * radius, cells)[radius : radius + knots]
         smooth /= np.linalg.norm(smooth, axis=1, keepdims=True)
         matrices.append(linear_matrix(knots, np.linspace(0, knots - 1, n)) @ smooth)
-    field = along_axes(torch.from_numpy(noise), matrices)
-    if settings.coarse_axis is not None:
-        field[settings.coarse_axis] = 0
-    return field
+    return along_axes(torch.from_numpy(noise), matrices)
 
 
 def _orientation(

@@ -225,6 +225,31 @@ def blur_matrix(length: int, sigma: float) -> NDArray[np.float64]:
     return matrix
 
 
+def spline_matrix(length: int, positions: NDArray[np.float64], through: bool) -> NDArray[np.float64]:
+    """Cubic B-spline over an axis of `length` at these positions, mirrored at both ends (whose values are not doubled).
+
+    Args:
+        through: interpolate, so that the spline passes through the values; else they are its coefficients.
+    """
+    basis = _b_spline_basis(length, positions)
+    if not through:
+        return basis
+    product: NDArray[np.float64] = basis @ np.linalg.inv(_b_spline_basis(length, np.arange(length, dtype=np.float64)))
+    return product
+
+
+def _b_spline_basis(length: int, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    matrix, here = np.zeros((len(positions), length)), np.arange(len(positions))
+    first = np.floor(positions).astype(int) - 1
+    period = max(2 * (length - 1), 1)
+    for knot in range(4):
+        away = np.abs(positions - (first + knot))
+        weight = np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.clip(2 - away, 0, None) ** 3 / 6)
+        place = (first + knot) % period
+        np.add.at(matrix, (here, np.minimum(place, period - place)), weight)
+    return matrix
+
+
 def shrink_matrix(length: int, fewer: int) -> NDArray[np.float64]:
     """Mean over `fewer` bins that cover the axis, as `interpolate(mode="area")` has it: bins are whole voxels."""
     matrix = np.zeros((fewer, length))

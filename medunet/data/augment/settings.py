@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,43 @@ class Chance:
 
 
 @dataclass(frozen=True)
+class ElasticGrid:
+    """A coarse grid of random vectors, between which every voxel's displacement is interpolated, as in the papers.
+
+    Attributes:
+        points: per axis, the outermost ones at the patch's ends; 3 in Ronneberger et al. 2015.
+        spacing: voxels from one vector to the next; 32 in Çiçek et al. 2016. One of both is given.
+        spline: `cubic` passes through the vectors ("bicubic" in 2015); `b-spline` takes them as its coefficients
+            (2016), which smoothes them: in two dimensions displacements come to about half, in three to a third of
+            the vectors' length.
+
+    Raises:
+        ConfigError: both or none of points and spacing are given, or too few of them.
+    """
+
+    points: int | None = None
+    spacing: float | None = None
+    spline: Literal["cubic", "b-spline"] = "cubic"
+
+    def __post_init__(self) -> None:
+        if (self.points is None) == (self.spacing is None):
+            raise ConfigError("augment.elastic_grid needs either points or spacing, as in {points: 3} or {spacing: 32}")
+        if self.points is not None and self.points < 2:
+            raise ConfigError(f"augment.elastic_grid.points must be at least 2 per axis, found {self.points}")
+        if self.spacing is not None and not 1 <= self.spacing < math.inf:
+            raise ConfigError(f"augment.elastic_grid.spacing must be at least 1 voxel, found {self.spacing}")
+        if self.spline not in ("cubic", "b-spline"):
+            raise ConfigError(f"augment.elastic_grid.spline must be cubic or b-spline, found {self.spline!r}")
+
+    def apart(self, size: Sequence[int]) -> float:
+        """The shortest distance of two neighbouring vectors in a patch, in voxels; infinite without any axis."""
+        if self.spacing is not None:
+            return self.spacing
+        assert self.points is not None
+        return min(((n - 1) / (self.points - 1) for n in size), default=math.inf)
+
+
+@dataclass(frozen=True)
 class AugmentSettings:
     """Which changes a training patch may undergo. Intensities are thought of as normalised, about unit variance.
 
@@ -78,8 +117,10 @@ class AugmentSettings:
         scaling_per_axis: a factor of its own for each axis, so that proportions change, too.
         quarter_turns: probability of a turn by 90, 180 or 270 degrees in the plane of two random axes, without any
             interpolation; for pictures and scans without a preferred direction, as in microscopy.
-        elastic: root-mean-square displacement per axis in voxels.
+        elastic: root-mean-square displacement per axis in voxels; with `elastic_grid` the standard deviation of each
+            vector's components.
         elastic_sigma: smoothness of the displacement in voxels (Gaussian).
+        elastic_grid: random vectors on a coarse grid in place of smoothed noise.
         coarse_axis: the axis of thick slices, which turns, rotation, scaling and elastic displacement leave alone.
         noise: standard deviation of added Gaussian noise; its range starts at 0.
         blur: standard deviation of a Gaussian in voxels, drawn for each axis.
@@ -102,6 +143,7 @@ class AugmentSettings:
     quarter_turns: float = 0
     elastic: Chance = Chance(0, 0, 3)
     elastic_sigma: float = 8
+    elastic_grid: ElasticGrid | None = None
     coarse_axis: int | None = None
     noise: Chance = Chance(0.15, 0, 0.2)
     blur: Chance = Chance(0.1, 0.5, 1)
@@ -127,7 +169,25 @@ class AugmentSettings:
         self._require("low_resolution", self.low_resolution.high <= 1, "it shrinks, so at most 1")
         self._require("rotation", max(-self.rotation.low, self.rotation.high) <= 180, "degrees lie within -180 to 180")
         # Beyond half a sigma the displacement's slope often passes -1, where the image folds over itself.
-        self._require("elastic", self.elastic.high <= self.elastic_sigma / 2, "at most half of elastic_sigma")
+        if self.elastic_grid is None:
+            self._require("elastic", self.elastic.high <= self.elastic_sigma / 2, "at most half of elastic_sigma")
+
+    def check_elastic(self, size: Sequence[int]) -> None:
+        """Refuse vectors that are so long for their distance in a patch that it often folds over itself.
+
+        Raises:
+            ConfigError: they are longer than a quarter of it, from where on a slope of -1, at which a patch folds, lies
+                within two standard deviations.
+        """
+        if self.elastic_grid is None or not self.elastic.probability:
+            return
+        apart = self.elastic_grid.apart([n for axis, n in enumerate(size) if axis != self.coarse_axis])
+        if self.elastic.high > apart / 4:
+            raise ConfigError(
+                f"augment.elastic of up to {self.elastic.high:g} voxels folds patches of {tuple(size)} over "
+                f"themselves: the vectors of augment.elastic_grid are {apart:g} voxels apart\n"
+                f"set augment.elastic.high to at most {apart / 4:g}, or take a coarser grid or larger patches"
+            )
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
