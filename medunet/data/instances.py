@@ -8,7 +8,10 @@ regions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medunet.data.labels import LabelTable
 from medunet.data.regions import Region
@@ -65,3 +68,7 @@ class InstanceSettings:
         )
         rings = (background, f"{name}_rim", *names[1:])
         return LabelTable(rings, tuple(range(count + 1)), labels.ignore, "classes", regions)
+
+    def mask(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Where there is an object, of indices of learned classes, any shape: rims, edges and cores belong to it."""
+        return indices > 0

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunet.data.decision import Decision, decision_of
+from medunet.data.labels import LabelTable
 from medunet.data.preprocess import ScanView, Undo
 from medunet.data.restore import Part, restored
 from medunet.data.volume import Volume
@@ -62,6 +63,22 @@ class Segmenter:
     @property
     def card(self) -> ModelCard:
         return self.models[0].card
+
+    @property
+    def written(self) -> LabelTable:
+        """The labels of outputs: what was learned, but background and object where objects' rims or cores were."""
+        labels, instances = self.card.labels, self.card.instances
+        if instances is None or labels.kind == "instances":
+            return labels
+        name = labels.regions[0].name if labels.regions else labels.names[1]
+        return LabelTable((labels.names[0], name), (0, 1), labels.ignore, "instances")
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The value that outputs have for each class that was learned."""
+        indices = np.arange(self.card.labels.classes)
+        folded = indices if self.card.instances is None else self.card.instances.mask(indices).astype(np.uint8)
+        return self.written.to_values(folded)
 
     @property
     def decision(self) -> Decision:
