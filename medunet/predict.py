@@ -142,13 +142,14 @@ def segment_objects(
     """
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
-    relief = relief_of(segmenter.models)
+    rule = rule or ObjectRule()
+    relief = relief_of(segmenter.models, rule)
     scan = segmenter.open(given, stored=not isinstance(volume, Volume))
     terrain = Terrain.blank(relief, scan.undo, given.shape, np.empty)
     segmenter.segment(scan, segmenter.plan(scan), terrain.put, terrain.needs_scores)
     grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     work = Workspace(np.empty, segmenter.settings.memory)
-    ids = find_objects_of(terrain, rule or ObjectRule(), grid.spacing, work).ids
+    ids = find_objects_of(terrain, rule, grid.spacing, work).ids
     return given.with_array(ids) if isinstance(volume, Volume) else ids
 
 
@@ -193,7 +194,7 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     segmenter = Segmenter(models, settings)
     if request.verify:
         require_verifiable(segmenter)
-    relief = relief_of(models) if request.objects else None
+    relief = relief_of(models, request.objects) if request.objects else None
     steps = () if relief else _post_steps(segmenter)
     bar, summary = ProgressLine("predict"), Summary()
     work = _Work(segmenter, relief, steps, request, Scratch(existing_folder(request.output)), bar)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.labels import LabelTable
+from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.regions import Region
 from medunet.errors import ConfigError
 
@@ -69,6 +69,6 @@ class InstanceSettings:
         rings = (background, f"{name}_rim", *names[1:])
         return LabelTable(rings, tuple(range(count + 1)), labels.ignore, "classes", regions)
 
-    def mask(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Where there is an object, of indices of learned classes, any shape: rims, edges and cores belong to it."""
-        return indices > 0
+    def mask(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """The mask of all objects together, 1 inside, from the classes that are learned; IGNORE stays."""
+        return np.where(indices == IGNORE, IGNORE, indices > 0).astype(np.uint8)

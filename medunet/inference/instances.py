@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from medunet.errors import ConfigError
 
-FLOOD_BYTES = 96
-"""Memory that cutting a component takes for each voxel of its box; 80 to 90 was measured where all of it is seed."""
+LEVELS_BYTES, DISTANCE_BYTES = 96, 128
+"""Memory that cutting a component takes for each voxel of its box, by `cut_by_levels` and `cut_by_distance`; measured
+were up to 89 and 117 bytes where the component fills its box."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def holes_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def without_gaps(ids: NDArray[Any], reach: int) -> NDArray[Any]:
-    """Objects grown towards each other where a gap of at most `2 * reach` voxels lies between them.
+    """Objects grown until they touch, where a gap of at most `2 * reach` voxels lies between them.
+
+    This gives back what training took from objects that touch: voxels with another object within `reach`.
 
     Args:
         ids: `(*spatial)`, 0 is background.
@@ -113,22 +116,29 @@ def without_gaps(ids: NDArray[Any], reach: int) -> NDArray[Any]:
 
     Returns:
         A new array. A voxel between two objects goes to the nearer one, in a tie to the one that comes first in C
-        order; background that has one object only within `2 * reach` voxels stays background.
+        order.
     """
-    from scipy.ndimage import maximum_filter, minimum_filter
+    from scipy.ndimage import maximum_filter
 
-    window, none = 4 * reach + 1, np.iinfo(ids.dtype).max
-    highest = maximum_filter(ids, window, mode="constant", cval=0)
-    lowest = minimum_filter(np.where(ids == 0, none, ids), window, mode="constant", cval=none)
-    between = np.nonzero((ids == 0) & (highest > 0) & (lowest < highest))
+    around = np.nonzero((ids == 0) & (maximum_filter(ids, 2 * reach + 1, mode="constant", cval=0) > 0))
     padded = np.pad(ids, reach)
-    given = np.zeros(len(between[0]), dtype=ids.dtype)
+    given = np.zeros(len(around[0]), dtype=ids.dtype)
     for offset in _near_first(ids.ndim, reach):
-        there = padded[tuple(place + reach + step for place, step in zip(between, offset, strict=True))]
+        there = padded[tuple(place + reach + step for place, step in zip(around, offset, strict=True))]
         given = np.where(given == 0, there, given)
     grown = ids.copy()
-    grown[between] = given
-    return grown
+    grown[around] = given
+    return np.where((ids == 0) & ~_touching(grown, reach), 0, grown)
+
+
+def _touching(ids: NDArray[Any], reach: int) -> NDArray[np.bool_]:
+    """Voxels of objects that have another object within so many voxels."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    window, none = 2 * reach + 1, np.iinfo(ids.dtype).max
+    highest = maximum_filter(ids, window, mode="constant", cval=0)
+    lowest = minimum_filter(np.where(ids == 0, none, ids), window, mode="constant", cval=none)
+    return (ids > 0) & (lowest < highest)
 
 
 def _near_first(ndim: int, reach: int) -> list[tuple[int, ...]]:

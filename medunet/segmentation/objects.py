@@ -25,7 +25,8 @@ from medunet.data.scratch import release
 from medunet.errors import ConfigError, MedunetError
 from medunet.geometry.boxes import Box
 from medunet.inference.instances import (
-    FLOOD_BYTES,
+    DISTANCE_BYTES,
+    LEVELS_BYTES,
     ObjectRule,
     connected,
     cut_by_distance,
@@ -57,12 +58,23 @@ class Relief:
     reach: int = 0
 
 
-def relief_of(models: Sequence[Model]) -> Relief:
+def relief_of(models: Sequence[Model], rule: ObjectRule) -> Relief:
     """How the models' objects are found.
 
     Raises:
-        ConfigError: models of several kinds of objects, or that learned objects in different ways.
+        ConfigError: models of several kinds of objects, or that learned objects in different ways; or a rule that is
+            not for them.
     """
+    relief = _relief(models)
+    if relief.weights is not None and rule.split is not None:
+        raise ConfigError(
+            f"--split {rule.split:g}: this model learned where objects end (instances.target: "
+            f"{_target(models[0].card.instances)}), and they are told apart by that; leave --split out"
+        )
+    return relief
+
+
+def _relief(models: Sequence[Model]) -> Relief:
     first = models[0].card
     for other in models[1:]:
         if _target(other.card.instances) != _target(first.instances):
@@ -250,6 +262,7 @@ class _ByLevels:
 
     levels: NDArray[np.uint8]
     elevation: NDArray[np.float32]
+    bytes = LEVELS_BYTES
 
     def __call__(self, inside: NDArray[np.bool_], box: _Slices) -> tuple[NDArray[np.int32], int]:
         return cut_by_levels(np.where(inside, self.levels[box], 0).astype(np.uint8), self.elevation[box])
@@ -265,6 +278,7 @@ class _ByDistance:
 
     depth: float
     spacing: Sequence[float]
+    bytes = DISTANCE_BYTES
 
     def __call__(self, inside: NDArray[np.bool_], box: _Slices) -> tuple[NDArray[np.int32], int]:
         return cut_by_distance(inside, self.depth, self.spacing)
@@ -279,7 +293,7 @@ def _cut_all(ids: NDArray[Any], boxes: list[_Slices], cut: _ByLevels | _ByDistan
     for number in range(1, len(boxes) + 1):
         box = _grown(boxes[number - 1], 1, ids.shape)
         inside = ids[box] == number
-        _require_memory(inside.size, memory)
+        _require_memory(inside.size * cut.bytes, inside.size, memory)
         parts, count = cut(inside, box)
         if count > 1:
             names = np.array([0, number, *range(len(boxes) + 1, len(boxes) + count)], dtype=ids.dtype)
@@ -294,11 +308,11 @@ def _cut_all(ids: NDArray[Any], boxes: list[_Slices], cut: _ByLevels | _ByDistan
             cut.release()
 
 
-def _require_memory(voxels: int, memory: int) -> None:
-    if voxels * FLOOD_BYTES > memory:
+def _require_memory(needed: int, voxels: int, memory: int) -> None:
+    if needed > memory:
         raise MedunetError(
-            f"objects that touch each other fill {voxels:,} voxels, which need {bytes_text(voxels * FLOOD_BYTES)} to "
-            f"be told apart, but {bytes_text(memory)} are allowed\nallow more with --memory, or cut the scan"
+            f"objects that touch each other lie in a box of {voxels:,} voxels; telling them apart takes "
+            f"{bytes_text(needed)}, and {bytes_text(memory)} are allowed\nallow more with --memory, or cut the scan"
         )
 
 

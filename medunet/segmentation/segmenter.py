@@ -77,7 +77,7 @@ class Segmenter:
     def values(self) -> NDArray[Any]:
         """The value that outputs have for each class that was learned."""
         indices = np.arange(self.card.labels.classes)
-        folded = indices if self.card.instances is None else self.card.instances.mask(indices).astype(np.uint8)
+        folded = indices if self.card.instances is None else self.card.instances.mask(indices)
         return self.written.to_values(folded)
 
     @property
@@ -231,16 +231,24 @@ class Segmenter:
             self._streamers[number, axis] = Streamer(self.models[number].network, self.execution, axis)
         return self._streamers[number, axis]
 
-    def indices(self, scan: Scan, plan: ScanPlan | None = None, report: Progress | None = None) -> NDArray[np.uint8]:
-        """Class indices `(1, *spatial)` on the scan's own grid, in memory; 0 for what was cut away."""
+    def indices(
+        self, scan: Scan, plan: ScanPlan | None = None, report: Progress | None = None, also: Sink | None = None
+    ) -> NDArray[np.uint8]:
+        """Class indices `(1, *spatial)` on the scan's own grid, in memory; 0 for what was cut away.
+
+        Args:
+            also: is handed the pieces as well, with the probabilities of all classes (or regions).
+        """
         whole = np.zeros((1, *scan.undo.oriented), dtype=np.uint8)
         whole = scan.undo.orientation.undo(whole)
         kept = scan.undo.kept_part(whole)
 
-        def put(box: Box, winners: NDArray[np.uint8], _: Sequence[NDArray[np.float32]]) -> None:
+        def put(box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:
             kept[0][box.slices] = winners
+            if also:
+                also(box, winners, scores)
 
-        self.segment(scan, plan or self.plan(scan), put, report=report)
+        self.segment(scan, plan or self.plan(scan), put, also is not None, report)
         return np.ascontiguousarray(whole)
 
 
