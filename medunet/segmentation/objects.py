@@ -39,6 +39,9 @@ from medunet.segmentation.planning import bytes_text
 
 _CHUNK = 2**22
 """Voxels that are looked at together; each needs about 20 bytes then."""
+_STEPS = 4096
+"""Elevations are multiples of one of so many parts: where a network is sure, voxels are of one height and are shared by
+distance, and not by the last bit of a sum, which another order of summing changes."""
 _Slices = tuple[slice, ...]
 
 
@@ -112,7 +115,7 @@ class Terrain:
 
     Attributes:
         levels: `(*spatial)` uint8; see `Relief`.
-        elevation: `(*spatial)` float32, anything outside of the mask; None without weights.
+        elevation: `(*spatial)` float32, in steps of 1/4096, anything outside of the mask; None without weights.
     """
 
     relief: Relief
@@ -145,7 +148,8 @@ class Terrain:
         release(self.levels)
         if self.elevation is not None and self.relief.weights is not None:
             weighted = [w * one for w, one in zip(self.relief.weights, scores, strict=True) if w]
-            self.undo.kept_part(self.elevation[None])[0][box.slices] = np.sum(weighted, axis=0)
+            steps = np.rint(_STEPS * np.sum(weighted, axis=0)) / _STEPS
+            self.undo.kept_part(self.elevation[None])[0][box.slices] = steps
             release(self.elevation)
 
 
