@@ -51,7 +51,7 @@ def test_a_small_object_whose_innermost_core_was_missed_is_not_lost_to_its_neigh
 @given(st.integers(0, 2**32 - 1), st.integers(0, 4), st.sampled_from([(9, 11), (5, 6, 4)]))
 @settings(max_examples=60, deadline=None)
 def test_an_object_is_the_same_whatever_lies_around_it(seed: int, margin: int, shape: tuple[int, ...]) -> None:
-    """With few different elevations, ties are everywhere; among seeds of one height scikit-image has no order."""
+    """With few different elevations, ties are everywhere."""
     random = np.random.default_rng(seed)
     levels = random.integers(1, 3, shape).astype(np.uint8)
     elevation = random.integers(0, 3, shape).astype(np.float32)
