@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medunet.model import Model, load_model
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
-    from medunet.predict import segment_volume
+    from medunet.predict import segment_objects, segment_volume
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ _HOMES = {
     "evaluate_pairs": "medunet.evaluate",
     "load_model": "medunet.model",
     "read_volume": "medunet.data.formats",
+    "segment_objects": "medunet.predict",
     "segment_volume": "medunet.predict",
     "write_volume": "medunet.data.formats",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate_pairs",
     "load_model",
     "read_volume",
+    "segment_objects",
     "segment_volume",
     "write_volume",
 ]

@@ -215,6 +215,18 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
+@click.option("--instances", is_flag=True, help="Number objects that touch each other apart: cells, nuclei, …")
+@click.option("--min-size", type=click.IntRange(min=0), help="With --instances: leave out objects of fewer voxels.")
+@click.option("--fill-holes", is_flag=True, help="With --instances: fill what an object encloses.")
+@click.option(
+    "--drop-edge-objects", is_flag=True, help="With --instances: leave out objects that reach the scan's border."
+)
+@click.option(
+    "--split",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="VOXELS",
+    help="With --instances, for models that learned no borders or cores: cut objects at necks this much shallower.",
+)
 @click.option("--no-postprocess", is_flag=True, help="Leave out the post-processing that cross-validation chose.")
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
@@ -229,7 +241,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     )  # fmt: skip
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
-        options["verify"],
+        options["verify"], _object_rule(options),
     )  # fmt: skip
     summary = segment_files(model, request, settings)
     for line in summary.lines:
@@ -237,6 +249,20 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     for error in summary.errors:
         click.echo(f"medunet: error: {error}", err=True)
     return 1 if summary.failed else 0
+
+
+def _object_rule(options: dict[str, Any]) -> Any:
+    """What --instances and the options beside it say; None without it."""
+    from medunet.inference.instances import ObjectRule
+
+    names = {"min_size": "--min-size", "fill_holes": "--fill-holes", "drop_edge_objects": "--drop-edge-objects",
+             "split": "--split"}  # fmt: skip
+    given = [option for name, option in names.items() if options[name] not in (None, False)]
+    if given and not options["instances"]:
+        raise click.UsageError(f"{', '.join(given)}: says how objects are numbered; say --instances, too")
+    if not options["instances"]:
+        return None
+    return ObjectRule(options["min_size"] or 0, options["fill_holes"], options["drop_edge_objects"], options["split"])
 
 
 @cli.command()

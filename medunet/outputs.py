@@ -11,11 +11,16 @@ from medunet.data.catalogue import Case, group_cases, scan_files
 from medunet.data.formats import WRITABLE, case_stem, is_dicom_series, suffix_of
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_free
+from medunet.inference.instances import ObjectRule
 
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What `segment_files` is asked to do: scans in, files out."""
+    """What `segment_files` is asked to do: scans in, files out.
+
+    Attributes:
+        objects: which objects are numbered, and how; None for label maps.
+    """
 
     inputs: Sequence[Path]
     output: Path
@@ -25,6 +30,7 @@ class PredictRequest:
     overwrite: bool = False
     record: Path | None = None
     verify: bool = False
+    objects: ObjectRule | None = None
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Path]:

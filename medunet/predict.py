@@ -32,12 +32,15 @@ from medunet.data.volume import Volume
 from medunet.devices import find_device
 from medunet.errors import ConfigError, MedunetError, OutputError, is_out_of_memory
 from medunet.files import check_free, write_text
+from medunet.geometry.boxes import Box
 from medunet.inference.execution import Progress
+from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
 from medunet.model import Model, load_models
 from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs, probabilities_path
+from medunet.segmentation.objects import Objects, Relief, Terrain, Workspace, find_objects_of, relief_of
 from medunet.segmentation.planning import PredictSettings, Scan, ScanPlan, bytes_text
-from medunet.segmentation.segmenter import Segmenter
+from medunet.segmentation.segmenter import Segmenter, Sink
 from medunet.segmentation.verify import Verification, require_verifiable, verify
 
 MUCH_GROWTH = 8.0
@@ -93,11 +96,61 @@ def segment_volume(
     given = volume if isinstance(volume, Volume) else Volume(volume)
     scan = segmenter.open(given, stored=not isinstance(volume, Volume))
     steps = _post_steps(segmenter)
-    canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False)
+    canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False, values=segmenter.values)
     segmenter.segment(scan, segmenter.plan(scan), canvas.put)
     grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
-    postprocess(canvas.labels, grid, segmenter.card.labels, steps)
+    postprocess(canvas.labels, grid, segmenter.written, steps)
     return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
+
+
+@overload
+def segment_objects(
+    volume: Volume,
+    model: Model | Sequence[Model],
+    settings: PredictSettings | None = None,
+    rule: ObjectRule | None = None,
+) -> Volume: ...
+@overload
+def segment_objects(
+    volume: NDArray[Any],
+    model: Model | Sequence[Model],
+    settings: PredictSettings | None = None,
+    rule: ObjectRule | None = None,
+) -> NDArray[Any]: ...
+def segment_objects(
+    volume: Volume | NDArray[Any],
+    model: Model | Sequence[Model],
+    settings: PredictSettings | None = None,
+    rule: ObjectRule | None = None,
+) -> Volume | NDArray[Any]:
+    """Find the objects of a scan that is in memory, such as cells: `segment_volume`, one number for each object.
+
+    What cross-validation chose for label maps (`keep the largest component`, …) is not done to objects.
+
+    Args:
+        volume, model: see `segment_volume`. The model learned one kind of object.
+        rule: which objects are kept, and how; by default all as they are.
+
+    Returns:
+        An id map `(1, *spatial)` on exactly the scan's grid, uint16, or uint32 from 65536 objects on: 0 is background,
+        objects are numbered from 1 without gaps, by z, then y, then x of their first voxel; an array for an array.
+
+    Raises:
+        DataError: see `segment_volume`.
+        ConfigError: see `segment_volume`; or the model learned several kinds of objects.
+        MedunetError: touching objects fill more voxels than `settings.memory` allows to be told apart.
+    """
+    segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
+    given = volume if isinstance(volume, Volume) else Volume(volume)
+    rule = rule or ObjectRule()
+    relief = relief_of(segmenter.models, rule)
+    scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    terrain = Terrain.blank(relief, scan.undo, given.shape, np.empty)
+    segmenter.segment(scan, segmenter.plan(scan), terrain.put, terrain.needs_scores)
+    grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
+    work = Workspace(np.empty, segmenter.settings.memory)
+    ids = find_objects_of(terrain, rule, grid.spacing, work).ids
+    return given.with_array(ids) if isinstance(volume, Volume) else ids
 
 
 def _post_steps(segmenter: Segmenter) -> tuple[PostStep, ...]:
@@ -141,8 +194,10 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     segmenter = Segmenter(models, settings)
     if request.verify:
         require_verifiable(segmenter)
+    relief = relief_of(models, request.objects) if request.objects else None
+    steps = () if relief else _post_steps(segmenter)
     bar, summary = ProgressLine("predict"), Summary()
-    work = _Work(segmenter, _post_steps(segmenter), request, Scratch(existing_folder(request.output)), bar)
+    work = _Work(segmenter, relief, steps, request, Scratch(existing_folder(request.output)), bar)
     try:
         for case, outcome in work.run(list(zip(cases, targets, strict=True))):
             if isinstance(outcome, BaseException):
@@ -155,7 +210,9 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     seconds = time.perf_counter() - started
     summary.lines.append(f"{len(cases) - len(summary.failed)} of {len(cases)} scans segmented in {seconds:.1f} s")
     if request.record:
-        content = _record(segmenter, summary, seconds)
+        content = _record(segmenter, steps, summary, seconds) | {
+            "instances": asdict(request.objects) if request.objects else None
+        }
         write_text(request.record, json.dumps(content, indent=2), overwrite=request.overwrite)
     return summary
 
@@ -188,10 +245,12 @@ class _Job:
     plan: ScanPlan
     watch: _Stopwatch
     canvas: Canvas | None = None
+    objects: Objects | None = None
     verified: Verification | None = None
     lines: list[str] = field(default_factory=list)
     checksums: dict[str, str] | None = None
     changed: dict[str, int] = field(default_factory=dict)
+    count: int | None = None
 
     def record(self) -> dict[str, Any]:
         return {
@@ -204,6 +263,7 @@ class _Job:
             "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
             "verified": self.verified.record() if self.verified else None,
             "postprocessed_voxels": self.changed,
+            "objects": self.count,
             "sha256": self.checksums,
         }
 
@@ -217,12 +277,13 @@ class _Work:
     def __init__(
         self,
         segmenter: Segmenter,
+        relief: Relief | None,
         steps: Sequence[PostStep],
         request: PredictRequest,
         scratch: Scratch,
         bar: ProgressLine,
     ) -> None:
-        self._segmenter, self._steps, self._request = segmenter, steps, request
+        self._segmenter, self._relief, self._steps, self._request = segmenter, relief, steps, request
         self._scratch, self._bar = scratch, bar
         self._said: Any = None
 
@@ -270,15 +331,33 @@ class _Work:
                 job.verified = verify(self._segmenter, job.scan, job.plan)
             job.lines.append(f"{job.case.name}: {job.verified.describe()}")
         with job.watch.stage("network"):
-            scores = self._request.probabilities
-            job.canvas = Canvas.blank(job.volume, job.scan.undo, self._segmenter.card.labels, self._scratch, scores)
-            self._segmenter.segment(job.scan, job.plan, job.canvas.put, scores, report)
+            scores, table = self._request.probabilities, self._segmenter.card.labels
+            job.canvas = Canvas.blank(
+                job.volume, job.scan.undo, table, self._scratch, scores, values=self._segmenter.values
+            )
+            terrain = self._terrain(job)
+            sink = _both(job.canvas, terrain) if terrain else job.canvas.put
+            scores |= terrain is not None and terrain.needs_scores
+            self._segmenter.segment(job.scan, job.plan, sink, scores, report)
+        if terrain:
+            with job.watch.stage("objects"):
+                job.objects = self._objects(job, terrain)
         if self._steps:
             with job.watch.stage("postprocess"):
-                changed = postprocess(job.canvas.labels, job.volume, self._segmenter.card.labels, self._steps)
+                changed = postprocess(job.canvas.labels, job.volume, self._segmenter.written, self._steps)
             job.canvas.look_again()
             job.changed = {s.describe(job.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
         return job
+
+    def _terrain(self, job: _Job) -> Terrain | None:
+        if self._relief is None:
+            return None
+        return Terrain.blank(self._relief, job.scan.undo, job.volume.shape, self._scratch)
+
+    def _objects(self, job: _Job, terrain: Terrain) -> Objects:
+        assert self._request.objects is not None, "objects are asked for"
+        work = Workspace(self._scratch, self._segmenter.settings.memory)
+        return find_objects_of(terrain, self._request.objects, job.volume.spacing, work)
 
     def _announce(self, job: _Job) -> None:
         """Say how the scan is segmented, where it is another way than the last one."""
@@ -298,9 +377,10 @@ class _Work:
             )
 
     def _write(self, job: _Job) -> _Job:
-        request, canvas, table = self._request, job.canvas, self._segmenter.card.labels
+        request, canvas, objects, table = self._request, job.canvas, job.objects, self._segmenter.card.labels
         assert canvas is not None, "segmented before it is written"
-        results = {job.target: canvas.labels}
+        # The one place where a scan (`job.volume`) and its final id map are both at hand.
+        results = {job.target: canvas.labels if objects is None else objects.ids}
         if canvas.probabilities is not None:
             results[probabilities_path(job.target)] = canvas.probabilities
         with job.watch.stage("write"):
@@ -314,8 +394,11 @@ class _Work:
                 "is this the kind of scan the model was trained on?"
             )
         how = "exact" if job.plan.method.exact else "blended"
+        if objects is not None:
+            job.count = objects.count
+            how = f"{objects.count} object{'' if objects.count == 1 else 's'}, {how}"
         job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
-        job.canvas = None
+        job.canvas = job.objects = None
         return job
 
 
@@ -341,6 +424,14 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
                 file.replace(place / file.name)
     except OutputError as error:
         raise OutputError(str(error).replace(staging, str(place))) from error
+
+
+def _both(canvas: Canvas, terrain: Terrain) -> Sink:
+    def put(box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:
+        canvas.put(box, winners, scores)
+        terrain.put(box, winners, scores)
+
+    return put
 
 
 def _outcome(work: Callable[[], _Job]) -> Outcome:
@@ -369,7 +460,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _record(segmenter: Segmenter, summary: Summary, seconds: float) -> dict[str, Any]:
+def _record(segmenter: Segmenter, steps: Sequence[PostStep], summary: Summary, seconds: float) -> dict[str, Any]:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return {
@@ -378,7 +469,7 @@ def _record(segmenter: Segmenter, summary: Summary, seconds: float) -> dict[str,
             {"path": str(model.path), "sha256": model.checksum, "name": model.card.name} for model in segmenter.models
         ],
         "settings": asdict(segmenter.settings),
-        "postprocess": [asdict(step) for step in _post_steps(segmenter)],
+        "postprocess": [asdict(step) for step in steps],
         "device": segmenter.execution.device,
         "precision": str(segmenter.execution.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

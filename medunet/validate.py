@@ -26,9 +26,10 @@ from medunet.data.preprocess import PreprocessSettings, Undo
 from medunet.data.restore import restore_labels
 from medunet.data.splits import Fold
 from medunet.data.volume import Volume
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 from medunet.evaluate import EvaluateSettings, Evaluation, Pair, case_picture, evaluate_pairs, write_evaluation
 from medunet.files import write_text
+from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
 from medunet.model import Model, load_model
@@ -36,9 +37,12 @@ from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.report.raster import outlined
 from medunet.scorecard import summary_lines
+from medunet.segmentation.objects import Terrain, Workspace, find_objects_of, relief_of
 from medunet.segmentation.planning import PredictSettings
 from medunet.segmentation.segmenter import Segmenter
 
+OBJECTS = "objects"
+"""The folder beside the predictions of held-out cases where, for a model of objects, their numbered objects are."""
 _PAGE_PICTURES = 3
 """Cases in pictures on a report's page: worst, median, best."""
 _QUICK = 2.0
@@ -169,7 +173,8 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     # The same page, which takes seconds to draw.
     page = (folder / "validation" / "report.html").read_text(encoding="utf-8")
     write_text(folder / "report.html", page, overwrite=True)
-    return Finished([*summary_lines(evaluation.card), f"report: {folder / 'report.html'}"], evaluation)
+    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / 'report.html'}"]
+    return Finished(lines, evaluation)
 
 
 def _how_scored(held: HeldOut, segmenter: Segmenter) -> EvaluateSettings:
@@ -245,7 +250,14 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     volume = load_image(case, held.axes)
     scan = segmenter.open(volume)
     target = folder / f"{case.name}{default_suffix(volume)}"
-    predicted = volume.with_array(segmenter.card.labels.to_values(segmenter.indices(scan)))
+    if segmenter.card.instances is None:
+        indices = segmenter.indices(scan)
+    else:
+        terrain = Terrain.blank(relief_of(segmenter.models, ObjectRule()), scan.undo, volume.shape, np.empty)
+        # What is learned of objects is for finding them; their mask is what their label files can be compared with.
+        indices = segmenter.card.instances.mask(segmenter.indices(scan, also=terrain.put))
+        _write_objects(volume, terrain, folder / OBJECTS / target.name, segmenter.settings.memory)
+    predicted = volume.with_array(held.labels.to_values(indices))
     write_volume(predicted, target, overwrite=True)
     reference: Path | Volume = case.label
     if held.inside:
@@ -253,6 +265,26 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
         truth[fold_of_voxels(scan.undo, held.inside.count) != held.inside.number] = IGNORE
         reference = volume.with_array(_values(truth, widened(held.labels)))
     return Pair(case.name, target, reference, case.images[0], held.axes, EVERYTHING if held.inside else case.annotation)
+
+
+def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
+    """Of a model of objects, what there is to say of cases whose objects are missing."""
+    if segmenter.card.instances is None:
+        return []
+    paths = [pair.prediction for pair in pairs if isinstance(pair.prediction, Path)]
+    missing = [path.name for path in paths if not (path.parent / OBJECTS / path.name).exists()]
+    return [f"NOTE: {name}: its objects touch so widely that numbering them takes too much memory" for name in missing]
+
+
+def _write_objects(volume: Volume, terrain: Terrain, path: Path, memory: int) -> None:
+    """Number the objects of a case and write them; none are written where that takes too much memory.
+
+    A training must not end in an error for want of them.
+    """
+    path.unlink(missing_ok=True)
+    with suppress(MedunetError):
+        found = find_objects_of(terrain, ObjectRule(), volume.spacing, Workspace(np.empty, memory))
+        write_volume(volume.with_array(found.ids), path, overwrite=True)
 
 
 def fold_of_voxels(undo: Undo, folds: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 
 import medunet.validate
 from medunet.data.catalogue import read_data_set
+from medunet.data.formats import read_volume
+from medunet.data.instances import InstanceSettings
 from medunet.data.labels import IGNORE, table_from_names
 from medunet.data.patches import PreparedCase
-from medunet.data.preprocess import PreprocessSettings
+from medunet.data.preprocess import Normalisation, PreprocessSettings
 from medunet.errors import DataError
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import count_labels
-from medunet.model import Model, ModelCard
+from medunet.model import MODEL_FILE, Model, ModelCard, save_model
 from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from medunet.report.planes import Overlay
-from medunet.validate import WORST_CASES, EndCost, HeldOut, finish_run, validate
+from medunet.validate import OBJECTS, WORST_CASES, EndCost, HeldOut, finish_run, validate
 from tests.flows.made import LABELS, make_set
 
 
@@ -135,3 +139,27 @@ def test_a_run_without_held_out_cases_has_no_scores(tmp_path: Path) -> None:
     finished = finish_run(tmp_path, held, ProgressLine("t"), torch.device("cpu"))
     assert finished.evaluation is None and "no case was held out" in finished.lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) -> None:
+    """Random weights that answer inside and border; both are the object in the mask that is scored."""
+    settings = InstanceSettings("border")
+    data = make_set(tmp_path / "data", cases=2, shape=(14, 12, 10))
+    described = {"name": "balls", "labels": {"background": 0, "ball": 1}, "label_kind": "instances"}
+    (data / "dataset.json").write_text(json.dumps(described))
+    found = read_data_set(data)
+    card = ModelCard(
+        "t", UNetSettings(in_channels=1, classes=3, channels=(4, 8)),
+        PreprocessSettings(normalise=(Normalisation("zscore"),)),
+        settings.learned(found.labels), ("X",), (8, 8, 8), instances=settings,
+    )  # fmt: skip
+    save_model(tmp_path / MODEL_FILE, UNet(card.network, 1).state_dict(), card)
+    (tmp_path / "metrics.csv").write_text("epoch,loss,rate\n1,0.5,0.1\n2,0.4,0.1\n")
+    held = HeldOut(found.labelled, found.labels, None, inside=None)
+    finished = finish_run(tmp_path, held, ProgressLine("t"), torch.device("cpu"))
+    assert finished.evaluation is not None
+    for name in ("case_0.nii.gz", "case_1.nii.gz"):
+        mask = read_volume(tmp_path / "validation" / name).array
+        ids = read_volume(tmp_path / "validation" / OBJECTS / name).array
+        assert set(np.unique(mask)) == {0, 1} and ids.max() > 0
+        np.testing.assert_array_equal(mask > 0, ids > 0)

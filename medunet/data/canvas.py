@@ -36,7 +36,9 @@ class Canvas:
     found: bool = False
 
     @staticmethod
-    def blank(volume: Volume, undo: Undo, table: LabelTable, empty: Empty, scores: bool) -> Canvas:
+    def blank(
+        volume: Volume, undo: Undo, table: LabelTable, empty: Empty, scores: bool, values: NDArray[Any] | None = None
+    ) -> Canvas:
         """Arrays that lie in memory as the volume does, so that a writer finds neighbours together.
 
         What preprocessing cut away is the first class, surely, and in no region; all else is not yet anything.
@@ -44,8 +46,9 @@ class Canvas:
         Args:
             empty: makes the arrays.
             scores: whether probabilities are collected as well.
+            values: the label value of each class, if not those of the table.
         """
-        values = table.to_values(np.arange(table.classes))
+        values = table.to_values(np.arange(table.classes)) if values is None else values
         order = sorted(range(volume.dimensions), key=lambda axis: -abs(volume.array.strides[axis + 1]))
         stored = [volume.shape[axis] for axis in order]
         back = (0, *(order.index(axis) + 1 for axis in range(volume.dimensions)))

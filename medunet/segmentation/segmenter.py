@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunet.data.decision import Decision, decision_of
+from medunet.data.labels import LabelTable
 from medunet.data.preprocess import ScanView, Undo
 from medunet.data.restore import Part, restored
 from medunet.data.volume import Volume
@@ -65,6 +66,22 @@ class Segmenter:
     @property
     def card(self) -> ModelCard:
         return self.models[0].card
+
+    @property
+    def written(self) -> LabelTable:
+        """The labels of outputs: what was learned, but background and object where objects' rims or cores were."""
+        labels, instances = self.card.labels, self.card.instances
+        if instances is None or labels.kind == "instances":
+            return labels
+        name = labels.regions[0].name if labels.regions else labels.names[1]
+        return LabelTable((labels.names[0], name), (0, 1), labels.ignore, "instances")
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The value that outputs have for each class that was learned."""
+        indices = np.arange(self.card.labels.classes)
+        folded = indices if self.card.instances is None else self.card.instances.mask(indices)
+        return self.written.to_values(folded)
 
     @property
     def decision(self) -> Decision:
@@ -211,16 +228,24 @@ class Segmenter:
             self._streamers[number, axis] = Streamer(self.models[number].network, self.execution, axis)
         return self._streamers[number, axis]
 
-    def indices(self, scan: Scan, plan: ScanPlan | None = None, report: Progress | None = None) -> NDArray[np.uint8]:
-        """Class indices `(1, *spatial)` on the scan's own grid, in memory; 0 for what was cut away."""
+    def indices(
+        self, scan: Scan, plan: ScanPlan | None = None, report: Progress | None = None, also: Sink | None = None
+    ) -> NDArray[np.uint8]:
+        """Class indices `(1, *spatial)` on the scan's own grid, in memory; 0 for what was cut away.
+
+        Args:
+            also: is handed the pieces as well, with the probabilities of all classes (or regions).
+        """
         whole = np.zeros((1, *scan.undo.oriented), dtype=np.uint8)
         whole = scan.undo.orientation.undo(whole)
         kept = scan.undo.kept_part(whole)
 
-        def put(box: Box, winners: NDArray[np.uint8], _: Sequence[NDArray[np.float32]]) -> None:
+        def put(box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:
             kept[0][box.slices] = winners
+            if also:
+                also(box, winners, scores)
 
-        self.segment(scan, plan or self.plan(scan), put, report=report)
+        self.segment(scan, plan or self.plan(scan), put, also is not None, report)
         return np.ascontiguousarray(whole)
 
 

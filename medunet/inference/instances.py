@@ -1,0 +1,176 @@
+"""From a mask of objects that touch to its objects: seeds, and the watershed that grows from them.
+
+Everything here concerns arrays that are in memory as a whole: one connected component of the mask in its own box.
+Neighbours share faces, edges or corners (8 in 2-D, 26 in 3-D), as in the rest of medunet. Floods never leave a
+component, and what is returned depends on nothing outside of it, so components may be looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.errors import ConfigError
+
+LEVELS_BYTES, DISTANCE_BYTES = 96, 128
+"""Memory that cutting a component takes for each voxel of its box, by `cut_by_levels` and `cut_by_distance`; measured
+were up to 89 and 117 bytes where the component fills its box."""
+
+
+@dataclass(frozen=True)
+class ObjectRule:
+    """Which objects are kept, and how.
+
+    Attributes:
+        min_size: objects of fewer voxels (of the scan) are left out.
+        fill_holes: background that an object encloses becomes the object's.
+        drop_edge: objects that reach the border of the scan, in 3-D its first and last slice too, are left out.
+        split: cuts components at their necks where a model learned nothing that keeps touching objects apart: both
+            parts are deeper than the neck by more than this many voxels (the h of h-maxima of the distance to the
+            background). None leaves every component one object.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    min_size: int = 0
+    fill_holes: bool = False
+    drop_edge: bool = False
+    split: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_size < 0:
+            raise ConfigError(f"the smallest size of objects must be 0 or more voxels, found {self.min_size}")
+        if self.split is not None and not (self.split > 0 and isfinite(self.split)):
+            raise ConfigError(f"objects are split by a positive depth in voxels, found {self.split}")
+
+
+def connected(array: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
+    """The components of what is not 0, numbered from 1, and how many there are."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    numbers, count = label(array, generate_binary_structure(array.ndim, array.ndim))
+    return numbers, int(count)
+
+
+def cut_by_levels(levels: NDArray[np.uint8], elevation: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
+    """Cut a component at the ridges of its elevation.
+
+    Args:
+        levels: `(*spatial)`, 0 outside of the component, and higher the deeper inside of an object a voxel is; all
+            voxels above 0 are connected. Every component of a level that holds none of a higher one is a seed, so that
+            a small object without a core of its own is not lost to its neighbour.
+        elevation: `(*spatial)`, low inside of objects and high between them.
+
+    Returns:
+        Numbers from 1 for every voxel of the component, 0 outside of it, and how many there are.
+    """
+    seeds, count = _leaves(levels)
+    mask = levels > 0
+    return (mask.astype(np.int32), count) if count < 2 else (_flooded(elevation, seeds, mask), count)
+
+
+def cut_by_distance(mask: NDArray[np.bool_], depth: float, spacing: Sequence[float]) -> tuple[NDArray[np.int32], int]:
+    """Cut a component at its necks.
+
+    Args:
+        mask: `(*spatial)`, one component; a voxel of background around it, except where the scan ends.
+        depth: the h of h-maxima, in units of `spacing`.
+        spacing: the size of a voxel along each axis; for `depth` in voxels, relative to the smallest.
+
+    Returns:
+        As `cut_by_levels`.
+    """
+    from scipy.ndimage import distance_transform_edt
+    from skimage.morphology import local_maxima, reconstruction
+
+    if mask.all():
+        return mask.astype(np.int32), 1  # there is no background that any depth could be measured from
+    distance = np.where(mask, distance_transform_edt(mask, sampling=spacing), -depth)
+    flattened = reconstruction(np.where(mask, distance - depth, -depth), distance, footprint=np.ones((3,) * mask.ndim))
+    tops = local_maxima(flattened, connectivity=mask.ndim) & mask
+    seeds, count = connected(tops)
+    return (mask.astype(np.int32), 1) if count < 2 else (_flooded(-distance, seeds, mask), count)
+
+
+def holes_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What a mask `(*spatial)` encloses; the voxels of a hole share faces (4 and 6 neighbours)."""
+    from scipy.ndimage import binary_fill_holes
+
+    return np.asarray(binary_fill_holes(mask) & ~mask)
+
+
+def without_gaps(ids: NDArray[Any], reach: int) -> NDArray[Any]:
+    """Objects grown until they touch, where a gap of at most `2 * reach` voxels lies between them.
+
+    This gives back what training took from objects that touch: voxels with another object within `reach`.
+
+    Args:
+        ids: `(*spatial)`, 0 is background.
+        reach: how many voxels each object may grow; nothing beyond `2 * reach` voxels has an influence on a voxel.
+
+    Returns:
+        A new array. A voxel between two objects goes to the nearer one, in a tie to the one that comes first in C
+        order.
+    """
+    from scipy.ndimage import maximum_filter
+
+    around = np.nonzero((ids == 0) & (maximum_filter(ids, 2 * reach + 1, mode="constant", cval=0) > 0))
+    padded = np.pad(ids, reach)
+    given = np.zeros(len(around[0]), dtype=ids.dtype)
+    for offset in _near_first(ids.ndim, reach):
+        there = padded[tuple(place + reach + step for place, step in zip(around, offset, strict=True))]
+        given = np.where(given == 0, there, given)
+    grown = ids.copy()
+    grown[around] = given
+    return np.where((ids == 0) & ~_touching(grown, reach), 0, grown)
+
+
+def _touching(ids: NDArray[Any], reach: int) -> NDArray[np.bool_]:
+    """Voxels of objects that have another object within so many voxels."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    window, none = 2 * reach + 1, np.iinfo(ids.dtype).max
+    highest = maximum_filter(ids, window, mode="constant", cval=0)
+    lowest = minimum_filter(np.where(ids == 0, none, ids), window, mode="constant", cval=none)
+    return (ids > 0) & (lowest < highest)
+
+
+def _near_first(ndim: int, reach: int) -> list[tuple[int, ...]]:
+    """Steps to all voxels of a window, by distance, then in C order."""
+    steps = [tuple(int(n) - reach for n in index) for index in np.ndindex(*(2 * reach + 1,) * ndim)]
+    return sorted(steps, key=lambda step: sum(n * n for n in step))
+
+
+def _leaves(levels: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
+    """Components of each level that hold no component of a higher level."""
+    seeds, count = np.zeros(levels.shape, dtype=np.int32), 0
+    for level in range(int(levels.max(initial=0)), 0, -1):
+        numbers, found = connected(levels >= level)
+        new = np.ones(found + 1, dtype=bool)
+        new[0] = False
+        new[numbers[seeds > 0]] = False
+        seeds += np.where(new, count + np.cumsum(new), 0).astype(np.int32)[numbers]
+        count += int(np.count_nonzero(new))
+    return seeds, count
+
+
+def _flooded(elevation: NDArray[Any], seeds: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The watershed of scikit-image, made independent of what lies outside of the mask.
+
+    It floods voxels by elevation and then by when they were reached. Only seeds of equal elevation have no order among
+    themselves (the queue's inner state, and so voxels elsewhere, decides). So all seeds are put below everything else,
+    each voxel lower than the next one in C order.
+    """
+    from skimage.segmentation import watershed
+
+    height = np.array(elevation, dtype=np.float64)
+    seeded = seeds > 0
+    count = np.count_nonzero(seeded)
+    height[seeded] = np.floor(height[mask].min()) - count + np.arange(count)
+    return np.asarray(watershed(height, seeds, connectivity=mask.ndim, mask=mask))
