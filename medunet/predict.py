@@ -327,7 +327,7 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
     """
     if len(results) == 1:
         ((path, array),) = results.items()
-        write_volume(like.with_array(array), path, overwrite=overwrite)
+        write_volume(like.with_array(array), path, overwrite=overwrite, labels=True)
         return
     for path in results:
         check_free(path, overwrite)
@@ -336,7 +336,7 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
             for path, array in results.items():
-                write_volume(like.with_array(array), Path(staging) / path.name)
+                write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
             for file in sorted(Path(staging).iterdir()):
                 file.replace(place / file.name)
     except OutputError as error:

@@ -245,7 +245,7 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     scan = segmenter.open(volume)
     target = folder / f"{case.name}{default_suffix(volume)}"
     predicted = volume.with_array(segmenter.card.labels.to_values(segmenter.indices(scan)))
-    write_volume(predicted, target, overwrite=True)
+    write_volume(predicted, target, overwrite=True, labels=True)
     reference: Path | Volume = case.label
     if held.inside:
         truth = load_label(case, held.labels, volume, held.axes)

@@ -114,7 +114,7 @@ def measure_objects(
         ids=known,
         voxels=voxels,
         centroids=sums * shares @ matrix.T + affine[:dimensions, 3],
-        sizes=voxels * _voxel_size(affine, dimensions),
+        sizes=voxels.astype(np.float64) * _voxel_size(affine, dimensions),
         starts=starts,
         stops=stops,
         intensities=brightness * shares,

@@ -52,11 +52,14 @@ READABLE = tuple(suffix for suffix in _FAMILIES if suffix != ".img")
 WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"))
 
 
-def read_volume(path: Path | str, *, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
+def read_volume(
+    path: Path | str, *, axes: str | None = None, frame: int | None = None, scratch: Scratch | None = None
+) -> Volume:
     """Read a scan or a label map: a file, or a folder that is one DICOM series.
 
     Args:
         axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
+        frame: which time point of a TIFF is read, counted from 1; a scan without time has none to choose.
         scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
             and MetaImage written as text, and single TIFF pages or DICOM slices, which are decoded as a whole.
 
@@ -71,11 +74,17 @@ def read_volume(path: Path | str, *, axes: str | None = None, scratch: Scratch |
     path = Path(path)
     family = _family(path)
     if family is _module("tiff"):
-        return family.read(path, axes, scratch)
+        return family.read(path, axes, scratch, frame)
+    _refuse_frame(path, frame)
     return family.read(path, scratch)
 
 
-def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
+def _refuse_frame(path: Path, frame: int | None) -> None:
+    if frame is not None:
+        raise DataError(f"{path}: --frame {frame}: only TIFF files are read by time points; leave --frame out")
+
+
+def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = None) -> Grid:
     """What a file's header says about shape, position and type, without reading voxels; agrees with `read_volume`.
 
     Raises:
@@ -84,7 +93,8 @@ def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
     path = Path(path)
     family = _family(path)
     if family is _module("tiff"):
-        return family.look(path, axes)
+        return family.look(path, axes, frame)
+    _refuse_frame(path, frame)
     return family.look(path)
 
 
@@ -99,13 +109,16 @@ def files_of(path: Path | str) -> list[Path]:
     return family.files(path) if hasattr(family, "files") else [path]
 
 
-def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -> None:
+def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False, labels: bool = False) -> None:
     """Write a volume, whole or not at all; the suffix picks the format.
 
     A volume whose origin is of the same family keeps that header, so a label map written for a scan has exactly the
     scan's grid. Integers stay integers, in their type or the smallest that fits and that the format has; several
     channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF. An array that lives in a file is written part by
     part (but to PNG); where its memory runs across the file's order, the target's folder holds a copy meanwhile.
+
+    Args:
+        labels: the volume is a label map: as an ImageJ TIFF it gets a lookup table that gives every label a colour.
 
     Raises:
         OutputError: the file exists and `overwrite` is false, the suffix is not writable, the format cannot hold the
@@ -115,7 +128,11 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -
     suffix = suffix_of(path)
     if suffix not in _FAMILIES:
         raise OutputError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose one of {_list(WRITABLE)}")
-    _module(_FAMILIES[suffix]).write(volume, path, overwrite)
+    family = _module(_FAMILIES[suffix])
+    if family is _module("tiff"):
+        family.write(volume, path, overwrite, labels)
+    else:
+        family.write(volume, path, overwrite)
 
 
 def suffix_of(path: Path | str) -> str:

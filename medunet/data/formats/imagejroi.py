@@ -79,7 +79,7 @@ def rois(ids: NDArray[Any], ignore: int | None = None) -> Iterator[ImagejRoi]:
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
-    """The closed lines along pixel edges around a mask ``(x, y)``, each ``(n, 2)`` corners x, y without the first again.
+    """The closed lines along pixel edges around a mask ``(x, y)``, each ``(n, 2)`` corners, the first not repeated.
 
     Outer lines run clockwise on a screen (y points down), those of holes the other way. Pixels that touch at a corner
     are inside one line that meets itself there, as in ImageJ, whose wand is 8-connected.
