@@ -26,9 +26,12 @@ def lookup_table() -> NDArray[np.uint8]:
 
 
 def colour_map_tag() -> tuple[int, str, int, tuple[int, ...], bool]:
-    """The tag as tifffile takes it, of all 16 bits, as ImageJ's own files have it."""
+    """The tag as tifffile takes it, of all 16 bits, as ImageJ's own files have it.
+
+    It goes into every page: ImageJ takes 8-bit pages with and without it for different kinds, and opens the first only.
+    """
     values = (lookup_table().astype(np.uint16) * 257).ravel()
-    return COLOUR_MAP, "H", values.size, tuple(values.tolist()), True
+    return COLOUR_MAP, "H", values.size, tuple(values.tolist()), False
 
 
 def display_range(top: float, bits: int) -> tuple[float, float]:

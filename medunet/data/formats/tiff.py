@@ -228,15 +228,15 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 def _contents(file: Any, path: Path, axes: str | None, frame: int | None) -> _Contents:
     series = file.series[0]
-    check_one_image(file, path, axes is not None)
     kind = series.kind if series.kind in ("ome", "imagej") else "plain"
     if file.is_ome:
         size = pixelsize.from_ome(file.ome_metadata or "")
     else:
         described = (file.imagej_metadata if kind == "imagej" else next(iter(file.shaped_metadata or ()), None)) or {}
         size = pixelsize.from_tags(series.keyframe, described, kind == "imagej")
+    check_one_image(file, path, axes is not None)
     shape = tuple(int(n) for n in series.shape)
-    letters = (known_axes if axes is None else stated_axes)(axes or series.axes, shape, path, frame)
+    letters = (known_axes if axes is None else stated_axes)(series.axes if axes is None else axes, shape, path, frame)
     runs = _runs(letters, shape, chosen_frame(letters, shape, path, frame))
     details = {"TIFF axes": letters + ("" if axes is None else " (stated)"), "TIFF shape": "×".join(map(str, shape))}
     details |= {"TIFF kind": kind, "compression": series.keyframe.compression.name.lower()}
