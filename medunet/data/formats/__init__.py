@@ -24,6 +24,7 @@ __all__ = [
     "is_readable",
     "read_grid",
     "read_volume",
+    "stack_files",
     "suffix_of",
     "write_volume",
 ]
@@ -55,7 +56,7 @@ WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"
 def read_volume(
     path: Path | str, *, axes: str | None = None, frame: int | None = None, scratch: Scratch | None = None
 ) -> Volume:
-    """Read a scan or a label map: a file, or a folder that is one DICOM series.
+    """Read a scan or a label map: a file, or a folder that is one DICOM series or a stack of pictures.
 
     Args:
         axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
@@ -167,14 +168,22 @@ def is_dicom_series(folder: Path | str) -> bool:
     return folder.is_dir() and bool(_module("dicom").files(folder)) and not _scans(folder)
 
 
+def stack_files(folder: Path | str) -> list[Path]:
+    """The pictures in a folder that are the sections of a stack, in their order; empty for a DICOM series."""
+    folder = Path(folder)
+    return [] if not folder.is_dir() or _module("dicom").files(folder) else _module("stack").files(folder)
+
+
 def default_suffix(volume: Volume) -> str:
     """The suffix an output made for this volume gets: its input's, where that can be written.
 
     ``.nii.gz`` for DICOM and for arrays made in memory, ``.png`` for pictures, or ``.tif`` where the array
-    is nothing a PNG can hold.
+    is nothing a PNG can hold; ``.tif`` for stacks.
     """
     suffix = suffix_of(volume.origin.path) if volume.origin else ""
     family = volume.origin.format if volume.origin else ""
+    if family == "stack":
+        return ".tif"
     if family == "picture":
         fits = volume.array.dtype.kind in "bui" and volume.channels in (1, 3)
         return ".png" if fits else ".tif"
@@ -202,7 +211,11 @@ def _family(path: Path) -> ModuleType:
 def _folder_family(folder: Path) -> ModuleType:
     dicom = _module("dicom")
     if not dicom.files(folder):
-        raise DataError(f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series")
+        if stack_files(folder):
+            return _module("stack")
+        raise DataError(
+            f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series or of one stack"
+        )
     if scans := _scans(folder):
         raise DataError(f"{folder}: holds DICOM files and other scans ({scans[0].name}); give each a folder of its own")
     return dicom
