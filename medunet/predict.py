@@ -256,14 +256,15 @@ class _Work:
     def _open(self, case: Case, target: Path | None) -> _Job:
         watch = _Stopwatch()
         with watch.stage("read"):
-            case = by_model_channels(case, self._segmenter.card.channels, self._request.axes)
-            volume = load_image(case, self._request.axes, self._scratch)
+            chosen = by_model_channels(case, self._segmenter.card.channels, self._request.axes)
+            volume = load_image(chosen, self._request.axes, self._scratch)
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
             check_free(target, self._request.overwrite)
         with watch.stage("preprocess"):
             scan = self._segmenter.open(volume)
             plan = self._segmenter.plan(scan, _file_axis(volume, scan))
-        return _Job(case, target, volume, scan, plan, watch)
+        by_name = f"{case.name}: channels taken by their names: {', '.join(map(str, chosen.channels))}"
+        return _Job(case, target, volume, scan, plan, watch, lines=[by_name] if chosen != case else [])
 
     def _segment(self, opened: Future[_Job], report: Progress) -> _Job:
         job = opened.result()
