@@ -169,9 +169,15 @@ def is_dicom_series(folder: Path | str) -> bool:
 
 
 def stack_files(folder: Path | str) -> list[Path]:
-    """The pictures in a folder that are the sections of a stack, in their order; empty for a DICOM series."""
+    """The pictures in a folder that are the sections of a stack, in their order; all its scans must be of one kind.
+
+    Empty for anything else, such as a DICOM series or a folder of mixed scans.
+    """
     folder = Path(folder)
-    return [] if not folder.is_dir() or _module("dicom").files(folder) else _module("stack").files(folder)
+    if not folder.is_dir() or _module("dicom").files(folder):
+        return []
+    kinds = {suffix_of(path) for path in folder.iterdir() if suffix_of(path) in READABLE and path.name[:1] != "."}
+    return _module("stack").files(folder) if len(kinds) == 1 else []
 
 
 def default_suffix(volume: Volume) -> str:
@@ -214,7 +220,8 @@ def _folder_family(folder: Path) -> ModuleType:
         if stack_files(folder):
             return _module("stack")
         raise DataError(
-            f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series or of one stack"
+            f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series, or of the "
+            "PNG, JPEG or TIFF sections of one stack"
         )
     if scans := _scans(folder):
         raise DataError(f"{folder}: holds DICOM files and other scans ({scans[0].name}); give each a folder of its own")

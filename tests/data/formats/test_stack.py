@@ -66,8 +66,10 @@ def test_what_is_no_whole_stack_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "one")
     (tmp_path / "none").mkdir()
     assert stack_files(tmp_path / "none") == []
-    with pytest.raises(DataError, match="of one stack"):
+    with pytest.raises(DataError, match="sections of one stack"):
         read_volume(tmp_path / "none")
+    sections(tmp_path / "mixed", ["1.png", "2.png", "3.jpg"])
+    assert stack_files(tmp_path / "mixed") == []
     with pytest.raises(DataError, match="only TIFF"):
         read_volume(tmp_path / "one", frame=1)
     (tmp_path / "deep").mkdir()
