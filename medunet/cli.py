@@ -58,6 +58,8 @@ class FoldNumber(click.ParamType[int | str]):
 _PATH = click.Path(path_type=Path)
 _DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 _MINUTES = click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Wall time to fit into.")
+_FRAME = click.option("--frame", type=click.IntRange(min=1), help="Which time point of a TIFF series, from 1 on.")
+_STACK = click.option("--stack", is_flag=True, help="A folder of PNG, JPEG or TIFF sections is one 3-D scan.")
 _AXES = click.option("--axes", help="Axis letters of TIFF files that do not state them, such as ZYX.")
 
 
@@ -88,11 +90,13 @@ def demo(output: Path, overwrite: bool) -> None:
 @click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_AXES
-def inspect(paths: tuple[Path, ...], as_json: bool, axes: str | None) -> int:
+@_FRAME
+@_STACK
+def inspect(paths: tuple[Path, ...], as_json: bool, axes: str | None, frame: int | None, stack: bool) -> int:
     """Show what is in scans and data sets, and what is wrong with them."""
     from medunet.inspect import as_text, inspect_path
 
-    findings = [inspect_path(path, axes) for path in paths]
+    findings = [inspect_path(path, axes, frame, stack) for path in paths]
     click.echo(json.dumps(findings, indent=2) if as_json else "\n\n".join(as_text(f) for f in findings))
     return 1 if any(finding["problems"] for finding in findings) else 0
 
@@ -213,6 +217,15 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
     help="OpenVINO (CPU) gains on many large scans of one size, if they fit the memory whole; it loses on others.",
 )
 @_AXES
+@_FRAME
+@_STACK
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="NAME|INDEX",
+    help="Which channel of a file to take, by name or index (from 0 on); once for each of the model's, in its order.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
 @click.option("--instances", is_flag=True, help="Number objects that touch each other apart: cells, nuclei, …")
@@ -241,7 +254,8 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     )  # fmt: skip
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
-        options["verify"], _object_rule(options),
+        options["verify"], _object_rule(options), tuple(int(c) if c.isdigit() else c for c in options["channels"]),
+        options["frame"], options["stack"],
     )  # fmt: skip
     summary = segment_files(model, request, settings)
     for line in summary.lines:

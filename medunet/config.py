@@ -24,6 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medunet.data.annotation import AnnotatedSlices, AnnotationSettings
 from medunet.data.augment import AugmentSettings
+from medunet.data.channels import Channel
 from medunet.data.instances import InstanceSettings
 from medunet.data.patches import PatchSettings
 from medunet.data.preprocess import PreprocessSettings
@@ -44,6 +45,8 @@ class DataSettings:
     Attributes:
         path: the data set's folder, relative to where the command runs.
         axes: axis letters of TIFF files that do not state them, such as `ZYX`.
+        channels: which channels are learned from, by index (from 0) or by the name that `dataset.json` or the files
+            give them, such as `[DAPI]`; empty takes all.
         fold: which of the `folds` parts of the cases is held out for validation.
         folds: how many parts; 0 trains on all cases and validates on none. A single scan is cut into as many along
             its longest axis.
@@ -64,6 +67,7 @@ class DataSettings:
 
     path: str | None = None
     axes: str | None = None
+    channels: tuple[Channel, ...] = ()
     fold: int = 0
     folds: int = 5
     seed: int = 0
@@ -81,6 +85,10 @@ class DataSettings:
         _ = self.annotation
         if self.patient_pattern is not None:
             check_pattern(self.patient_pattern)
+        if len(set(self.channels)) < len(self.channels) or any(isinstance(c, int) and c < 0 for c in self.channels):
+            raise ConfigError(
+                f"data.channels must be names or indices from 0 on, each once, found {list(self.channels)}"
+            )
         if self.cache == "":
             raise ConfigError("data.cache must be a folder, auto or null, found an empty name")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(self.folds, 1):

@@ -212,7 +212,7 @@ def _write_case(case: FoundCase, rule: Rule, request: ConvertRequest, folder: Pa
         return
     labels = rule.apply(masks).labels
     volume = masks[0].volume.with_array(labels[np.newaxis])
-    write_volume(volume, folder / "labels" / f"{case.name}{_label_suffix(masks[0])}")
+    write_volume(volume, folder / "labels" / f"{case.name}{_label_suffix(masks[0])}", labels=True)
 
 
 def _usable(mask: Mask) -> bool:

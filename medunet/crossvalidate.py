@@ -335,7 +335,7 @@ def _write_joined(folds: Folds, case: Case, files: Sequence[Path], target: Path)
     joined = read_volume(files[0], axes=config.data.axes).array.copy()
     for number, file in enumerate(files[1:], start=1):
         np.copyto(joined, read_volume(file, axes=config.data.axes).array, where=where == number)
-    write_volume(volume.with_array(joined), target, overwrite=True)
+    write_volume(volume.with_array(joined), target, overwrite=True, labels=True)
 
 
 def _give(path: Path, steps: tuple[PostStep, ...]) -> None:

@@ -201,10 +201,9 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
         say(f"resuming with {path}" + (f", changed: {'; '.join(changed)}" if changed else ""))
         return file, _data_set(file)
     if request.source.is_dir():
-        data = read_data_set(request.source)
-        say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
         given = parse_config("", "--set", overrides).config
-        data = annotated(data, given.data.annotation)
+        data = annotated(read_data_set(request.source, given.data.channels), given.data.annotation)
+        say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
         budget = Budget.of(None, given.training.minutes, request.device)
         planned = plan_data_set(data, budget, given.data.axes)
         if given.training.init is not None:
@@ -242,7 +241,7 @@ def _data_set(file: ConfigFile) -> DataSet:
         raise ConfigError(
             f"{file.source}: says nothing about where the data are\nadd data.path, or --set data.path=FOLDER"
         )
-    data = annotated(read_data_set(Path(file.config.data.path)), file.config.data.annotation)
+    data = annotated(read_data_set(Path(file.config.data.path), file.config.data.channels), file.config.data.annotation)
     if not data.labelled:
         raise DataError(f"{data.folder}: no image has a label file of the same name; there is nothing to learn from")
     return data

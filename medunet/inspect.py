@@ -10,26 +10,32 @@ from typing import Any
 import numpy as np
 
 from medunet.data.catalogue import Case, DataSet, load_image, load_label, read_data_set, with_labels
-from medunet.data.formats import is_dicom_series, read_grid, read_volume
+from medunet.data.formats import default_suffix, is_dicom_series, read_grid, read_volume, stack_files
 from medunet.data.labels import IGNORE, LabelTable
+from medunet.data.volume import Grid, Volume
 from medunet.errors import DataError
 
 Finding = dict[str, Any]
 
 
-def inspect_path(path: Path, axes: str | None = None) -> Finding:
-    """Describe a scan file, a DICOM folder or a data set as a plain record; `problems` lists what is wrong with it."""
+def inspect_path(path: Path, axes: str | None = None, frame: int | None = None, stack: bool = False) -> Finding:
+    """Describe a scan file, a DICOM folder or a data set as a plain record; `problems` lists what is wrong with it.
+
+    Args:
+        frame: the time point of a TIFF that is looked at, counted from 1.
+        stack: a folder of pictures is one scan.
+    """
     try:
-        if path.is_dir() and not is_dicom_series(path):
+        if path.is_dir() and not is_dicom_series(path) and not (stack and stack_files(path)):
             return _inspect_data_set(read_data_set(path), axes)
-        return _inspect_scan(path, axes)
+        return _inspect_scan(path, axes, frame)
     except DataError as error:
         return {"path": str(path), "problems": [str(error)]}
 
 
-def _inspect_scan(path: Path, axes: str | None) -> Finding:
-    grid = read_grid(path, axes=axes)
-    volume = read_volume(path, axes=axes)
+def _inspect_scan(path: Path, axes: str | None, frame: int | None) -> Finding:
+    grid = read_grid(path, axes=axes, frame=frame)
+    volume = read_volume(path, axes=axes, frame=frame)
     finite = volume.array[np.isfinite(volume.array)] if volume.array.dtype.kind == "f" else volume.array
     problems = []
     if finite.size < volume.array.size:
@@ -41,6 +47,7 @@ def _inspect_scan(path: Path, axes: str | None) -> Finding:
         "format": grid.format,
         "shape": list(grid.shape),
         "channels": grid.channels,
+        "channel names": list(grid.channel_names),
         "type": grid.dtype,
         "spacing": [round(s, 6) for s in volume.spacing],
         "unit": grid.unit,
@@ -48,8 +55,34 @@ def _inspect_scan(path: Path, axes: str | None) -> Finding:
         "minimum": float(finite.min()) if finite.size else None,
         "maximum": float(finite.max()) if finite.size else None,
         **grid.details,
+        "becomes": _what_becomes(grid, volume),
         "problems": problems,
     }
+
+
+def _what_becomes(grid: Grid, volume: Volume) -> list[str]:
+    """Which axis becomes what, what a network sees of it, and what a label map for it is written as."""
+    letters, unit = "xyz"[: grid.dimensions], "" if grid.unit == "pixel" else f" {grid.unit}"
+    axes = [
+        f"{letter}: {length} {'voxels' if grid.dimensions == 3 else 'pixels'}"
+        + (f" of {size:.4g}{unit}" if unit else ", size unknown")
+        for letter, length, size in zip(letters, grid.shape, grid.spacing, strict=True)
+    ]
+    names = [f"{n} {name}" for n, name in enumerate(grid.channel_names)] or [str(n) for n in range(grid.channels)]
+    colour = " (an RGB picture's red, green, blue)" if _is_colour(grid) else ""
+    network = f"a network of {grid.channels} input channel{'s' if grid.channels > 1 else ''}"
+    choice = "; fewer with --set data.channels=[0] or predict --channel 0" if grid.channels > 1 else ""
+    slices = ", or its slices by a 2-D one" if grid.dimensions == 3 else ""
+    return [
+        *axes,
+        *([f"channels: {', '.join(names)}{colour}"] if grid.channels > 1 else []),
+        f"seen by {network} as {grid.dimensions}-D{slices}{choice}",
+        f"labels are written as {default_suffix(volume.with_array(volume.array[:1].astype(np.uint8)))} on this grid",
+    ]
+
+
+def _is_colour(grid: Grid) -> bool:
+    return grid.channels == 3 and ("S" in grid.details.get("TIFF axes", "") or grid.format == "picture")
 
 
 def _orientation_code(affine: np.ndarray) -> str:
@@ -146,6 +179,9 @@ def as_text(finding: Mapping[str, Any]) -> str:
     lines = [str(finding["path"])]
     for key, value in finding.items():
         if key in ("path", "problems") or value in (None, [], {}):
+            continue
+        if key == "becomes":
+            lines += [f"  {key if number == 0 else '':<18} {line}" for number, line in enumerate(value)]
             continue
         lines.append(f"  {key:<18} {_shown(value)}")
     problems = [problem.replace("\n", "\n           ") for problem in finding["problems"]]

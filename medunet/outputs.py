@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunet.data.catalogue import Case, group_cases, scan_files
-from medunet.data.formats import WRITABLE, case_stem, is_dicom_series, suffix_of
+from medunet.data.catalogue import Case, group_cases, scan_files, stack_folders
+from medunet.data.channels import Channel
+from medunet.data.formats import WRITABLE, case_stem, is_dicom_series, stack_files, suffix_of
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_free
 from medunet.inference.instances import ObjectRule
@@ -31,10 +32,16 @@ class PredictRequest:
     record: Path | None = None
     verify: bool = False
     objects: ObjectRule | None = None
+    channels: tuple[Channel, ...] = ()
+    frame: int | None = None
+    stack: bool = False
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Path]:
+def find_inputs(paths: Sequence[Path], stack: bool = False) -> list[Path]:
     """Scans from files, folders of scans and DICOM folders.
+
+    Args:
+        stack: a folder of pictures is one volume, and a folder of such folders several.
 
     Raises:
         DataError: a path that does not exist, or a folder without scans.
@@ -44,8 +51,8 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        if path.is_dir() and not is_dicom_series(path):
-            found = scan_files(path)
+        if path.is_dir() and not is_dicom_series(path) and not (stack and stack_files(path)):
+            found = stack_folders(path) if stack else scan_files(path)
             if not found:
                 raise DataError(f"{path}: holds no scan that medunet reads, and is no DICOM series")
             files += found

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medunet import __version__
 from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
-from medunet.data.catalogue import Case, load_image
+from medunet.data.catalogue import Case, by_model_channels, load_image
 from medunet.data.formats import default_suffix, write_volume
 from medunet.data.postprocess import PostStep, postprocess
 from medunet.data.scratch import Scratch, lives_in_file
@@ -187,9 +187,12 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         MedunetError: before any work: no usable model, no scan, or outputs that collide, exist or cannot be written.
     """
     started = time.perf_counter()
-    files = find_inputs(request.inputs)
+    files = find_inputs(request.inputs, request.stack)
     models = load_models(model_source, find_device(request.device))
-    cases = as_cases(files, models[0].card.network.in_channels)
+    cases = [
+        replace(case, channels=request.channels, frame=request.frame)
+        for case in as_cases(files, models[0].card.network.in_channels)
+    ]
     targets = plan_outputs(cases, request)
     segmenter = Segmenter(models, settings)
     if request.verify:
@@ -314,13 +317,15 @@ class _Work:
     def _open(self, case: Case, target: Path | None) -> _Job:
         watch = _Stopwatch()
         with watch.stage("read"):
-            volume = load_image(case, self._request.axes, self._scratch)
+            chosen = by_model_channels(case, self._segmenter.card.channels, self._request.axes)
+            volume = load_image(chosen, self._request.axes, self._scratch)
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
             check_free(target, self._request.overwrite)
         with watch.stage("preprocess"):
             scan = self._segmenter.open(volume)
             plan = self._segmenter.plan(scan, _file_axis(volume, scan))
-        return _Job(case, target, volume, scan, plan, watch)
+        by_name = f"{case.name}: channels taken by their names: {', '.join(map(str, chosen.channels))}"
+        return _Job(case, target, volume, scan, plan, watch, lines=[by_name] if chosen != case else [])
 
     def _segment(self, opened: Future[_Job], report: Progress) -> _Job:
         job = opened.result()
@@ -410,7 +415,7 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
     """
     if len(results) == 1:
         ((path, array),) = results.items()
-        write_volume(like.with_array(array), path, overwrite=overwrite)
+        write_volume(like.with_array(array), path, overwrite=overwrite, labels=True)
         return
     for path in results:
         check_free(path, overwrite)
@@ -419,7 +424,7 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
             for path, array in results.items():
-                write_volume(like.with_array(array), Path(staging) / path.name)
+                write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
             for file in sorted(Path(staging).iterdir()):
                 file.replace(place / file.name)
     except OutputError as error:

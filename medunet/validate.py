@@ -258,7 +258,7 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
         indices = segmenter.card.instances.mask(segmenter.indices(scan, also=terrain.put))
         _write_objects(volume, terrain, folder / OBJECTS / target.name, segmenter.settings.memory)
     predicted = volume.with_array(held.labels.to_values(indices))
-    write_volume(predicted, target, overwrite=True)
+    write_volume(predicted, target, overwrite=True, labels=True)
     reference: Path | Volume = case.label
     if held.inside:
         truth = load_label(case, held.labels, volume, held.axes)
@@ -284,7 +284,7 @@ def _write_objects(volume: Volume, terrain: Terrain, path: Path, memory: int) ->
     path.unlink(missing_ok=True)
     with suppress(MedunetError):
         found = find_objects_of(terrain, ObjectRule(), volume.spacing, Workspace(np.empty, memory))
-        write_volume(volume.with_array(found.ids), path, overwrite=True)
+        write_volume(volume.with_array(found.ids), path, overwrite=True, labels=True)
 
 
 def fold_of_voxels(undo: Undo, folds: int) -> NDArray[np.uint8]:

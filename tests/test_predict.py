@@ -10,7 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
 import medunet
 import medunet.predict
@@ -408,3 +410,59 @@ def test_channels_are_grouped_only_for_models_that_want_several(tmp_path: Path) 
     assert [c.name for c in as_cases(files, 1)] == ["p_0000", "p_0001"]
     assert [c.name for c in as_cases([tmp_path / "a_0000.nii", tmp_path / "b_0000.nii"], 1)] == ["a", "b"]
     assert [c.name for c in as_cases([tmp_path / "time_0003.nii"], 1)] == ["time_0003"]
+
+
+def small_model(path: Path, **changes: object) -> Path:
+    """A small 2-D model of one channel, in a file."""
+    settings = UNetSettings(channels=(4, 8), classes=3, strides=2, dimensions=2)
+    made = card(network=settings, patch=(16, 16), **changes)
+    torch.manual_seed(1)
+    save_model(path, UNet(settings).state_dict(), made)
+    return path
+
+
+def test_a_channel_is_found_by_name_or_chosen(tmp_path: Path) -> None:
+    """A file of several channels gives what its one channel alone gives; a coloured picture is refused with advice."""
+    rng = np.random.default_rng(0)
+    array = rng.normal(0, 3, (3, 20, 24)).astype(np.float32)
+    many, one, rgb = tmp_path / "many.ome.tif", tmp_path / "one.tif", tmp_path / "rgb.png"
+    metadata = {"axes": "CYX", "Channel": {"Name": ["GFP", "mri", "Cy5"]}}
+    tifffile.imwrite(many, array, ome=True, photometric="minisblack", metadata=metadata)
+    tifffile.imwrite(one, array[1])
+    Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(rgb)
+    tifffile.imwrite(tmp_path / "time.tif", np.stack([array[0], array[1]]), imagej=True, metadata={"axes": "TYX"})
+    model = str(small_model(tmp_path / "m.safetensors"))
+
+    def predicted(name: str, **options: object) -> np.ndarray:
+        request = PredictRequest([tmp_path / name], tmp_path / f"out_{name}", "cpu", overwrite=True, **options)
+        summary = segment_files(model, request, PredictSettings())
+        assert not summary.failed, summary.errors
+        return np.array(medunet.read_volume(tmp_path / f"out_{name}").array)
+
+    alone = predicted("one.tif")
+    assert len(np.unique(alone)) > 1
+    np.testing.assert_array_equal(predicted("many.ome.tif"), alone)
+    np.testing.assert_array_equal(predicted("many.ome.tif", channels=(1,)), alone)
+    np.testing.assert_array_equal(predicted("time.tif", frame=2), alone)
+    assert not np.array_equal(predicted("many.ome.tif", channels=("gfp",)), alone)
+    assert predicted("rgb.png", channels=(0,)).shape == (1, 24, 20)
+    summary = segment_files(model, PredictRequest([rgb], tmp_path / "out", "cpu"), PredictSettings())
+    assert "has 3 channel(s), the model was trained on 1 (MRI)" in summary.errors[0]
+    assert "--channel 0 (red is 0), or save it in grey" in summary.errors[0]
+
+
+def test_a_folder_of_sections_is_predicted_as_one_scan(tmp_path: Path) -> None:
+    sections = tmp_path / "scans" / "s"
+    sections.mkdir(parents=True)
+    planes = np.random.default_rng(0).integers(0, 4, (5, 20, 24)).astype(np.uint8)
+    for number, plane in enumerate(planes):
+        Image.fromarray(plane).save(sections / f"{number}.png")
+    model = str(small_model(tmp_path / "m.safetensors"))
+    for given in (sections, tmp_path / "scans"):
+        request = PredictRequest([given], tmp_path / "out", "cpu", overwrite=True, stack=True)
+        assert segment_files(model, request, PredictSettings()).failed == []
+        labels = medunet.read_volume(tmp_path / "out" / "s.tif")
+        assert labels.array.shape == (1, 24, 20, 5)
+        with tifffile.TiffFile(tmp_path / "out" / "s.tif") as file:
+            assert "ColorMap" in file.pages[0].tags and file.imagej_metadata is not None
+    assert not (tmp_path / "out" / "0.png").exists()

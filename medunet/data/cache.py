@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from medunet import __version__
 from medunet.data.catalogue import Case
-from medunet.data.formats import files_of, suffix_of
+from medunet.data.formats import files_of, is_dicom_series, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.patches import PreparedCase
 from medunet.data.preprocess import PreprocessSettings
@@ -122,6 +122,8 @@ def case_key(case: Case, settings: PreprocessSettings, labels: LabelTable, axes:
         "labels": asdict(labels),
         "axes": axes,
         "annotation": asdict(case.annotation),
+        "channels": case.channels,
+        "frame": case.frame,
         "made by": makers(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -131,7 +133,7 @@ def _content(path: Path) -> list[str]:
     """What is in a scan, and the suffix, which decides how it is read; no other part of its name."""
     digests = [_digest(file) for file in files_of(path)]
     # A DICOM series is ordered by positions: the names of its files, and so their order here, say nothing.
-    return ["", *sorted(digests)] if path.is_dir() else [suffix_of(path), *digests]
+    return ["", *sorted(digests)] if is_dicom_series(path) else [suffix_of(path), *digests]
 
 
 def _digest(path: Path) -> str:

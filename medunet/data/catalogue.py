@@ -24,7 +24,8 @@ from medunet.data.annotation import (
     declared_annotation,
 )
 from medunet.data.blocks import copy_in_tiles
-from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume
+from medunet.data.channels import Channel, channel_indices, chosen_names
+from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume, stack_files
 from medunet.data.labels import LabelTable, table_from_names, table_from_values, with_regions
 from medunet.data.regions import split_declaration
 from medunet.data.scratch import Scratch
@@ -45,12 +46,16 @@ class Case:
 
     Attributes:
         annotation: what of the label file was annotated; the rest is IGNORE.
+        channels: which channels are taken, in this order; empty takes all.
+        frame: which time point is read, counted from 1.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
     annotation: Annotation = EVERYTHING
+    channels: tuple[Channel, ...] = ()
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,11 @@ class DataSet:
         return tuple(case for case in self.cases if case.label is not None)
 
 
-def read_data_set(folder: Path) -> DataSet:
+def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
     """Read a data set's folder and its `dataset.json`, without opening a scan.
+
+    Args:
+        channels: which channels are taken, by index or by name, declared or the files' own; empty takes all.
 
     Raises:
         DataError: no known layout, no image, a label without an image, or a `dataset.json` that cannot be used.
@@ -85,8 +93,11 @@ def read_data_set(folder: Path) -> DataSet:
         raise DataError(f"{folder}: no such folder; give a data set with images/ and labels/ (or imagesTr/, labelsTr/)")
     images, labels = _layout(folder)
     declared = _read_declaration(folder / "dataset.json")
-    label_files = by_stem(scan_files(labels)) if labels.is_dir() else {}
-    cases = group_cases(scan_files(images), label_files)
+    if _is_stack(declared, folder):
+        cases, label_files = _stack_cases(folder, images, labels)
+    else:
+        label_files = by_stem(scan_files(labels)) if labels.is_dir() else {}
+        cases = group_cases(scan_files(images), label_files)
     if not cases:
         raise DataError(
             f"{images}: holds no scan that medunet reads\nexpected files that end in {', '.join(READABLE)}, "
@@ -98,11 +109,16 @@ def read_data_set(folder: Path) -> DataSet:
             f"{labels}: {len(orphans)} label file(s) without an image of the same name, first: {orphans[0]}\n"
             f"images are named {', '.join(case.name for case in cases[:3])}, …; rename one or the other"
         )
+    names = _channel_names(declared)
+    known = {name.casefold(): number for number, name in enumerate(names)}
+    wanted = tuple(
+        known.get(channel.casefold(), channel) if isinstance(channel, str) else channel for channel in channels
+    )
     found = DataSet(
         folder=folder,
         name=str(declared.get("name") or folder.resolve().name),
-        cases=tuple(cases),
-        channels=_channel_names(declared),
+        cases=tuple(replace(case, channels=wanted) for case in cases),
+        channels=chosen_names(wanted, names) if wanted else names,
         labels=_label_table(declared, folder / "dataset.json"),
         annotation=declared_annotation(declared, str(folder / "dataset.json")),
     )
@@ -131,6 +147,32 @@ def _layout(folder: Path) -> tuple[Path, Path]:
     raise DataError(
         f"{folder}: is no data set: expected images/ and labels/, or imagesTr/ and labelsTr/; found {found}"
     )
+
+
+def _is_stack(declared: Mapping[str, Any], folder: Path) -> bool:
+    stack = declared.get("stack", False)
+    if not isinstance(stack, bool):
+        raise DataError(f'{folder / "dataset.json"}: "stack" must be true or false, found {stack!r}')
+    return stack
+
+
+def _stack_cases(folder: Path, images: Path, labels: Path) -> tuple[list[Case], dict[str, Path]]:
+    """Every folder of sections is a case; without such folders, the sections in images/ are the only one.
+
+    A label is a folder of sections too, or a file of three dimensions.
+    """
+    found = stack_folders(images)
+    if not found:
+        name = folder.resolve().name
+        label = labels if labels.is_dir() and stack_files(labels) else None
+        return ([Case(name, (images,), label)] if stack_files(images) else []), {}
+    label_files = by_stem([*stack_folders(labels), *scan_files(labels)]) if labels.is_dir() else {}
+    return [Case(path.name, (path,), label_files.get(path.name)) for path in found], label_files
+
+
+def stack_folders(folder: Path) -> list[Path]:
+    """The folders of sections directly inside a folder, sorted."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[:1] != "." and stack_files(path)]
 
 
 def scan_files(folder: Path) -> list[Path]:
@@ -290,23 +332,50 @@ def with_labels(data: DataSet, cases: Iterable[Case], axes: str | None = None) -
 
 
 def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
-    """All channels of a case as one volume `(channel, *spatial)`.
+    """The channels of a case that are taken as one volume `(channel, *spatial)`.
 
     Args:
         scratch: holds arrays that are large.
 
     Raises:
-        DataError: the channel files do not share one grid.
+        DataError: the channel files do not share one grid, or a channel is not there.
         OutputError: `scratch` has no room.
     """
-    volumes = [read_volume(path, axes=axes, scratch=scratch) for path in case.images]
+    paths = case.images
+    if len(paths) > 1 and case.channels:
+        paths = tuple(paths[n] for n in channel_indices(case.channels, (), len(paths), case.name))
+    volumes = [read_volume(path, axes=axes, frame=case.frame, scratch=scratch) for path in paths]
     first = volumes[0]
     for other in volumes[1:]:
         _require_same_grid(case.name, first, other, "channel")
-    if len(volumes) == 1:
-        return first
     arrays = [volume.array for volume in volumes]
+    if len(case.images) == 1:
+        if not case.channels:
+            return first
+        names = read_grid(paths[0], axes=axes, frame=case.frame).channel_names
+        chosen = channel_indices(case.channels, names, first.channels, case.name)
+        arrays = [first.array[n : n + 1] for n in chosen]
     return first.with_array(np.concatenate(arrays) if scratch is None else _joined(arrays, scratch))
+
+
+def channel_count(case: Case, found: int) -> int:
+    """How many channels `load_image` gives, where the case's first file has `found`."""
+    return len(case.channels) or max(found, len(case.images))
+
+
+def by_model_channels(case: Case, names: Sequence[str], axes: str | None = None) -> Case:
+    """The case with its channels chosen by a model's `names`, if its file names them all, whatever else it holds.
+
+    As it is where channels were chosen already, come one per file, or cannot be told by name.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    if case.channels or len(case.images) > 1 or not names:
+        return case
+    own = [name.casefold() for name in read_grid(case.images[0], axes=axes, frame=case.frame).channel_names]
+    found = all(own.count(name.casefold()) == 1 for name in names)
+    return replace(case, channels=tuple(names)) if found and own != [name.casefold() for name in names] else case
 
 
 def _joined(arrays: Sequence[np.ndarray], scratch: Scratch) -> np.ndarray:
@@ -388,7 +457,7 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
     for case in cases:
         try:
             image = read_grid(case.images[0], axes=axes)
-            found = (case.name, max(image.channels, len(case.images)), len(image.shape))
+            found = (case.name, channel_count(case, image.channels), len(image.shape))
             first = first or found
             _require_alike(first, found)
             others = [("channel", path) for path in case.images[1:]]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.data.cache import Cache, case_key, entry_size, write_array
-from medunet.data.catalogue import Case, load_image, load_label
+from medunet.data.catalogue import Case, channel_count, load_image, load_label
 from medunet.data.formats import read_grid
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase, find_foreground
@@ -212,7 +212,7 @@ def _size(case: Case, how: Preparation) -> int:
     """Most bytes of a prepared case, by its header: crops are not known yet."""
     grid = read_grid(case.images[0], axes=how.axes)
     shape = target_shape(case.images[0].name, grid, how.settings)
-    return entry_size(shape, max(grid.channels, len(case.images)), len(how.labels.foreground))
+    return entry_size(shape, channel_count(case, grid.channels), len(how.labels.foreground))
 
 
 def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:

@@ -107,6 +107,7 @@ class Grid:
         dtype: numpy name of the array's type, after a scaling the header asks for.
         format: ``nifti``, ``itk``, ``dicom``, ``tiff`` or ``picture``.
         details: further lines for a reader, such as ``{"TIFF axes": "ZYX"}``; never anything about a patient.
+        channel_names: as the file has them; empty if it has none.
     """
 
     shape: tuple[int, ...]
@@ -116,6 +117,7 @@ class Grid:
     dtype: str
     format: str
     details: dict[str, str] = field(default_factory=dict)
+    channel_names: tuple[str, ...] = ()
 
     @property
     def dimensions(self) -> int:

@@ -112,6 +112,7 @@ class Segmenter:
             raise DataError(
                 f"{volume.name}: has {volume.channels} channel(s), the model was trained on {network.in_channels}"
                 + (f" ({', '.join(self.card.channels)})" if self.card.channels else "")
+                + ("\n" + _channel_advice(volume, network.in_channels) if volume.channels > network.in_channels else "")
             )
         if volume.dimensions < network.dimensions:
             raise DataError(f"{volume.name}: is a picture, the model was trained on volumes")
@@ -295,3 +296,11 @@ def _share(report: Progress | None, number: int, count: int) -> Progress | None:
     if report is None or count == 1:
         return report
     return lambda done, total: report(number * total + done, count * total)
+
+
+def _channel_advice(volume: Volume, wanted: int) -> str:
+    """What to do about a scan with more channels than the model takes."""
+    colour = volume.origin is not None and volume.origin.format == "picture"
+    options = " ".join(f"--channel {number}" for number in range(wanted))
+    grey = " (red is 0), or save it in grey" if colour or volume.channels == 3 else ""
+    return f"say which {'one' if wanted == 1 else 'ones'} to take, such as {options}{grey}"

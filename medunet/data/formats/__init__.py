@@ -24,6 +24,7 @@ __all__ = [
     "is_readable",
     "read_grid",
     "read_volume",
+    "stack_files",
     "suffix_of",
     "write_volume",
 ]
@@ -52,11 +53,14 @@ READABLE = tuple(suffix for suffix in _FAMILIES if suffix != ".img")
 WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"))
 
 
-def read_volume(path: Path | str, *, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
-    """Read a scan or a label map: a file, or a folder that is one DICOM series.
+def read_volume(
+    path: Path | str, *, axes: str | None = None, frame: int | None = None, scratch: Scratch | None = None
+) -> Volume:
+    """Read a scan or a label map: a file, or a folder that is one DICOM series or a stack of pictures.
 
     Args:
         axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
+        frame: which time point of a TIFF is read, counted from 1; a scan without time has none to choose.
         scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
             and MetaImage written as text, and single TIFF pages or DICOM slices, which are decoded as a whole.
 
@@ -71,11 +75,17 @@ def read_volume(path: Path | str, *, axes: str | None = None, scratch: Scratch |
     path = Path(path)
     family = _family(path)
     if family is _module("tiff"):
-        return family.read(path, axes, scratch)
+        return family.read(path, axes, scratch, frame)
+    _refuse_frame(path, frame)
     return family.read(path, scratch)
 
 
-def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
+def _refuse_frame(path: Path, frame: int | None) -> None:
+    if frame is not None:
+        raise DataError(f"{path}: --frame {frame}: only TIFF files are read by time points; leave --frame out")
+
+
+def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = None) -> Grid:
     """What a file's header says about shape, position and type, without reading voxels; agrees with `read_volume`.
 
     Raises:
@@ -84,7 +94,8 @@ def read_grid(path: Path | str, *, axes: str | None = None) -> Grid:
     path = Path(path)
     family = _family(path)
     if family is _module("tiff"):
-        return family.look(path, axes)
+        return family.look(path, axes, frame)
+    _refuse_frame(path, frame)
     return family.look(path)
 
 
@@ -99,13 +110,16 @@ def files_of(path: Path | str) -> list[Path]:
     return family.files(path) if hasattr(family, "files") else [path]
 
 
-def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -> None:
+def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False, labels: bool = False) -> None:
     """Write a volume, whole or not at all; the suffix picks the format.
 
     A volume whose origin is of the same family keeps that header, so a label map written for a scan has exactly the
     scan's grid. Integers stay integers, in their type or the smallest that fits and that the format has; several
     channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF. An array that lives in a file is written part by
     part (but to PNG); where its memory runs across the file's order, the target's folder holds a copy meanwhile.
+
+    Args:
+        labels: the volume is a label map: as an ImageJ TIFF it gets a lookup table that gives every label a colour.
 
     Raises:
         OutputError: the file exists and `overwrite` is false, the suffix is not writable, the format cannot hold the
@@ -115,7 +129,11 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False) -
     suffix = suffix_of(path)
     if suffix not in _FAMILIES:
         raise OutputError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose one of {_list(WRITABLE)}")
-    _module(_FAMILIES[suffix]).write(volume, path, overwrite)
+    family = _module(_FAMILIES[suffix])
+    if family is _module("tiff"):
+        family.write(volume, path, overwrite, labels)
+    else:
+        family.write(volume, path, overwrite)
 
 
 def suffix_of(path: Path | str) -> str:
@@ -150,14 +168,28 @@ def is_dicom_series(folder: Path | str) -> bool:
     return folder.is_dir() and bool(_module("dicom").files(folder)) and not _scans(folder)
 
 
+def stack_files(folder: Path | str) -> list[Path]:
+    """The pictures in a folder that are the sections of a stack, in their order; all its scans must be of one kind.
+
+    Empty for anything else, such as a DICOM series or a folder of mixed scans.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or _module("dicom").files(folder):
+        return []
+    kinds = {suffix_of(path) for path in folder.iterdir() if suffix_of(path) in READABLE and path.name[:1] != "."}
+    return _module("stack").files(folder) if len(kinds) == 1 else []
+
+
 def default_suffix(volume: Volume) -> str:
     """The suffix an output made for this volume gets: its input's, where that can be written.
 
     ``.nii.gz`` for DICOM and for arrays made in memory, ``.png`` for pictures, or ``.tif`` where the array
-    is nothing a PNG can hold.
+    is nothing a PNG can hold; ``.tif`` for stacks.
     """
     suffix = suffix_of(volume.origin.path) if volume.origin else ""
     family = volume.origin.format if volume.origin else ""
+    if family == "stack":
+        return ".tif"
     if family == "picture":
         fits = volume.array.dtype.kind in "bui" and volume.channels in (1, 3)
         return ".png" if fits else ".tif"
@@ -185,7 +217,12 @@ def _family(path: Path) -> ModuleType:
 def _folder_family(folder: Path) -> ModuleType:
     dicom = _module("dicom")
     if not dicom.files(folder):
-        raise DataError(f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series")
+        if stack_files(folder):
+            return _module("stack")
+        raise DataError(
+            f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series, or of the "
+            "PNG, JPEG or TIFF sections of one stack"
+        )
     if scans := _scans(folder):
         raise DataError(f"{folder}: holds DICOM files and other scans ({scans[0].name}); give each a folder of its own")
     return dicom

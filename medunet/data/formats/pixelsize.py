@@ -70,13 +70,7 @@ def from_ome(xml: str) -> PixelSize:
     Raises:
         ValueError: not well-formed, or with a document type, whose entities could be a bomb.
     """
-    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise ValueError("OME-XML with a document type is refused")
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
-        raise ValueError(f"OME-XML is damaged: {error}") from error
-    pixels = next((element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"), None)
+    pixels = _ome_pixels(xml)
     attributes = {} if pixels is None else pixels.attrib
     x, y, z = (_ome_length(attributes, axis) for axis in "XYZ")
     if x is None:
@@ -84,6 +78,27 @@ def from_ome(xml: str) -> PixelSize:
     y = x if y is None else y
     note = "" if z is not None else "distance of slices not said; taken as the pixel height"
     return PixelSize.of((x, y, y if z is None else z), "um") if not note else _noted((x, y, y), note)
+
+
+def ome_channels(xml: str) -> list[str]:
+    """Names of the first image's channels, empty where one has none.
+
+    Raises:
+        ValueError: as `from_ome`.
+    """
+    pixels = _ome_pixels(xml)
+    found = [] if pixels is None else [element for element in pixels if element.tag.rpartition("}")[2] == "Channel"]
+    return [element.attrib.get("Name", "") for element in found]
+
+
+def _ome_pixels(xml: str) -> ElementTree.Element | None:
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+        raise ValueError("OME-XML with a document type is refused")
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"OME-XML is damaged: {error}") from error
+    return next((element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"), None)
 
 
 def _noted(spacing: tuple[float, float, float], note: str) -> PixelSize:

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from medunet.data.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.data.formats import pixelsize
+from medunet.data.formats.labelcolours import colour_map_tag, display_range
 from medunet.data.formats.payload import stored_type
 from medunet.data.formats.pixelsize import PixelSize
+from medunet.data.formats.tiffaxes import channel_names, check_one_image, chosen_frame, known_axes, stated_axes
 from medunet.data.scratch import Scratch
 from medunet.data.volume import MILLIMETRES, Grid, Origin, Volume, spacing_of
 from medunet.errors import DataError, MedunetError
@@ -59,13 +61,22 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Contents:
-    """The first series of a file, its axes known."""
+    """The first series of a file, its axes known.
+
+    Attributes:
+        shape, axes: of what is read.
+        header: what a label map repeats.
+        runs: where that lies among the file's pixels: first pixels, and how many from each of them on.
+        names: of the channels, empty if the file does not say them.
+    """
 
     series: Any
     shape: tuple[int, ...]
     axes: str
     header: _Header
     details: dict[str, str]
+    runs: tuple[range, int]
+    names: tuple[str, ...] = ()
 
     def length(self, axis: str) -> int:
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
@@ -84,7 +95,7 @@ class _Contents:
         return np.diag([*size.spacing, 1.0])
 
 
-def read(path: Path, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
+def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, frame: int | None = None) -> Volume:
     """Read the first series; the affine is the pixel size on its diagonal, in micrometres where it is known.
 
     C and S (colour samples, alpha too) are channels. Axes of length 1 are dropped, as TIFF writers add them at will:
@@ -92,12 +103,14 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None) ->
 
     Args:
         axes: states the axes, slowest first, such as ``ZYX``, in place of what the file says.
+        frame: the time point that is read, counted from 1.
 
     Raises:
-        DataError: damaged or truncated, several time points, axes that the file does not say, `axes` that do not fit.
+        DataError: damaged or truncated, several time points and no `frame`, axes that the file does not say, `axes`
+            that do not fit, pages that are not one image.
     """
     empty: Empty = scratch or np.empty
-    with _opened(path, axes) as contents:
+    with _opened(path, axes, frame) as contents:
         try:
             with _errors_noticed(path):
                 _check_whole(contents.series, path)
@@ -108,20 +121,21 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None) ->
     return Volume(array, contents.affine, contents.header.size.unit, origin=Origin(path, "tiff", contents.header))
 
 
-def look(path: Path, axes: str | None = None) -> Grid:
+def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
     """What the header says.
 
     Raises:
         DataError: as `read`, but for damaged pixels.
     """
-    with _opened(path, axes) as contents:
+    with _opened(path, axes, frame) as contents:
         dtype = str(np.dtype(contents.series.dtype).newbyteorder("="))
         size = contents.header.size
-        return Grid(contents.spatial, contents.channels, contents.affine, size.unit, dtype, "tiff", contents.details)
+        details, names = contents.details, contents.names
+        return Grid(contents.spatial, contents.channels, contents.affine, size.unit, dtype, "tiff", details, names)
 
 
-def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
-    """Write a volume, compressed without loss, with its pixel size.
+def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = False) -> None:
+    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`labelcolours`).
 
     ``.ome.tif`` and what was read from OME-TIFF becomes OME-TIFF. Everything else becomes an ImageJ hyperstack if
     ImageJ has the type (8 and 16 bits, float32), and OME-TIFF if not (32-bit labels), or beyond 4 GB. A source with an
@@ -145,6 +159,9 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
     planes = array.transpose([*missing, *(letters.index(axis) for axis in axes)])
     planes = planes if volume.channels > 1 else planes[0]
     options = _options(kind, axes, _size_of(volume, source)) | {"bigtiff": big, "shape": planes.shape, "dtype": dtype}
+    if labels and kind == "imagej" and dtype.kind == "u":
+        options["extratags"] = [colour_map_tag()]
+        options["metadata"] |= dict(zip(("min", "max"), display_range(array.max(), 8 * dtype.itemsize), strict=True))
     with written_aside(path, overwrite) as aside:
         pages = _pages(gathered(planes, path.parent), dtype)
         tifffile.imwrite(aside, pages, compression="zlib", photometric="minisblack", buffersize=BLOCK, **options)
@@ -192,13 +209,13 @@ def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
 
 
 @contextmanager
-def _opened(path: Path, axes: str | None) -> Iterator[_Contents]:
+def _opened(path: Path, axes: str | None, frame: int | None = None) -> Iterator[_Contents]:
     # our own handle: tifffile leaves its own open when a file is cut within its header
     with path.open("rb") as handle:
         try:
             with _errors_noticed(path):
                 file = tifffile.TiffFile(handle, name=path.name, _multifile=False)  # OME-XML could name any other file
-                contents = _contents(file, path, axes)
+                contents = _contents(file, path, axes, frame)
         except _DAMAGE as error:
             raise error if isinstance(error, DataError) else _damaged(path, error) from error
         yield contents
@@ -209,63 +226,40 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: not a TIFF, or damaged or truncated ({reason[:160]}); make or copy it again")
 
 
-def _contents(file: Any, path: Path, axes: str | None) -> _Contents:
-    size = PixelSize()
-    if file.is_ome:
-        size = pixelsize.from_ome(file.ome_metadata or "")
+def _contents(file: Any, path: Path, axes: str | None, frame: int | None) -> _Contents:
     series = file.series[0]
     kind = series.kind if series.kind in ("ome", "imagej") else "plain"
-    if kind != "ome":
+    if file.is_ome:
+        size = pixelsize.from_ome(file.ome_metadata or "")
+    else:
         described = (file.imagej_metadata if kind == "imagej" else next(iter(file.shaped_metadata or ()), None)) or {}
         size = pixelsize.from_tags(series.keyframe, described, kind == "imagej")
+    check_one_image(file, path, axes is not None)
     shape = tuple(int(n) for n in series.shape)
-    letters = _known_axes(series.axes, shape, path) if axes is None else _stated_axes(axes, shape, path)
+    letters = (known_axes if axes is None else stated_axes)(series.axes if axes is None else axes, shape, path, frame)
+    runs = _runs(letters, shape, chosen_frame(letters, shape, path, frame))
+    details = {"TIFF axes": letters + ("" if axes is None else " (stated)"), "TIFF shape": "×".join(map(str, shape))}
+    details |= {"TIFF kind": kind, "compression": series.keyframe.compression.name.lower()}
     kept = [i for i, letter in enumerate(letters) if letter in "XY" or (shape[i] > 1 and letter in "CSZ")]
     letters, shape = "".join(letters[i] for i in kept), tuple(shape[i] for i in kept)
     spatial = "".join(letter for letter in letters if letter in "XYZ")
-    details = {"TIFF axes": letters + ("" if axes is None else " (stated)"), "TIFF kind": kind}
-    details["compression"] = series.keyframe.compression.name.lower()
     if len(file.series) > 1:
         details["warning"] = f"{len(file.series)} image series in this file; the first is read"
     if size.note and "Z" in spatial:
         details["pixel size"] = size.note
     if "Z" not in spatial:
         size = replace(size, spacing=(*size.spacing[:2], 1.0))
-    return _Contents(series, shape, letters, _Header(spatial, kind, size), details)
+    contents = _Contents(series, shape, letters, _Header(spatial, kind, size), details, runs)
+    return replace(contents, names=channel_names(file, kind, contents.channels))
 
 
-def _known_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
-    """The file's own axes, if they say what every one of them is."""
-    lengths = dict(zip(axes, shape, strict=True))
-    unknown = {axis: n for axis, n in lengths.items() if axis not in "CSZYX" and n > 1}
-    if unknown.get("T"):
-        free = next((letter for letter in "ZC" if letter not in axes), None)
-        hint = f", or say --axes {axes.replace('T', free)} if that is what the axis means" if free else ""
-        raise DataError(
-            f"{path}: {unknown['T']} time points (axes {axes}, shape {shape}); expected one volume\n"
-            f"split it by time{hint}"
-        )
-    if unknown or "X" not in axes or "Y" not in axes:
-        raise DataError(
-            f"{path}: its pages of shape {shape} do not say what their axes are (tifffile: {axes})\n"
-            f"say it with --axes, for example --axes {'ZYX' if len(shape) == 3 else 'ZCYX'} "
-            f"{'for slices, CYX for channels' if len(shape) == 3 else 'for slices with channels'}"
-        )
-    return axes
-
-
-def _stated_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
-    """The axes that the user states, if they can be this file's."""
-    axes = axes.upper()
-    if len(set(axes)) != len(axes) or not set("XY") <= set(axes) <= set("TCSZYX"):
-        raise DataError(
-            f"{path}: --axes {axes}: expected Y, X and some of Z, C, S, each once, slowest first, such as ZYX"
-        )
-    if len(axes) != len(shape):
-        raise DataError(f"{path}: --axes {axes} names {len(axes)} axes, but the file has {len(shape)}: shape {shape}")
-    if "T" in axes and shape[axes.index("T")] > 1:
-        raise DataError(f"{path}: --axes {axes}: {shape[axes.index('T')]} time points; expected one volume, split it")
-    return axes
+def _runs(axes: str, shape: tuple[int, ...], frame: int | None) -> tuple[range, int]:
+    """Where a frame's pixels lie among all of the series, in the order of the file; all of them without a frame."""
+    if frame is None:
+        return range(1), int(np.prod(shape))
+    at = axes.index("T")
+    inner, times = int(np.prod(shape[at + 1 :])), shape[at]
+    return range(frame * inner, int(np.prod(shape)), times * inner), inner
 
 
 def _check_whole(series: Any, path: Path) -> None:
@@ -275,7 +269,10 @@ def _check_whole(series: Any, path: Path) -> None:
         ends = [series.dataoffset + series.size * np.dtype(series.dtype).itemsize]
     else:
         if any(page is None for page in series.pages):
-            raise DataError(f"{path}: pages of this image are missing or in other files; expected one whole file")
+            raise DataError(
+                f"{path}: pages of this image are missing or in other files; expected one whole "
+                "file\nsave the set as one OME-TIFF (Fiji: Bio-Formats Exporter)"
+            )
         parts = [part for page in series.pages for part in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if not parts or any(count == 0 for _, count in parts):
             raise DataError(f"{path}: parts of this image are empty; write it again without sparse tiles")
@@ -292,26 +289,31 @@ def _pixels(contents: _Contents, path: Path, empty: Empty) -> NDArray[Any]:
         raise DataError(f"{path}: {dtype} pixels; expected real numbers")
     array = empty(contents.shape, dtype)
     if series.transform is not None:
-        whole = series.asarray().reshape(contents.shape)  # rare formats, which tifffile turns around as a whole
-        copy_in_tiles(array, whole)
-    elif series.dataoffset is not None:
-        _read_run(series, array.reshape(-1))
-    else:
-        _read_pages(series, array.reshape(len(series), -1))
+        whole = series.asarray().reshape(-1)  # rare formats, which tifffile turns around as a whole
+        starts, length = contents.runs
+        copy_in_tiles(array, np.concatenate([whole[at : at + length] for at in starts]).reshape(contents.shape))
+        return array
+    starts, length = contents.runs
+    for number, start in enumerate(starts):
+        part = array.reshape(len(starts), length)[number]
+        if series.dataoffset is not None:
+            _read_run(series, part, start)
+        else:
+            page = series.size // len(series)
+            _read_pages(series, part.reshape(-1, page), start // page)
     return array
 
 
-def _read_run(series: Any, flat: NDArray[Any]) -> None:
+def _read_run(series: Any, flat: NDArray[Any], start: int) -> None:
     """Uncompressed pixels that follow each other, perhaps without a page for each plane."""
-    file, offset = series.parent.filehandle, series.dataoffset
+    file, offset = series.parent.filehandle, series.dataoffset + start * flat.itemsize
     for block in blocks(flat):
         file.read_array(series.parent.byteorder + flat.dtype.char, block.size, offset, out=block)
         offset += block.nbytes
 
 
-def _read_pages(series: Any, pages: NDArray[Any]) -> None:
-    """Groups of pages, which tifffile decodes in parallel."""
-    start = 0
+def _read_pages(series: Any, pages: NDArray[Any], start: int) -> None:
+    """Groups of pages from page `start` on, which tifffile decodes in parallel."""
     for block in blocks(pages, whole=1):
         stop = start + len(block)
         series.parent.asarray(series=series, key=slice(start, stop), out=block)  # it changes the shape of `out`
