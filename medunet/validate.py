@@ -137,6 +137,7 @@ class HeldOut:
     """The cases whose results stand at the end of a training.
 
     Attributes:
+        labels: the data set's own table, of what its label files hold.
         inside: the part of the only scan that was held out, where it was split: scores are taken in it alone.
     """
 
@@ -244,7 +245,11 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     volume = load_image(case, held.axes)
     scan = segmenter.open(volume)
     target = folder / f"{case.name}{default_suffix(volume)}"
-    predicted = volume.with_array(segmenter.card.labels.to_values(segmenter.indices(scan)))
+    indices = segmenter.indices(scan)
+    if segmenter.card.instances is not None:
+        # What is learned of objects is for finding them; their mask is what their label files can be compared with.
+        indices = segmenter.card.instances.mask(indices)
+    predicted = volume.with_array(held.labels.to_values(indices))
     write_volume(predicted, target, overwrite=True)
     reference: Path | Volume = case.label
     if held.inside:

@@ -8,9 +8,12 @@ regions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from medunet.data.labels import LabelTable
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.regions import Region
 from medunet.errors import ConfigError
 
@@ -65,3 +68,7 @@ class InstanceSettings:
         )
         rings = (background, f"{name}_rim", *names[1:])
         return LabelTable(rings, tuple(range(count + 1)), labels.ignore, "classes", regions)
+
+    def mask(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """The mask of all objects together, 1 inside, from the classes that are learned; IGNORE stays."""
+        return np.where(indices == IGNORE, IGNORE, indices > 0).astype(np.uint8)

@@ -23,6 +23,7 @@ class Batch:
     image: Tensor
     label: Tensor
     cases: list[str]
+    weight: Tensor | None = None
 
 
 def batches(count: int, first: int = 0) -> list[Batch]:
