@@ -222,7 +222,8 @@ def test_objects_are_taken_to_the_networks_grid_before_anything_is_made_of_them(
         # Spacings of files are rounded.
         np.testing.assert_allclose(ready.weight, gap_weights(objects, spacing, weights), rtol=2e-3)
         assert (ready.label[~known] == IGNORE).all() and ready.weight is not None and ready.weight.max() > 1
-        assert set(ready.foreground) == set(plan.learned.foreground)
+        # So small objects have a core of each share, but no rim.
+        assert max(ready.foreground) == max(plan.learned.foreground) and set(ready.foreground) <= {1, 2, 3}
 
 
 def test_objects_without_cold_warm_in_memory_and_mapped_are_the_same(tmp_path: Path, cells: tuple[Case, ...]) -> None:

@@ -63,7 +63,7 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     assert card.instances is not None and card.instances.target == target
     assert card.network.classes == card.labels.outputs == (2 if len(names) == 1 else 3)
     scores = json.loads((out / "validation" / "scores.json").read_text())
-    assert list(scores["summary"]["labels"]) == ["cell"] and scores["label_table"]["kind"] == "instances"
+    assert list(scores["labels"]) == ["cell"] and scores["label_table"]["kind"] == "instances"
     assert scores["summary"]["mean"]["dice"] > 0.5, "a network that saw bright discs finds some"
     mask = medunet.read_volume(next((out / "validation").glob("*.tif"))).array
     assert set(np.unique(mask)) <= {0, 1}
@@ -73,7 +73,7 @@ def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: 
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
     assert train(data, out) == 0
     assert "objects (cell), learned as cores" in capsys.readouterr().err
-    assert "100 % of the 16 measured objects touch another" in (out / "config.yaml").read_text().replace("\n  # ", " ")
+    assert "of the 16 measured objects touch another; cores learns" in (out / "config.yaml").read_text()
     assert load_config(out / "config.yaml").config.instances.target == "cores"
     assert run(["train", str(data), "-o", str(out), "--resume", "--set", "training.epochs=2", "--device", "cpu"]) == 0
     assert len((out / "metrics.csv").read_text().splitlines()) == 3
@@ -87,7 +87,7 @@ def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postproce
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
     assert train(data, out, "--fold", "all", "--set", "data.folds=2", "--set", "training.iterations=10") == 0
     scores = json.loads((out / "validation" / "scores.json").read_text())
-    assert list(scores["summary"]["labels"]) == ["cell"] and len(scores["cases"]) == 4
+    assert list(scores["labels"]) == ["cell"] and len(scores["cases"]) == 4
     assert "parts of objects" in json.loads((out / "postprocessing.json").read_text())["reason"]
     assert load_model(out / "fold_0").card.postprocess == ()
 
@@ -95,7 +95,7 @@ def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postproce
 def test_one_image_is_split_inside(tmp_path: Path) -> None:
     data, out = make_cells(tmp_path / "data", cases=1), tmp_path / "run"
     assert train(data, out, "--set", "instances.target=border", "--set", "weight_map.kind=unet2015") == 0
-    assert list(json.loads((out / "validation" / "scores.json").read_text())["summary"]["labels"]) == ["cell"]
+    assert list(json.loads((out / "validation" / "scores.json").read_text())["labels"]) == ["cell"]
 
 
 @pytest.mark.parametrize(
