@@ -29,6 +29,7 @@ from medunet.data.instances import InstanceSettings
 from medunet.data.patches import PatchSettings
 from medunet.data.preprocess import PreprocessSettings
 from medunet.data.splits import check_pattern
+from medunet.data.weightmap import WeightMapSettings
 from medunet.errors import ConfigError
 from medunet.learning.losses import LossSettings
 from medunet.learning.schedule import OptimiserSettings, ScheduleSettings
@@ -153,6 +154,7 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     instances: InstanceSettings = field(default_factory=InstanceSettings)
+    weight_map: WeightMapSettings = field(default_factory=WeightMapSettings)
     network: UNetSettings = field(default_factory=UNetSettings)
     patches: PatchSettings = field(default_factory=PatchSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)

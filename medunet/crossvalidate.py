@@ -282,13 +282,15 @@ def _put_together(folds: Folds) -> list[str]:
         pairs = [_out_of_fold(folds, case) for case in setup.data.labelled]
         line.update(1.0, f"scoring {len(pairs)} cases")
         title = f"Every case of {setup.data.name} by the fold that did not learn from it"
-        evaluation = evaluate_pairs(pairs, EvaluateSettings(labels=setup.labels, title=title))
+        evaluation = evaluate_pairs(pairs, EvaluateSettings(labels=setup.declared, title=title))
         write_evaluation(evaluation, folder / "validation", overwrite=True)
         # The same page, which takes seconds to draw.
         page = (folder / "validation" / REPORT).read_text(encoding="utf-8")
         write_text(folder / REPORT, page, overwrite=True)
         scored = list(evaluation.pairs.values())
-        selection = choose_postprocessing(scored, setup.labels, lambda text: line.update(1.0, text))
+        # A model whose classes are parts of objects has no label map that these steps would be done to.
+        reason = "" if setup.labels == setup.declared else f"what is learned is parts of objects, {setup.labels.names}"
+        selection = choose_postprocessing(scored, setup.declared, lambda text: line.update(1.0, text), reason)
         write_text(folder / POSTPROCESSING, json.dumps(selection.record(), indent=1) + "\n", overwrite=True)
         for number in range(len(folds.splits)):
             _give(folds.run(number) / MODEL_FILE, selection.steps)

@@ -16,6 +16,7 @@ from medunet import __version__
 from medunet.config import Config, ConfigFile, load_config, parse_config, to_plain
 from medunet.data.catalogue import Case, DataSet, annotated, check_pairs, read_data_set, with_labels
 from medunet.data.fingerprint import take_fingerprint
+from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Normalisation
 from medunet.data.splits import SPLITS_FILE, Fold, read_patients, split_cases
@@ -24,7 +25,7 @@ from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.initialise import planned_like
 from medunet.learning.distributed import ALONE, World
 from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard, load_model
-from medunet.plan import Budget, plan_data_set
+from medunet.plan import Budget, plan_data_set, with_instances
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
     "config.yaml",
@@ -60,11 +61,15 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Setup:
-    """All that is known before the first step and does not change after it."""
+    """All that is known before the first step and does not change after it.
+
+    Attributes:
+        declared: the data set's own table, of what its label files hold.
+    """
 
     file: ConfigFile
     data: DataSet
-    labels: LabelTable
+    declared: LabelTable
     learned: list[Case]
     held: list[Case]
     device: torch.device
@@ -74,6 +79,16 @@ class Setup:
     @property
     def config(self) -> Config:
         return self.file.config
+
+    @property
+    def labels(self) -> LabelTable:
+        """Of what is learned: the data set's own table, or what `instances` makes of object ids."""
+        return self.config.instances.learned(self.declared)
+
+    @property
+    def instances(self) -> InstanceSettings | None:
+        """What is made of object ids; None where label files hold classes."""
+        return self.config.instances if self.declared.kind == "instances" else None
 
     @property
     def inside(self) -> Fold | None:
@@ -93,6 +108,7 @@ class Setup:
             patch=config.patches.size,
             slice_axis=config.patches.slice_axis,
             mirror_axes=tuple(range(network.dimensions)) if axes is None else axes,
+            instances=self.instances,
             record={"cases": len(self.learned), "held_out": len(self.held), "version": __version__, **record},
         )
 
@@ -162,9 +178,17 @@ def set_up(request: TrainRequest, say: Say, world: World = ALONE, resolved: Conf
     say(
         f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
         + (f" (part {settings.fold} of {settings.folds} of the only scan, from its end)" if setup.inside else "")
-        + f"; labels {labels.describe()}; device {device}"
+        + f"; {_described(setup)}; device {device}"
     )
     return setup
+
+
+def _described(setup: Setup) -> str:
+    """What label files hold and, for objects, what is learned of them."""
+    if setup.instances is None:
+        return f"labels {setup.declared.describe()}"
+    weighted = f", weighted by {setup.config.weight_map.kind}" if setup.config.weight_map.kind != "none" else ""
+    return f"objects ({setup.declared.names[1]}), learned as {setup.instances.target}{weighted}"
 
 
 def set_up_folds(request: TrainRequest, say: Say) -> Setup:
@@ -175,7 +199,7 @@ def set_up_folds(request: TrainRequest, say: Say) -> Setup:
     resolved = _resolve(file, data, labels, data.labelled)
     setup = Setup(resolved, data, labels, list(data.labelled), [], device, request.output)
     _check_sizes(setup.config)
-    say(f"{data.name}: {len(data.labelled)} cases; labels {labels.describe()}; device {device}")
+    say(f"{data.name}: {len(data.labelled)} cases; {_described(setup)}; device {device}")
     return setup
 
 
@@ -210,6 +234,8 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
             config, own = planned_like(planned.config, load_model(given.training.init).card)
             planned = replace(planned, config=config, notes=planned.notes | own)
             say(f"the network is that of {given.training.init}, so that its weights fit")
+        asked = parse_config(planned.to_yaml(), "the plan", overrides).config.instances
+        planned = with_instances(planned, asked, data)
         return parse_config(planned.to_yaml(), "the plan", overrides), data
     file = load_config(request.source, overrides)
     data = _data_set(file)
@@ -250,10 +276,12 @@ def _data_set(file: ConfigFile) -> DataSet:
 def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Sequence[Case]) -> ConfigFile:
     """Fill in what the data set decides: channels, classes, CT intensities, and whether there is a background."""
     config, stated = file.config, file.stated
+    _check_objects(config, labels, data.name)
     needs_numbers = not all(n.complete for n in config.preprocess.normalise)
     found = take_fingerprint(learned if needs_numbers else learned[:1], labels, config.data.axes)
     _check_dimensions(config, found.dimensions, data.name)
-    wanted = {"in_channels": found.channels, "classes": labels.outputs}
+    outputs = config.instances.learned(labels).outputs
+    wanted = {"in_channels": found.channels, "classes": outputs}
     for key, value in wanted.items():
         if f"network.{key}" in stated and getattr(config.network, key) != value:
             raise ConfigError(
@@ -267,7 +295,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     loss = config.loss if labels.has_background else replace(config.loss, include_background=True)
     resolved = replace(
         config,
-        network=replace(config.network, in_channels=found.channels, classes=labels.outputs),
+        network=replace(config.network, in_channels=found.channels, classes=outputs),
         preprocess=replace(
             config.preprocess,
             normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,
@@ -276,6 +304,24 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
         loss=loss,
     )
     return file.resolved(resolved)
+
+
+def _check_objects(config: Config, labels: LabelTable, name: str) -> None:
+    """What needs object ids is refused where label files hold classes; what weighs classes twice, everywhere."""
+    weighted = config.weight_map.kind != "none"
+    asked = [f"weight_map.kind is {config.weight_map.kind}"] if weighted else []
+    asked += [f"instances.target is {config.instances.target}"] if config.instances.target != "foreground" else []
+    if asked and labels.kind != "instances":
+        off = "weight_map.kind to none" if weighted else "instances.target to foreground"
+        raise ConfigError(
+            f"{' and '.join(asked)}, but the label files of {name} hold classes ({labels.describe()}), not objects\n"
+            f'set {off}; or, if they do hold one id per object, say "label_kind": "instances" in dataset.json'
+        )
+    if weighted and config.weight_map.class_balance and config.loss.class_weights is not None:
+        raise ConfigError(
+            "weight_map.class_balance and loss.class_weights both weigh classes, and would be multiplied\n"
+            "set loss.class_weights to null, or weight_map.class_balance to false"
+        )
 
 
 def _per_channel(config: Config, channels: int) -> tuple[Normalisation, ...]:
@@ -332,6 +378,8 @@ def run_identity(setup: Setup) -> str:
         "learned": [case.name for case in setup.learned], "held_out": [case.name for case in setup.held],
         "part": None if setup.inside is None else [setup.inside.number, setup.inside.count],
     }  # fmt: skip
+    if setup.instances is not None and setup.instances.target != "foreground":
+        identity["instances"] = setup.instances
     return json.dumps(to_plain(identity))
 
 

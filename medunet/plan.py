@@ -19,6 +19,7 @@ import torch
 from medunet.config import Config, TrainingSettings, annotated_yaml
 from medunet.data.catalogue import DataSet, check_pairs, read_data_set, with_labels
 from medunet.data.fingerprint import Fingerprint, choose_cases, take_fingerprint
+from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.devices import free_memory
 from medunet.errors import ConfigError, DataError, is_out_of_memory
@@ -26,7 +27,14 @@ from medunet.files import check_free, write_text
 from medunet.planning.budget import Budget, Notes
 from medunet.planning.grid import Grid, plan_grid, plan_preprocess
 from medunet.planning.network import Choice, Task, plan_network
-from medunet.planning.recipe import plan_augment, plan_data, plan_loss, plan_oversampling, warnings
+from medunet.planning.recipe import (
+    plan_augment,
+    plan_data,
+    plan_instances,
+    plan_loss,
+    plan_oversampling,
+    warnings,
+)
 from medunet.planning.rules import BUSY, ENOUGH_STEPS, EPOCHS, TRAINING_SHARE
 from medunet.planning.trial import Trial, loaded_memory, try_plan
 from medunet.planning.words import duration, size, some
@@ -103,13 +111,28 @@ def plan_data_set(
     device = torch.device(budget.device)
     if device.type == "cpu":
         budget = replace(budget, process=max(budget.process, loaded_memory()))
-    planned = plan_measured(found, data.channels, budget, lambda config, grid: try_plan(config, labels, grid, device))
+    planned = plan_measured(
+        found,
+        data.channels,
+        budget,
+        lambda config, grid: try_plan(config, config.instances.learned(labels), grid, device),
+    )
     paths = replace(planned.config.data, path=str(data.folder), axes=axes)
     return replace(
         planned,
         config=replace(planned.config, data=paths),
         header=(_title(data, found, budget), *_measurements(planned, budget), *_notes_of_warning(found)),
     )
+
+
+def with_instances(planned: Planned, instances: InstanceSettings, data: DataSet) -> Planned:
+    """The same plan for another target of object ids, which needs another number of outputs."""
+    config = planned.config
+    if instances == config.instances or data.labels is None:
+        return planned
+    network = replace(config.network, classes=instances.learned(data.labels).outputs)
+    notes = planned.notes | {"instances.target": "as asked", "network.classes": "what is learned of objects"}
+    return replace(planned, config=replace(config, instances=instances, network=network), notes=notes)
 
 
 def measure(
@@ -209,7 +232,8 @@ def plan(found: Fingerprint, channel_names: tuple[str, ...], budget: Budget) -> 
     preprocess = plan_preprocess(found, channel_names, notes)
     grid = plan_grid(found, preprocess, notes)
     scan = math.prod(grid.shape) * (1 if grid.slice_axis is None else found.median_shape()[grid.slice_axis])
-    task = Task.of(found, grid, scan, budget)
+    instances = plan_instances(found, notes)
+    task = Task.of(found, instances.learned(found.labels), grid, scan, budget)
     choice, patches = plan_network(task, budget, notes)
     iterations = _iterations(budget, choice.seconds)
     notes["training.minutes"] = f"as asked; steps have {100 * TRAINING_SHARE:.0f} % of them"
@@ -217,6 +241,7 @@ def plan(found: Fingerprint, channel_names: tuple[str, ...], budget: Budget) -> 
     config = Config(
         data=data,
         preprocess=preprocess,
+        instances=instances,
         network=choice.settings,
         patches=replace(patches, oversample=plan_oversampling(found, notes)),
         augment=plan_augment(found, grid, iterations * EPOCHS, notes),

@@ -190,7 +190,7 @@ def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, l
 
 def held_out(setup: Setup) -> HeldOut:
     """The cases whose results stand at the end."""
-    return HeldOut(setup.held, setup.labels, setup.config.data.axes, setup.inside)
+    return HeldOut(setup.held, setup.declared, setup.config.data.axes, setup.inside)
 
 
 def _find(setup: Setup, network: UNet, resume: bool, started: float, line: ProgressLine) -> _Found:

@@ -22,6 +22,7 @@ from medunet.data.augment import Augmentation
 from medunet.data.cache import find_cache
 from medunet.data.patches import EpochSampler, PatchBatch, PatchDataset, PreparedCase, make_loader
 from medunet.data.prepare import Preparation, annotated_cases, prepare_cases, split_inside, teaching_notes
+from medunet.data.weightmap import class_balance
 from medunet.devices import autocast_type, free_memory, loader_workers
 from medunet.errors import MedunetError
 from medunet.experiment import CONFIG_FILE, Setup, TrainRequest
@@ -71,7 +72,7 @@ def _train(request: TrainRequest, world: World) -> Outcome:
             cases = annotated_cases(cases, line.say)
             for note in teaching_notes(cases, setup.labels):
                 line.say(note)
-            patches, recipe = _patches(setup.config, cases), _recipe(setup, cases)
+            patches, recipe = _patches(setup, cases), _recipe(setup, cases)
         if world.size == 1:
             line.say(f"expected: {try_steps(setup.config, recipe, patches).describe(setup.config)}")
         # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
@@ -100,8 +101,9 @@ def _remove_scratch(scratch: Path) -> None:
 def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Training and validation cases on the network's grid; one single scan is split inside."""
     how = Preparation(
-        setup.config.preprocess, setup.labels, setup.config.data.axes, scratch,
+        setup.config.preprocess, setup.declared, setup.config.data.axes, scratch,
         free_memory(torch.device("cpu")) // (3 * setup.world.local_size), find_cache(setup.config.data.cache),
+        setup.instances, setup.config.weight_map if setup.config.weight_map.kind != "none" else None,
     )  # fmt: skip
     everything = list(dict.fromkeys([*setup.learned, *setup.held]))
     done: list[str] = []
@@ -133,8 +135,13 @@ def _recipe(setup: Setup, cases: Sequence[PreparedCase]) -> Recipe:
 def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
     voxels = None
     if setup.config.loss.class_weights == "balanced":
-        voxels = [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
+        voxels = _voxels(setup, cases)
     return loss_of(setup, voxels)
+
+
+def _voxels(setup: Setup, cases: Sequence[PreparedCase]) -> list[int]:
+    """Of each class, in all cases."""
+    return [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
 
 
 def loss_of(setup: Setup, voxels: Sequence[int] | None) -> Loss:
@@ -147,7 +154,8 @@ def loss_of(setup: Setup, voxels: Sequence[int] | None) -> Loss:
     return make_loss(setup.config.loss, setup.labels.classes, voxels, regions, setup.world.sum)
 
 
-def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:
+def _patches(setup: Setup, cases: Sequence[PreparedCase]) -> PatchDataset:
+    config = setup.config
     return PatchDataset(
         cases=cases,
         settings=config.patches,
@@ -155,6 +163,16 @@ def _patches(config: Config, cases: Sequence[PreparedCase]) -> PatchDataset:
         augmentation=Augmentation(config.augment, config.network.dimensions),
         seed=config.training.seed,
         margin=() if config.network.padded else config.network.shape.margin,
+        class_weights=_class_weights(setup, cases),
+    )
+
+
+def _class_weights(setup: Setup, cases: Sequence[PreparedCase]) -> tuple[float, ...]:
+    """Of a weight map, over all training cases; none where there is no map."""
+    if setup.config.weight_map.kind == "none":
+        return ()
+    return (
+        class_balance(_voxels(setup, cases)) if setup.config.weight_map.class_balance else (1.0,) * setup.labels.classes
     )
 
 

@@ -142,6 +142,7 @@ class HeldOut:
     """The cases whose results stand at the end of a training.
 
     Attributes:
+        labels: the data set's own table, of what its label files hold.
         inside: the part of the only scan that was held out, where it was split: scores are taken in it alone.
     """
 

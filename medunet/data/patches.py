@@ -66,17 +66,22 @@ class PreparedCase:
         image: ``(channel, *spatial)`` float32 or float16, in memory or mapped from a file.
         label: ``(1, *spatial)`` class indices, uint8 or int16, IGNORE where nothing is known.
         foreground: class to voxels of it, ``(n, dimensions)`` int32; see `find_foreground`.
+        weight: ``(1, *spatial)`` float16, by how much a voxel counts more in the loss than its class does; None where
+            there is no weight map.
 
     Raises:
-        DataError: image and label differ in shape.
+        DataError: image, label and weight differ in shape.
     """
 
     name: str
     image: NDArray[Any]
     label: NDArray[Any]
     foreground: Mapping[int, NDArray[np.int32]]
+    weight: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.weight is not None and self.weight.shape != self.label.shape:
+            raise DataError(f"{self.name}: label {self.label.shape} and weight {self.weight.shape} do not fit")
         if self.image.shape[1:] != self.label.shape[1:] or self.label.shape[0] != 1 or 0 in self.image.shape:
             raise DataError(
                 f"{self.name}: image {self.image.shape} and label {self.label.shape} do not fit; "
@@ -105,24 +110,30 @@ class RawPatch:
         label: ``(1, *spatial)``, the same voxels.
         draw: decides the augmentation.
         case: its name.
+        weight: ``(1, *spatial)``, the same voxels; None where there is no weight map.
     """
 
     image: NDArray[Any] | Tensor
     label: NDArray[Any] | Tensor
     draw: Draw
     case: str
+    weight: NDArray[Any] | Tensor | None = None
 
     def to(self, device: torch.device) -> RawPatch:
         """The same patch on a device; arrays become tensors."""
-        image, label = (
-            torch.as_tensor(_owned(a)) if not isinstance(a, Tensor) else a for a in (self.image, self.label)
-        )
-        return replace(self, image=image.to(device, non_blocking=True), label=label.to(device, non_blocking=True))
+        return self._with(lambda array: torch.as_tensor(_owned(array)).to(device, non_blocking=True))
 
     def pin_memory(self) -> RawPatch:
         """The patch in page-locked memory; the data loader calls this."""
-        image, label = (torch.as_tensor(_owned(a)) for a in (self.image, self.label))
-        return replace(self, image=image.pin_memory(), label=label.pin_memory())
+        return self._with(lambda array: torch.as_tensor(_owned(array)).pin_memory())
+
+    def owned(self) -> RawPatch:
+        """The patch without views: a view would keep, and pinning would copy, what lies around it."""
+        return self._with(_owned)
+
+    def _with(self, change: Callable[[Any], Any]) -> RawPatch:
+        weight = None if self.weight is None else change(self.weight)
+        return replace(self, image=change(self.image), label=change(self.label), weight=weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,23 +144,28 @@ class PatchBatch:
         image: ``(batch, channel, *spatial)`` float32.
         label: ``(batch, 1, *spatial)`` class indices in the cases' dtype, of the network's output size.
         cases: one name per patch.
+        weight: float32, one number per voxel in the label's shape, 0 where it is IGNORE; None weighs all alike.
     """
 
     image: Tensor
     label: Tensor
     cases: list[str]
+    weight: Tensor | None = None
 
     def pin_memory(self) -> PatchBatch:
         """The batch in page-locked memory, from where a GPU copies it faster; the data loader calls this."""
-        return PatchBatch(self.image.pin_memory(), self.label.pin_memory(), self.cases)
+        weight = None if self.weight is None else self.weight.pin_memory()
+        return PatchBatch(self.image.pin_memory(), self.label.pin_memory(), self.cases, weight)
 
 
 def collate(patches: Sequence[PatchBatch]) -> PatchBatch:
     """Join patches (batches of one or more) of equal size to one batch."""
+    weights = [patch.weight for patch in patches if patch.weight is not None]
     return PatchBatch(
         torch.cat([patch.image for patch in patches]),
         torch.cat([patch.label for patch in patches]),
         [name for patch in patches for name in patch.cases],
+        torch.cat(weights) if weights else None,
     )
 
 
@@ -207,6 +223,8 @@ class PatchDataset(Dataset[PatchBatch]):
         augmentation: of patches of as many dimensions as `settings.size` has.
         seed: of all draws.
         margin: voxels per axis by which an unpadded network's output is smaller on each side; () for padded networks.
+        class_weights: for cases with a weight map, which all have or none, the weight of each class; what the map has
+            is added to it. Maps are moved as images are, by linear interpolation, and 0 outside.
 
     Raises:
         ConfigError: there is no case, or size, margin and the cases' dimensions do not fit.
@@ -218,6 +236,7 @@ class PatchDataset(Dataset[PatchBatch]):
     augmentation: Augmentation
     seed: int = 0
     margin: tuple[int, ...] = ()
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         size = self.settings.size
@@ -244,20 +263,32 @@ class PatchDataset(Dataset[PatchBatch]):
         case = self.cases[self._turn(number)]
         frame = _Frame.of(case, self.settings, self.margin)
         start = frame.place(case, self.settings.oversample, draw.generator(_PLACE))
-        image, label = frame.read(case, start, self.augmentation.read_size(self.settings.size, draw))
-        return RawPatch(image, label, draw, case.name)
+        image, label, weight = frame.read(case, start, self.augmentation.read_size(self.settings.size, draw))
+        return RawPatch(image, label, draw, case.name, weight)
 
     def augmented(self, patches: Sequence[RawPatch]) -> PatchBatch:
         """Augment patches, at least one, where they are: on a CPU or a GPU, each as it would be alone."""
         size, margin = self.settings.size, self.margin or (0,) * len(self.settings.size)
+        weighted = patches[0].weight is not None
         images, labels = self.augmentation.batch(
-            [patch.image for patch in patches],
+            [patch.image if patch.weight is None else _joined(patch.image, patch.weight) for patch in patches],
             [patch.label for patch in patches],
             [patch.draw for patch in patches],
             size,
+            moved_only=int(weighted),
         )
         inner = (slice(None), slice(None), *(slice(m, n - m) for m, n in zip(margin, size, strict=True)))
-        return PatchBatch(images, labels[inner].contiguous(), [patch.case for patch in patches])
+        labels, weights = labels[inner].contiguous(), None
+        if weighted:
+            images, added = images[:, :-1].contiguous(), images[:, -1:][inner]
+            weights = self._weights(labels, added)
+        return PatchBatch(images, labels, [patch.case for patch in patches], weights)
+
+    def _weights(self, labels: Tensor, added: Tensor) -> Tensor:
+        """Of each voxel, that of its class and what the map adds; 0 where the label is IGNORE."""
+        table = torch.zeros(IGNORE + 1)
+        table[: len(self.class_weights)] = torch.tensor(self.class_weights)
+        return (table.to(added.device)[labels.long()] + added).masked_fill_(labels == IGNORE, 0)
 
     def _turn(self, number: int) -> int:
         """Which case's turn it is."""
@@ -324,22 +355,26 @@ class _Frame:
 
     def read(
         self, case: PreparedCase, start: tuple[int, ...], size: tuple[int, ...]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Image and label of the patch of `size` (the network's dimensions) with the same centre as the output.
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+        """Image, label and weight of the patch of `size` (the network's dimensions) with the output's centre.
 
         Views of the case where the patch lies within it.
         """
         inner = [n for axis, n in enumerate(self.output) if axis != self.across]
         beyond = tuple((n - m) // 2 for n, m in zip(size, inner, strict=True))
         box = Box.of_shape(self.output, start).grown(_widened(beyond, self.across, 0))
+        weight = case.weight
         if Box.of_shape(case.label.shape[1:]).contains(box):
             image, label = (array[(slice(None), *box.slices)] for array in (case.image, case.label))
+            weight = None if weight is None else weight[(slice(None), *box.slices)]
         else:
             image = read_box(case.image, box, "reflect" if any(self.margin) else "constant")
             label = read_box(case.label, box, "constant", IGNORE)
+            weight = None if weight is None else read_box(weight, box)
         if self.across is None:
-            return image, label
-        return image.squeeze(self.across + 1), label.squeeze(self.across + 1)
+            return image, label, weight
+        across = self.across + 1
+        return image.squeeze(across), label.squeeze(across), None if weight is None else weight.squeeze(across)
 
     def _axes(self, case: PreparedCase) -> list[tuple[int, int]]:
         return list(zip(case.label.shape[1:], self.output, strict=True))
@@ -429,9 +464,7 @@ class _Reading(Dataset[RawPatch]):
     dataset: PatchDataset
 
     def __getitem__(self, number: int) -> RawPatch:
-        patch = self.dataset.read(number)
-        # A view would keep, and pinning would copy, what lies around it.
-        return replace(patch, image=_owned(patch.image), label=_owned(patch.label))
+        return self.dataset.read(number).owned()
 
 
 def _loader(
@@ -459,6 +492,13 @@ def _owned(array: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
     if isinstance(array, Tensor) or (array.flags.owndata and array.flags.writeable and array.flags.c_contiguous):
         return array
     return np.array(array, order="C")
+
+
+def _joined(image: NDArray[Any] | Tensor, weight: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
+    """The weight as one more channel, so that it is moved as the image is."""
+    if isinstance(image, Tensor) and isinstance(weight, Tensor):
+        return torch.cat([image, weight.to(image.dtype)])
+    return np.concatenate([np.asarray(image), np.asarray(weight)])
 
 
 def _single_threaded(worker: int) -> None:

@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.data.cache import Cache, case_key, entry_size, write_array
-from medunet.data.catalogue import Case, channel_count, load_image, load_label
+from medunet.data.catalogue import Case, channel_count, load_image, load_label, load_label_values
 from medunet.data.formats import read_grid
+from medunet.data.instances import InstanceSettings
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase, find_foreground
-from medunet.data.preprocess import PreprocessSettings, preprocess, preprocess_label, target_shape
+from medunet.data.preprocess import PreprocessSettings, Undo, preprocess, preprocess_label, target_shape
 from medunet.data.splits import Fold
+from medunet.data.targets import UNKNOWN, make_target, number_objects
+from medunet.data.volume import Volume
+from medunet.data.weightmap import WeightMapSettings, gap_weights
 from medunet.errors import DataError, OutputError
 
 Say = Callable[[str], None]
@@ -31,8 +35,11 @@ class Preparation:
     """How cases are prepared.
 
     Attributes:
+        labels: the data set's own table, of what its label files hold.
         folder: where arrays go that do not fit into `memory` bytes and are not in a cache.
         cache: where prepared cases are looked for and kept; None prepares all anew.
+        instances: what is made of object ids; None where label files hold classes.
+        weight_map: how voxels between objects are weighed; None where they are not, as for classes.
     """
 
     settings: PreprocessSettings
@@ -41,6 +48,13 @@ class Preparation:
     folder: Path
     memory: int
     cache: Cache | None = None
+    instances: InstanceSettings | None = None
+    weight_map: WeightMapSettings | None = None
+
+    @property
+    def learned(self) -> LabelTable:
+        """The table of the prepared label maps."""
+        return self.labels if self.instances is None else self.instances.learned(self.labels)
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,7 @@ def _jobs(cases: Sequence[Case], how: Preparation) -> list[_Job]:
 
 
 def _key(how: Preparation, case: Case) -> str:
-    return case_key(case, how.settings, how.labels, how.axes)
+    return case_key(case, how.settings, how.labels, how.axes, (how.instances, how.weight_map))
 
 
 def _without_cache(how: Preparation, error: OutputError, say: Say) -> Preparation:
@@ -166,10 +180,37 @@ def _made(job: _Job, how: Preparation, say: Say) -> tuple[PreparedCase, Preparat
 
 def _prepared(case: Case, how: Preparation) -> PreparedCase:
     image = load_image(case, how.axes)
+    if how.instances is not None:
+        return _prepared_objects(case, image, how, how.instances)
     label = load_label(case, how.labels, image, how.axes)
     array, undo = preprocess(image, how.settings)
     indices = preprocess_label(label, undo)
     return PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground))
+
+
+def _prepared_objects(case: Case, image: Volume, how: Preparation, instances: InstanceSettings) -> PreparedCase:
+    """Objects are taken to the network's grid first: distances in it are what is learned."""
+    objects = _annotated_objects(case, image, how)
+    array, undo = preprocess(image, how.settings)
+    objects = preprocess_label(objects, undo)
+    spacing = _spacing(image, undo)
+    indices, weight = make_target(objects, spacing, instances), None
+    if how.weight_map is not None:
+        weight = gap_weights(objects, how.weight_map.pitch(spacing, image.unit, case.name), how.weight_map)
+    return PreparedCase(case.name, array, indices, find_foreground(indices, how.learned.foreground), weight)
+
+
+def _annotated_objects(case: Case, image: Volume, how: Preparation) -> NDArray[np.int32]:
+    """Objects on the label file's grid; what was not annotated is `UNKNOWN`."""
+    objects = number_objects(load_label_values(case, image, how.axes), how.labels, str(case.label))
+    known = case.annotation.marked((objects > 0).astype(np.uint8), how.labels, case.name) != IGNORE
+    return np.where(known, objects, UNKNOWN).astype(np.int32)
+
+
+def _spacing(image: Volume, undo: Undo) -> tuple[float, ...]:
+    """Of the network's grid, in the image's unit."""
+    oriented = [image.spacing[axis] for axis in undo.orientation.axes]
+    return tuple(s * n / m for s, n, m in zip(oriented, undo.kept, undo.shape, strict=True))
 
 
 def _placed(case: PreparedCase, job: _Job, folder: Path) -> PreparedCase:
@@ -177,7 +218,8 @@ def _placed(case: PreparedCase, job: _Job, folder: Path) -> PreparedCase:
     if not job.mapped:
         return case
     image = _saved(folder / f"{case.name}.image.npy", case.image)
-    return replace(case, image=image, label=_saved(folder / f"{case.name}.label.npy", case.label))
+    weight = None if case.weight is None else _saved(folder / f"{case.name}.weight.npy", case.weight)
+    return replace(case, image=image, label=_saved(folder / f"{case.name}.label.npy", case.label), weight=weight)
 
 
 def _saved(path: Path, array: NDArray) -> NDArray:
@@ -212,7 +254,8 @@ def _size(case: Case, how: Preparation) -> int:
     """Most bytes of a prepared case, by its header: crops are not known yet."""
     grid = read_grid(case.images[0], axes=how.axes)
     shape = target_shape(case.images[0].name, grid, how.settings)
-    return entry_size(shape, channel_count(case, grid.channels), len(how.labels.foreground))
+    channels = channel_count(case, grid.channels)
+    return entry_size(shape, channels, len(how.learned.foreground), how.weight_map is not None)
 
 
 def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:
@@ -240,6 +283,9 @@ def split_inside(case: PreparedCase, labels: LabelTable, fold: Fold) -> tuple[Pr
     """One scan as a training and a validation case, which see all of the image but not each other's labels.
 
     The other's labels are IGNORE.
+
+    Args:
+        labels: the table of the prepared label maps.
     """
     held = held_out_mask(case.label.shape[1:], fold)[None]
     learned, validated = np.where(held, IGNORE, case.label), np.where(held, case.label, IGNORE)
@@ -247,4 +293,4 @@ def split_inside(case: PreparedCase, labels: LabelTable, fold: Fold) -> tuple[Pr
 
 
 def _relabelled(case: PreparedCase, label: NDArray[np.uint8], labels: LabelTable) -> PreparedCase:
-    return PreparedCase(case.name, case.image, label, find_foreground(label, labels.foreground))
+    return replace(case, label=label, foreground=find_foreground(label, labels.foreground))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ _RESOLVED = float(np.finfo(np.float32).eps)
 """Relative difference of neighbouring float32 numbers."""
 _BLOCK = 2**21
 """Voxels that statistics are taken of at a time."""
+_Integer = TypeVar("_Integer", bound=np.integer[Any])
 _REACH = 4.0
 """Standard deviations after which a Gaussian is cut off (scipy's default)."""
 
@@ -193,8 +194,8 @@ def preprocess(volume: Volume, settings: PreprocessSettings) -> tuple[NDArray[np
     return view[(slice(None), *Box.of_shape(view.shape[1:]).slices)], view.undo
 
 
-def preprocess_label(label: NDArray[np.uint8], undo: Undo) -> NDArray[np.uint8]:
-    """Take a label map `(1, *spatial)` of class indices to the network's grid, by nearest neighbour."""
+def preprocess_label(label: NDArray[_Integer], undo: Undo) -> NDArray[_Integer]:
+    """Take a label map `(1, *spatial)` of class indices or objects to the network's grid, by nearest neighbour."""
     part = undo.orientation.apply(label)[(slice(None), *undo.crop)]
     return np.ascontiguousarray(resample_nearest(part, undo.shape))
 

@@ -21,11 +21,15 @@ from medunet.learning.schedule import Ema, Joint, ScheduleSettings, learning_rat
 
 
 class Batch(Protocol):
-    """What the loop needs of a batch: `(batch, channel, *spatial)` images, class-index labels, and case names."""
+    """What the loop needs of a batch: `(batch, channel, *spatial)` images, class-index labels, and case names.
+
+    A weight has one number per voxel in the label's shape; None weighs all alike.
+    """
 
     image: Tensor
     label: Tensor
     cases: list[str]
+    weight: Tensor | None
 
 
 class Diverged(MedunetError):
@@ -177,11 +181,12 @@ def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float) -
     image = batch.image.to(recipe.device, non_blocking=True)
     image = image.contiguous(memory_format=_INNERMOST[image.ndim])
     label = batch.label.to(recipe.device, non_blocking=True)
+    weight = None if batch.weight is None else batch.weight.to(recipe.device, non_blocking=True)
     precision = torch.autocast(recipe.device.type, dtype=recipe.dtype) if recipe.dtype else nullcontext()
     with precision:
         logits = (recipe.forward or state.network)(image)
     # What a loss has warmed in stays in where a longer run is less far.
-    return recipe.loss(logits, label, progress=max(progress, state.progress))
+    return recipe.loss(logits, label, weight, progress=max(progress, state.progress))
 
 
 def _what_diverged(facts: StepFacts, step: int, cases: list[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medunet.data.fingerprint import Fingerprint
+from medunet.data.labels import LabelTable
 from medunet.data.patches import PatchSettings
 from medunet.errors import ConfigError
 from medunet.networks.cost import step_cost, step_memory
@@ -102,25 +103,27 @@ class Task:
     """What networks of one data set are planned from.
 
     Attributes:
+        labels: of what is learned.
         prepared: bytes of all prepared scans.
         resident: bytes of them that the process keeps in memory.
         voxels: of all scans, after preprocessing.
     """
 
     found: Fingerprint
+    labels: LabelTable
     grid: Grid
     prepared: float
     resident: float
     voxels: float
 
     @staticmethod
-    def of(found: Fingerprint, grid: Grid, scan: float, budget: Budget) -> Task:
+    def of(found: Fingerprint, labels: LabelTable, grid: Grid, scan: float, budget: Budget) -> Task:
         """`scan`: voxels of the median scan after preprocessing."""
         voxels = scan * found.total
         prepared = voxels * (4 * found.channels + 1)
         on_gpu = budget.device.startswith("cuda")
         kept = 0.0 if on_gpu or not _kept(prepared, budget.memory) else prepared
-        return Task(found, grid, prepared, kept, voxels)
+        return Task(found, labels, grid, prepared, kept, voxels)
 
 
 def _kept(prepared: float, memory: float) -> bool:
@@ -139,7 +142,7 @@ def plan_network(task: Task, budget: Budget, notes: Notes) -> tuple[Choice, Patc
     settings = chosen.settings
     speed = budget.speed(grid.dimensions)
     notes["network.in_channels"] = "channels of the scans"
-    notes["network.classes"] = f"labels: {task.found.labels.describe()}"
+    notes["network.classes"] = f"labels: {task.labels.describe()}"
     notes["network.channels"] = (
         f"{settings.channels[0]} in the first level, doubled with each: the widest with a useful patch (at least "
         f"{USEFUL_PATCH[grid.dimensions]} voxels or a whole scan) that makes {budget.wanted_steps:.0f} steps in "
@@ -243,7 +246,7 @@ def _largest_patch(task: Task, base: int, limits: Limits) -> tuple[tuple[int, ..
     while True:
         topology = plan_topology(tuple(wanted), spacing, MOST_LEVELS[len(shape)])
         patch = tuple(math.ceil(n / s) * s for n, s in zip(wanted, topology.stride, strict=True))
-        settings = _network(task.found, topology, base)
+        settings = _network(task, topology, base)
         if chosen and math.prod(patch) < LEAST_PATCH[len(shape)]:
             return chosen
         if limits.holds(settings, patch, 2):
@@ -255,13 +258,13 @@ def _largest_patch(task: Task, base: int, limits: Limits) -> tuple[tuple[int, ..
         wanted[longest] = max(SMALLEST_PATCH, int(wanted[longest] * 0.92))
 
 
-def _network(found: Fingerprint, topology: Topology, base: int) -> UNetSettings:
+def _network(task: Task, topology: Topology, base: int) -> UNetSettings:
     dimensions = len(topology.kernels[0])
     most = MOST_CHANNELS[dimensions]
     return UNetSettings(
         dimensions=3 if dimensions == 3 else 2,
-        in_channels=found.channels,
-        classes=found.labels.outputs,
+        in_channels=task.found.channels,
+        classes=task.labels.outputs,
         channels=tuple(min(base * 2**level, most) for level in range(topology.levels)),
         convolutions=(FINEST_CONVOLUTIONS, *(CONVOLUTIONS,) * (topology.levels - 1)),
         decoder_convolutions=(DECODER_CONVOLUTIONS,) * (topology.levels - 1),

@@ -9,6 +9,7 @@ import numpy as np
 from medunet.config import DataSettings
 from medunet.data.augment import AugmentSettings
 from medunet.data.fingerprint import Fingerprint, ScanRange
+from medunet.data.instances import InstanceSettings
 from medunet.learning.losses import LossSettings
 from medunet.planning.budget import Notes
 from medunet.planning.grid import Grid
@@ -19,6 +20,7 @@ from medunet.planning.rules import (
     LIGHT_STEPS,
     MOST_LABELS,
     NO_BACKGROUND,
+    OBJECT_TARGET,
     OUTLIER,
     RARE,
 )
@@ -40,6 +42,33 @@ def plan_data(found: Fingerprint, notes: Notes) -> DataSettings:
         return DataSettings(folds=cases)
     notes["data.folds"] = f"{cases} cases: {cases // FOLDS} or more held out, {cases - cases // FOLDS} learned from"
     return DataSettings(folds=FOLDS)
+
+
+def plan_instances(found: Fingerprint, notes: Notes) -> InstanceSettings:
+    """What is learned of object ids; of classes nothing is said."""
+    if found.labels.kind != "instances":
+        return InstanceSettings()
+    settings = InstanceSettings(target=OBJECT_TARGET)
+    notes["instances.target"] = instance_note(found, settings)
+    return settings
+
+
+def instance_note(found: Fingerprint, settings: InstanceSettings) -> str:
+    """How many objects touch, what is learned, and what could be instead."""
+    objects = found.objects_of(1)
+    count, touching = sum(o.count for o in objects), sum(o.touching for o in objects)
+    shares = " and ".join(share(depth) for depth in settings.depths)
+    ways = {
+        "foreground": "foreground learns one mask, in which objects that touch become one",
+        "separated": "separated learns a mask with gaps where objects touch (weight_map.kind: unet2015 weighs them)",
+        "border": "border learns the inside of objects and, as a class of its own, their edge",
+        "cores": f"cores learns objects and, inside each, what is deeper than {shares} of its largest depth",
+    }
+    first = ways.pop(settings.target)
+    return (
+        f"{share(touching / max(count, 1))} of the {count} measured objects touch another; {first}\n"
+        f"the alternatives: {'; '.join(ways.values())}"
+    )
 
 
 def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> AugmentSettings:
@@ -161,13 +190,6 @@ def warnings(found: Fingerprint) -> list[str]:
         said.append(
             f"{len(outliers)} case(s) with voxels far above all others ({some(outliers)}), which scale the rest"
         )
-    if labels.kind == "instances":
-        objects = found.objects_of(1)
-        touching = sum(o.touching for o in objects) / max(sum(o.count for o in objects), 1)
-        if touching > 0:
-            said.append(
-                f"{share(touching)} of the objects touch another; a mask of the foreground alone does not part them"
-            )
     return said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medunet.data.augment import AugmentSettings, Chance
+from medunet.data.instances import Target
 
 STEPS_OF_ONE_MINUTE, STEPS_POWER = 330.0, 0.75
 """Optimiser steps that one minute should allow, and the power of the minutes by which they grow.
@@ -87,6 +88,9 @@ LIGHT_AUGMENTATION = AugmentSettings(
     gamma_inverted=_NEVER,
 )
 """For runs of an hour or so on a CPU; the measured alternative to the defaults, which are nnU-Net's."""
+
+OBJECT_TARGET: Target = "cores"
+"""What is learned of object ids where nobody says: until it is measured, what also keeps objects apart that touch."""
 
 FOLDS = 5
 MOST_LABELS = 8

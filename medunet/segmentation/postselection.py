@@ -126,7 +126,7 @@ class _Tally:
 
 
 def choose_postprocessing(
-    pairs: Sequence[Pair], labels: LabelTable, report: Callable[[str], None] = lambda _: None
+    pairs: Sequence[Pair], labels: LabelTable, report: Callable[[str], None] = lambda _: None, reason: str = ""
 ) -> Selection:
     """Try steps on predictions against their references, and choose those that help.
 
@@ -138,6 +138,7 @@ def choose_postprocessing(
     Args:
         pairs: label maps on one grid each, in files or in memory; read anew for each of up to six rounds.
         report: is told what is going on.
+        reason: why nothing can be chosen, where that is known; scores are taken all the same.
 
     Raises:
         DataError: a file cannot be read.
@@ -145,8 +146,8 @@ def choose_postprocessing(
     start = _measure(pairs, labels, (), (), report)
     before = _means(start.base)
     selection = Selection(len(pairs), start.dimensions, before, before)
-    if not labels.has_background:
-        return replace(selection, reason="the labels have no background")
+    if reason or not labels.has_background:
+        return replace(selection, reason=reason or "the labels have no background")
     if len(pairs) < FEWEST:
         return replace(selection, reason=f"{len(pairs)} cases are too few to choose by, {FEWEST} are needed")
     names = [labels.names[index] for index in labels.foreground]

@@ -23,9 +23,11 @@ from hypothesis.extra import numpy as hnp
 from medunet.data import cache as cache_module
 from medunet.data.cache import Cache, case_key, default_folder, entry_size, find_cache, makers
 from medunet.data.catalogue import Case
+from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable, table_from_names
 from medunet.data.patches import PreparedCase, find_foreground
 from medunet.data.preprocess import Normalisation, PreprocessSettings
+from medunet.data.weightmap import WeightMapSettings
 from medunet.errors import ConfigError, DataError, OutputError
 
 TABLE = table_from_names({"background": 0, "a": 1, "b": 2}, None)
@@ -449,3 +451,31 @@ def test_settings_choose_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("MEDUNET_CACHE")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert find_cache("auto") is None
+
+
+def test_what_is_made_of_objects_changes_the_key(one_case: Case) -> None:
+    made = [
+        (None, None),
+        (InstanceSettings(), None),
+        (InstanceSettings("border"), None),
+        (InstanceSettings("border", border=3), None),
+        (InstanceSettings("border"), WeightMapSettings("unet2015")),
+        (InstanceSettings("border"), WeightMapSettings("unet2015", sigma=4)),
+        (InstanceSettings("border"), WeightMapSettings("unet2015", sigma_unit="um")),
+    ]
+    assert len({case_key(one_case, SETTINGS, TABLE, None, objects) for objects in made}) == len(made)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_weight_is_kept_with_the_case_and_its_loss_is_damage(tmp_path: Path, mapped: bool) -> None:
+    cache, name = Cache(tmp_path), "0" * 64
+    weight = np.random.default_rng(0).random((1, 5, 4, 3)).astype(np.float16)
+    case = replace(made(), weight=weight)
+    cache.make_room({name: entry_size((5, 4, 3), 2, 2, weighted=True)})
+    for found in (cache.keep(name, case, mapped), cache.find(name, "made", mapped)):
+        assert found is not None and found.weight is not None and found.weight.dtype == np.float16
+        np.testing.assert_array_equal(found.weight, weight)
+    size = sum(path.stat().st_size for path in (tmp_path / "cases" / name).iterdir())
+    assert size <= entry_size((5, 4, 3), 2, 2, weighted=True)
+    (tmp_path / "cases" / name / "weight.npy").unlink()
+    assert cache.find(name, "made", mapped) is None and not (tmp_path / "cases" / name).exists()

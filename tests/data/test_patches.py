@@ -336,3 +336,66 @@ def test_cases_and_networks_that_do_not_fit_are_refused() -> None:
         dataset(numbered((9, 9), name="case_7"), size=(4, 4, 4))
     with pytest.raises(DataError, match="case_8"):
         PreparedCase("case_8", np.zeros((1, 4, 4)), np.zeros((1, 4, 5), np.uint8), {})
+
+
+def weighted(shape: tuple[int, ...], name: str = "case") -> PreparedCase:
+    """Labels in blocks, some of them unknown; the map adds 2 for class 1 and 4 for class 2."""
+    random = np.random.default_rng(len(shape))
+    label = random.choice(np.array([0, 1, 2, IGNORE], np.uint8), [-(-n // 4) for n in shape])
+    for axis, n in enumerate(shape):
+        label = label.repeat(4, axis).take(range(n), axis)
+    image = random.normal(size=(2, *shape)).astype(np.float32)
+    weight = np.where(label == IGNORE, 0, 2 * label.astype(int)).astype(np.float16)
+    return PreparedCase(name, image, label[None], find_foreground(label[None], (1, 2)), weight[None])
+
+
+BALANCE = (0.5, 1.0, 3.0)
+TURNS = replace(AugmentSettings.none(), flip_axes=None, flip_probability=0.5, quarter_turns=0.5)
+
+
+@pytest.mark.parametrize("margin", [(), (2, 2)])
+@pytest.mark.parametrize("shape", [(30, 26), (9, 11), (24, 24, 7)])
+def test_weights_move_with_the_labels_and_are_0_where_nothing_is_known(
+    shape: tuple[int, ...], margin: tuple[int, ...]
+) -> None:
+    data = dataset(
+        weighted(shape), size=(12, 12), margin=margin, class_weights=BALANCE, augmentation=Augmentation(TURNS, 2)
+    )
+    table = torch.tensor([*(w + 2 * c for c, w in enumerate(BALANCE)), 0.0])
+    for number in range(20):
+        patch = data[number]
+        assert patch.weight is not None and patch.weight.dtype == torch.float32
+        expected = table[torch.where(patch.label == IGNORE, 3, patch.label).long()]
+        torch.testing.assert_close(patch.weight, expected)
+
+
+def test_weights_are_interpolated_between_their_neighbours_and_nothing_else_changes() -> None:
+    lively = {"size": (16, 16), "augmentation": Augmentation(LIVELY, 2)}
+    case, moved = weighted((40, 40)), 0
+    on, off = dataset(case, class_weights=BALANCE, **lively), dataset(replace(case, weight=None), **lively)
+    for number in range(20):
+        with_weights, without = on[number], off[number]
+        assert without.weight is None and with_weights.weight is not None
+        torch.testing.assert_close(with_weights.image, without.image, rtol=0, atol=0)
+        assert (with_weights.label == without.label).all()
+        known = with_weights.label != IGNORE
+        assert (with_weights.weight[~known] == 0).all()
+        added = with_weights.weight[known] - torch.tensor(BALANCE)[with_weights.label[known].long()]
+        assert added.min() >= -1e-5 and added.max() <= 4 + 1e-5
+        moved += bool(((added % 2) > 1e-3).any())
+    assert moved > 5
+
+
+def test_a_device_and_a_batch_give_the_same_weights() -> None:
+    data = dataset(weighted((30, 26)), size=(12, 12), class_weights=BALANCE, augmentation=Augmentation(LIVELY, 2))
+    data = replace(data, per_epoch=6, settings=replace(data.settings, batch=3))
+    here, there = list(make_loader(data)), list(make_loader(data, device=torch.device("cpu")))
+    for one, other in zip(here, there, strict=True):
+        assert one.weight is not None and one.weight.shape == one.label.shape
+        assert (one.weight == other.weight).all() and (one.image == other.image).all()
+    assert (collate([data[n] for n in range(3)]).weight == here[0].weight).all()
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    with pytest.raises(DataError, match="weight"):
+        replace(weighted((8, 8)), weight=np.zeros((1, 8, 7), np.float16))

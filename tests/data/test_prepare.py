@@ -12,12 +12,19 @@ import pytest
 
 from medunet.data import prepare
 from medunet.data.cache import Cache, entry_size
-from medunet.data.catalogue import Case, read_data_set
-from medunet.data.labels import table_from_names
+from medunet.data.catalogue import Case, load_image, load_label_values, read_data_set
+from medunet.data.formats import write_volume
+from medunet.data.instances import InstanceSettings, Target
+from medunet.data.labels import IGNORE, LabelTable, table_from_names
 from medunet.data.patches import PreparedCase
-from medunet.data.prepare import Preparation, prepare_cases
+from medunet.data.prepare import Preparation, prepare_cases, split_inside
 from medunet.data.preprocess import PreprocessSettings
+from medunet.data.splits import Fold
+from medunet.data.targets import make_target, number_objects
+from medunet.data.volume import Volume
+from medunet.data.weightmap import WeightMapSettings, gap_weights
 from medunet.errors import DataError, OutputError
+from medunet.geometry.grids import resample_nearest
 from tests.flows.made import LABELS, make_set
 
 TABLE = table_from_names(LABELS, None)
@@ -175,3 +182,74 @@ def test_a_disk_that_refuses_in_the_middle_leaves_nothing_half_written(tmp_path:
     same(ready, expected)
     assert [path.name for path in (tmp_path / "c" / "cases").iterdir()] == ["CACHEDIR.TAG"]
     assert len(lines) == 1 and lines[0].startswith("NOTE: preparing without the cache.")
+
+
+CELLS = LabelTable(("background", "cell"), (0, 1), 65535, "instances")
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> tuple[Case, ...]:
+    """Two images of objects with thick slices; some of their voxels are not annotated."""
+    affine = np.diag([1e-3, 1e-3, 3e-3, 1.0])
+    for number in range(2):
+        random = np.random.default_rng(number)
+        ids = np.zeros((1, 20, 24, 8), np.uint16)
+        for x, y in ((2, 3), (8, 3), (12, 12)):
+            ids[0, x : x + 6, y : y + 8, 1:7] = random.integers(1, 60000)
+        ids[0, :, 22:] = 65535
+        image = Volume((100 + 50 * (ids > 0) + random.normal(size=ids.shape)).astype(np.float32), affine)
+        write_volume(image, tmp_path / "cells" / "images" / f"c{number}.nii.gz")
+        write_volume(Volume(ids, affine), tmp_path / "cells" / "labels" / f"c{number}.nii.gz")
+    return read_data_set(tmp_path / "cells").cases
+
+
+@pytest.mark.parametrize("target", ["foreground", "separated", "border", "cores"])
+def test_objects_are_taken_to_the_networks_grid_before_anything_is_made_of_them(
+    tmp_path: Path, cells: tuple[Case, ...], target: Target
+) -> None:
+    instances, weights = InstanceSettings(target), WeightMapSettings("unet2015", sigma=4, sigma_unit="um")
+    plan = replace(
+        how(tmp_path, None), settings=PreprocessSettings(spacing=(1e-3, 2e-3, 1.5e-3)), labels=CELLS,
+        instances=instances, weight_map=weights,
+    )  # fmt: skip
+    for case, ready in zip(cells, prepare_cases(cells, plan), strict=True):
+        image = load_image(case)
+        ids = resample_nearest(load_label_values(case, image), ready.label.shape[1:]).astype(np.int64)
+        known = ids != 65535
+        objects = number_objects(ids, CELLS, "x")
+        spacing = [s * n / m for s, n, m in zip((1, 1, 3), image.shape, ids.shape[1:], strict=True)]
+        np.testing.assert_array_equal(ready.label, make_target(objects, spacing, instances))
+        # Spacings of files are rounded.
+        np.testing.assert_allclose(ready.weight, gap_weights(objects, spacing, weights), rtol=2e-3)
+        assert (ready.label[~known] == IGNORE).all() and ready.weight is not None and ready.weight.max() > 1
+        # So small objects have a core of each share, but no rim.
+        assert max(ready.foreground) == max(plan.learned.foreground) and set(ready.foreground) <= {1, 2, 3}
+
+
+def test_objects_without_cold_warm_in_memory_and_mapped_are_the_same(tmp_path: Path, cells: tuple[Case, ...]) -> None:
+    plan = replace(
+        how(tmp_path, None), settings=PreprocessSettings(), labels=CELLS, instances=InstanceSettings("cores"),
+        weight_map=WeightMapSettings("unet2015"),
+    )  # fmt: skip
+    expected = prepare_cases(cells, plan)
+    for cache, memory in ((None, 0), (Cache(tmp_path / "c"), 10**9), (Cache(tmp_path / "c"), 0)):
+        for one, other in zip(prepare_cases(cells, replace(plan, cache=cache, memory=memory)), expected, strict=True):
+            np.testing.assert_array_equal(one.label, other.label)
+            np.testing.assert_array_equal(one.weight, other.weight)
+            assert isinstance(one.weight, np.memmap) == (memory == 0)
+    sizes = [sum(f.stat().st_size for f in e.iterdir()) for e in (tmp_path / "c" / "cases").iterdir() if e.is_dir()]
+    assert max(sizes) <= prepare._size(cells[0], plan)
+    (case, *_) = expected
+    learned, held = split_inside(case, plan.learned, Fold(0, 4))
+    assert learned.weight is case.weight and held.weight is case.weight
+    assert set(np.unique(held.label)) <= {0, 1, 2, 3, IGNORE} and (learned.label != held.label).any()
+
+
+def test_sigma_in_um_needs_a_pixel_size(tmp_path: Path) -> None:
+    cases = read_data_set(make_set(tmp_path / "png", cases=2, shape=(20, 18), suffix=".png")).cases
+    plan = replace(
+        how(tmp_path, None), settings=PreprocessSettings(), labels=CELLS, instances=InstanceSettings(),
+        weight_map=WeightMapSettings("unet2015", sigma_unit="um"),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"case_0: its image has no pixel size, but weight_map\.sigma is 5 um"):
+        prepare_cases(cases, plan)

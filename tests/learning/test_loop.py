@@ -23,6 +23,7 @@ class Batch:
     image: Tensor
     label: Tensor
     cases: list[str]
+    weight: Tensor | None = None
 
 
 def batches(count: int, first: int = 0) -> list[Batch]:
@@ -206,3 +207,14 @@ def test_another_networks_checkpoint_is_an_error(tmp_path: Path) -> None:
     other = TrainState(network, make_optimiser(OptimiserSettings(), network), None)
     with pytest.raises(ModelError, match="does not fit the config"):
         load_checkpoint(tmp_path / "last.ckpt").restore(other)
+
+
+def test_the_weights_of_a_batch_reach_the_loss() -> None:
+    """What weighs nothing teaches nothing, and weights are those that the loss takes."""
+    (batch,) = batches(1)
+    left = replace(batch, weight=(torch.arange(8) < 4).float().expand(2, 1, 8, 8).clone())
+    ignored = replace(batch, label=torch.where(left.weight > 0, batch.label, 255))
+    losses = [train_step(fresh_state(), one, RECIPE, 0.5).loss for one in (batch, left, ignored)]
+    assert losses[1] == pytest.approx(losses[2]) and losses[0] != pytest.approx(losses[1])
+    nothing = replace(batch, weight=torch.zeros(2, 1, 8, 8))
+    assert train_step(fresh_state(), nothing, RECIPE, 0.5).norm == 0

@@ -90,7 +90,10 @@ def test_touching_instances_and_unannotated_voxels_are_noted(tmp_path: Path) -> 
     label[9:12, 4:9, 4:9] = 6
     label[0] = 255
     result = planned(make(tmp_path, [label], label_kind="instances", ignore=255, labels={"background": 0, "cell": 1}))
-    assert any("100 % of the objects touch" in line for line in result.header)
+    assert result.notes["instances.target"].startswith("100 % of the 2 measured objects touch another; cores learns")
+    assert "foreground learns one mask" in result.notes["instances.target"]
+    assert result.config.instances.target == "cores" and result.config.network.classes == 3
+    assert "cell_core_2" in result.notes["network.classes"]
     assert "2 objects a case (smallest 75, median 100 voxels)" in result.notes["loss.kind"]
     assert "94 % of the voxels are annotated" in result.notes["loss.kind"]
 

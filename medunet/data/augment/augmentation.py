@@ -70,7 +70,7 @@ class Augmentation:
         return draw_move(self._settings, self._dimensions, draw.generator(_STREAM)).read_size(size)
 
     def __call__(
-        self, image: Array, label: Array, draw: Draw, size: Sequence[int] | None = None
+        self, image: Array, label: Array, draw: Draw, size: Sequence[int] | None = None, moved_only: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Change one patch.
 
@@ -82,6 +82,7 @@ class Augmentation:
             label: ``(1, *spatial)`` class indices, uint8 or int16, on the same device; not written to.
             draw: names the random draw.
             size: the output's spatial size; cropped from the centre, without shifting by half a voxel. Default: all.
+            moved_only: so many of the image's last channels are moved, but keep their values, such as weights.
 
         Returns:
             Image ``(channel, *size)`` float32 and label ``(1, *size)`` of the label's dtype, which holds no value that
@@ -101,10 +102,18 @@ class Augmentation:
         random = draw.generator(_STREAM)
         move = draw_move(self._settings, self._dimensions, random)
         moved, after = move.apply(_plain(image), _plain(label), target, self._field(move, draw, target, image))
-        return change_values(moved, self._settings, random), after
+        if not moved_only:
+            return change_values(moved, self._settings, random), after
+        values = change_values(moved[:-moved_only], self._settings, random)
+        return torch.cat([values, moved[-moved_only:]]), after
 
     def batch(
-        self, images: Sequence[Array], labels: Sequence[Array], draws: Sequence[Draw], size: Sequence[int]
+        self,
+        images: Sequence[Array],
+        labels: Sequence[Array],
+        draws: Sequence[Draw],
+        size: Sequence[int],
+        moved_only: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Change several patches, which may differ in size as `read_size` has it; each becomes what it would alone.
 
@@ -113,6 +122,7 @@ class Augmentation:
             labels: ``(1, *spatial)`` each.
             draws: one per patch.
             size: the spatial size of all outputs.
+            moved_only: see `__call__`.
 
         Returns:
             Images ``(batch, channel, *size)`` float32, labels ``(batch, 1, *size)``.
@@ -122,7 +132,7 @@ class Augmentation:
         """
         if not images:
             raise ValueError("a batch needs at least one patch")
-        pairs = [self(i, label, draw, size) for i, label, draw in zip(images, labels, draws, strict=True)]
+        pairs = [self(i, label, draw, size, moved_only) for i, label, draw in zip(images, labels, draws, strict=True)]
         if len(pairs) == 1:
             return pairs[0][0][None], pairs[0][1][None]
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
