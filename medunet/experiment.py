@@ -267,7 +267,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     loss = config.loss if labels.has_background else replace(config.loss, include_background=True)
     resolved = replace(
         config,
-        network=replace(config.network, in_channels=found.channels, classes=labels.outputs),
+        network=config.network.settled(found.channels, labels.outputs, config.patches.size),
         preprocess=replace(
             config.preprocess,
             normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,
@@ -344,7 +344,9 @@ def require_same_run(identity: str, setup: Setup) -> None:
     Raises:
         ConfigError: naming what differs.
     """
-    changed = differences(json.loads(identity), json.loads(run_identity(setup)))
+    before = json.loads(identity)
+    before["network"].setdefault("architecture", "unet")  # runs that were stopped before there were others
+    changed = differences(before, json.loads(run_identity(setup)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(
