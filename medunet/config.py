@@ -39,8 +39,8 @@ from medunet.networks.others import (
     SegResNetSettings,
     SmpSettings,
     SwinUNETRSettings,
-    UNETRSettings,
     UNetPlusPlusSettings,
+    UNETRSettings,
 )
 from medunet.networks.settings import UNetSettings
 

@@ -29,6 +29,7 @@ from medunet.data.splits import SPLITS_FILE, fold_folder, read_splits
 from medunet.errors import ConfigError, DataError, ModelError
 from medunet.files import written_aside
 from medunet.networks.build import build_network
+from medunet.networks.settings import UNetSettings
 
 MODEL_FILE, REPORT_FILE = "model.safetensors", "report.html"
 _FORMAT = "1"
@@ -75,6 +76,13 @@ class Model:
     card: ModelCard
     path: Path | None = None
     checksum: str | None = None
+
+    @property
+    def unet(self) -> UNetSettings:
+        """The settings of a network that is medunet's own, whose sizes are known layer by layer; of others an error."""
+        settings = self.card.network
+        assert isinstance(settings, UNetSettings), "networks of others are never streamed, tiled or compiled"
+        return settings
 
 
 def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:

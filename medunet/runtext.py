@@ -11,7 +11,8 @@ from medunet.metrics import MEASURES
 from medunet.scorecard import Scorecard, shown_unit
 
 _HYPER_PARAMETERS = (
-    "network.architecture", "network.dimensions", "network.channels", "network.norm", "network.dropout", "network.deep_supervision",
+    "network.architecture",
+    "network.dimensions", "network.channels", "network.norm", "network.dropout", "network.deep_supervision",
     "patches.size", "patches.batch", "patches.oversample", "loss.kind", "optimiser.kind", "optimiser.rate",
     "optimiser.weight_decay", "schedule.kind", "training.ema", "training.precision", "training.seed", "data.fold",
 )  # fmt: skip

@@ -19,8 +19,8 @@ from medunet.networks.others import (
     SmpArchitecture,
     SmpSettings,
     SwinUNETRSettings,
-    UNETRSettings,
     UNetPlusPlusSettings,
+    UNETRSettings,
 )
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet

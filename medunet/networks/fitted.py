@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from medunet.errors import ConfigError
 from medunet.networks.others import OtherSettings, UNETRSettings
+from medunet.networks.rehearsal import rehearsed_bytes
 
 _HEADS: dict[str, tuple[str, ...]] = {
     "unetplusplus": ("final_conv_0_4", "final_conv_0_3", "final_conv_0_2", "final_conv_0_1"),
@@ -43,6 +44,7 @@ class FittedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.settings = settings
+        self._rehearsed: dict[tuple[int, ...], int] = {}
 
     @property
     def heads(self) -> tuple[nn.Module, ...]:
@@ -56,6 +58,13 @@ class FittedNetwork(nn.Module):
             else:
                 found.append(self.network.get_submodule(path))
         return tuple(found) if self.settings.deep_supervision else tuple(found[:1])
+
+    def pass_bytes(self, size: Sequence[int]) -> int:
+        """Peak memory of a pass over an image of this size, see `rehearsed_bytes`; each size is rehearsed once."""
+        size = tuple(size)
+        if size not in self._rehearsed:
+            self._rehearsed[size] = rehearsed_bytes(self, self.settings.in_channels, size)
+        return self._rehearsed[size]
 
     def freeze_unused(self) -> None:
         """No gradient is expected any more for weights that have no part in the logits.

@@ -144,7 +144,7 @@ def expect_rare(network: Headed, share: float = RARE) -> None:
     """
     for head in network.heads:
         with torch.no_grad():
-            head.bias.fill_(math.log(share / (1 - share)))  # type: ignore[operator, union-attr]
+            head.bias.fill_(math.log(share / (1 - share)))  # type: ignore[operator]
 
 
 def _down(settings: UNetSettings, level: int) -> nn.Module:

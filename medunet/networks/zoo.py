@@ -20,8 +20,8 @@ from medunet.networks.others import (
     ResidualUNetSettings,
     SegResNetSettings,
     SwinUNETRSettings,
-    UNETRSettings,
     UNetPlusPlusSettings,
+    UNETRSettings,
 )
 
 
