@@ -124,11 +124,8 @@ def _described(settings: Any) -> str:
 
 def _is_entry(name: str, tensor: Tensor, network: UNet | FittedNetwork) -> bool:
     """Whether a weight has a part for each input channel that names tell apart."""
-    return (
-        isinstance(network, UNet)
-        and name in ("encoder.0.convolutions.0.convolution.weight", "encoder.0.shortcut.weight")
-        and (tensor.shape[1] == network.settings.in_channels)
-    )
+    first = ("encoder.0.convolutions.0.convolution.weight", "encoder.0.shortcut.weight")
+    return isinstance(network, UNet) and name in first and tensor.shape[1] == network.settings.in_channels
 
 
 def _known(names: Sequence[str], count: int) -> tuple[str, ...] | None:

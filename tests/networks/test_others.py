@@ -81,7 +81,7 @@ def test_an_option_of_another_architecture_is_refused_with_those_it_has() -> Non
         parse_config(text, "t")
     with pytest.raises(ConfigError, match='did you mean "features"'):
         parse_config(text.replace("kernels", "feature"), "t")
-    with pytest.raises(ConfigError, match='unknown key "network.features"'):
+    with pytest.raises(ConfigError, match=r'unknown key "network\.features"'):
         parse_config("network: {features: 3}", "t")
 
 
