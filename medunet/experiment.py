@@ -24,6 +24,7 @@ from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.initialise import planned_like
 from medunet.learning.distributed import ALONE, World
 from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard, load_model
+from medunet.networks.build import require_library
 from medunet.plan import Budget, plan_data_set
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
@@ -197,6 +198,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
     if request.resume:
         path = request.output / CONFIG_FILE
         file = load_config(path, overrides)
+        require_library(file.config.network)
         changed = differences(to_plain(load_config(path).config), to_plain(file.config))
         say(f"resuming with {path}" + (f", changed: {'; '.join(changed)}" if changed else ""))
         return file, _data_set(file)
@@ -212,6 +214,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
             say(f"the network is that of {given.training.init}, so that its weights fit")
         return parse_config(planned.to_yaml(), "the plan", overrides), data
     file = load_config(request.source, overrides)
+    require_library(file.config.network)
     data = _data_set(file)
     check_pairs(data.labelled, file.config.data.axes)
     return file, data

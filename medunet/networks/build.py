@@ -63,6 +63,22 @@ def settings_kind(architecture: object) -> type[UNetSettings | OtherSettings]:
     return ARCHITECTURES[architecture]
 
 
+def require_library(settings: NetworkSettings) -> None:
+    """Refuse an architecture whose packages are missing, before any work is done.
+
+    Raises:
+        MissingExtra: naming what to install.
+    """
+    if isinstance(settings, SmpSettings):
+        from medunet.networks.backbones import require_smp
+
+        require_smp()
+    elif isinstance(settings, (UNETRSettings, SwinUNETRSettings)):
+        from medunet.networks.zoo import require_einops
+
+        require_einops(settings)
+
+
 def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = False) -> UNet | FittedNetwork:
     """A network in training mode, on the CPU.
 

@@ -304,11 +304,8 @@ class UNETRSettings(OtherSettings):
             near = f"{below} or {below + self.heads}" if below else str(self.heads)
             raise ConfigError(f"hidden: found {self.hidden}, which {self.heads} heads do not divide; take {near}")
         super().__post_init__()
-        if self.image_size is not None and not self.shape.is_legal(self.image_size):
-            try:
-                self.shape.check(self.image_size)
-            except ConfigError as error:
-                raise ConfigError(f"image_size: {error}") from error
+        if self.image_size is not None:
+            self._require_legal("image_size", self.image_size)
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -318,7 +315,14 @@ class UNETRSettings(OtherSettings):
     def _normed(self) -> tuple[int, ...]:
         return (self.features,)
 
+    def _require_legal(self, name: str, size: Size) -> None:
+        try:
+            self.shape.check(size)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
     def settled(self, in_channels: int, classes: int, patch: Size) -> Self:
+        self._require_legal("patches.size", patch)
         if self.image_size not in (None, patch):
             raise ConfigError(
                 f"network.image_size is {self.image_size}, but patches.size is {patch}\n"

@@ -124,7 +124,7 @@ def _dynunet(settings: DynUNetSettings) -> nn.Module:
 
 
 def _unetr(settings: UNETRSettings) -> nn.Module:
-    _require_einops(settings)
+    require_einops(settings)
     from monai.networks.nets import UNETR
 
     if settings.image_size is None:
@@ -144,7 +144,7 @@ def _unetr(settings: UNETRSettings) -> nn.Module:
 
 
 def _swin_unetr(settings: SwinUNETRSettings) -> nn.Module:
-    _require_einops(settings)
+    require_einops(settings)
     from monai.networks.nets import SwinUNETR
 
     return SwinUNETR(
@@ -206,7 +206,12 @@ def _norm(name: str) -> tuple[str, dict[str, Any]]:
     return (name, {"num_groups": GROUPS}) if name == "group" else (name, {"affine": True})
 
 
-def _require_einops(settings: OtherSettings) -> None:
+def require_einops(settings: OtherSettings) -> None:
+    """Refuse MONAI's transformers where the package that they import is missing.
+
+    Raises:
+        MissingExtra: as said.
+    """
     try:
         import einops  # noqa: F401
     except ImportError as error:

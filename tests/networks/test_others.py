@@ -29,6 +29,8 @@ from tests.networks.foreign import MONAI, SMP, TRANSFORMERS, name_of
     ("make", "words"),
     [
         (lambda: UNETRSettings(image_size=(96, 100, 96)), r"image_size.*\n?.*(96|112)"),
+        (lambda: UNETRSettings().settled(1, 2, (50, 48, 48)), "patches.size: .*48 and 64"),
+        (lambda: UNETRSettings(image_size=(32,) * 3).settled(1, 2, (48,) * 3), "leave image_size out"),
         (lambda: UNETRSettings(hidden=100, heads=12), "take 96 or 108"),
         (lambda: SwinUNETRSettings(features=30), "nearest are 24 or 36"),
         (lambda: SwinUNETRSettings(heads=(3, 6, 12, 25)), "25 do not divide the 192 channels"),
