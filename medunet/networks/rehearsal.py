@@ -30,11 +30,17 @@ def rehearsed_bytes(network: nn.Module, channels: int, size: Sequence[int]) -> i
     """
     # What `deepcopy` finds in its memo it does not copy, so that no weight is held twice.
     memo: dict[int, Any] = {id(p): nn.Parameter(_empty(p), requires_grad=False) for p in network.parameters()}
-    memo |= {id(buffer): _empty(buffer) for buffer in network.buffers()}
+    memo |= {id(tensor): _empty(tensor) for tensor in (*network.buffers(), *_kept(network)) if id(tensor) not in memo}
     hollow = copy.deepcopy(network, memo)
     with torch.no_grad(), _Alive() as alive:
         hollow(torch.empty((1, channels, *size), device="meta"))
     return alive.peak + HEAP_BLOCK + FIXED
+
+
+def _kept(network: nn.Module) -> list[Tensor]:
+    """Tensors that modules hold beside weights and buffers: a DynUNet keeps the deep logits of its last step."""
+    leaves = [leaf for module in network.modules() for value in vars(module).values() for leaf in tree_leaves(value)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _empty(tensor: Tensor) -> Tensor:

@@ -62,6 +62,14 @@ def test_what_is_alive_at_once_is_added_up() -> None:
     assert rehearsed_bytes(_Chain(), 1, (10, 20)) == (1 + 3 + 5) * voxels + HEAP_BLOCK + FIXED
 
 
+def test_a_network_in_the_midst_of_training_can_be_rehearsed() -> None:
+    """A DynUNet still holds the deep logits of its last step, with their graph."""
+    network = build_network(DynUNetSettings(channels=(4, 8, 8, 8), deep_supervision=True, dimensions=2))
+    assert isinstance(network, FittedNetwork)
+    network(torch.randn(2, 1, 32, 32))[0].mean().backward()
+    assert network.eval().pass_bytes((32, 32)) > HEAP_BLOCK + FIXED
+
+
 def test_a_rehearsal_leaves_the_network_as_it_is() -> None:
     """Also where layers are held under two names, as in a DynUNet."""
     for settings in (DynUNetSettings(channels=(4, 8, 8)), SegResNetSettings(features=8, blocks=(1, 1))):
