@@ -15,9 +15,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -33,10 +33,45 @@ from medunet.data.weightmap import WeightMapSettings
 from medunet.errors import ConfigError
 from medunet.learning.losses import LossSettings
 from medunet.learning.schedule import OptimiserSettings, ScheduleSettings
+from medunet.networks.build import settings_kind
+from medunet.networks.others import (
+    AttentionUNetSettings,
+    DynUNetSettings,
+    FlexibleUNetSettings,
+    ResidualUNetSettings,
+    SegResNetSettings,
+    SmpSettings,
+    SwinUNETRSettings,
+    UNetPlusPlusSettings,
+    UNETRSettings,
+)
 from medunet.networks.settings import UNetSettings
 
 _LIMIT = 1_000_000
 """Bytes of the largest config that is read."""
+
+
+def _kind_name(value: Any) -> str:
+    """The class of settings that a section `network` is to become; without a word it is our own U-Net."""
+    if isinstance(value, Mapping):
+        return settings_kind(value.get("architecture", "unet")).__name__
+    return type(value).__name__
+
+
+Network = Annotated[
+    Annotated[UNetSettings, Tag("UNetSettings")]
+    | Annotated[UNetPlusPlusSettings, Tag("UNetPlusPlusSettings")]
+    | Annotated[AttentionUNetSettings, Tag("AttentionUNetSettings")]
+    | Annotated[ResidualUNetSettings, Tag("ResidualUNetSettings")]
+    | Annotated[SegResNetSettings, Tag("SegResNetSettings")]
+    | Annotated[DynUNetSettings, Tag("DynUNetSettings")]
+    | Annotated[UNETRSettings, Tag("UNETRSettings")]
+    | Annotated[SwinUNETRSettings, Tag("SwinUNETRSettings")]
+    | Annotated[FlexibleUNetSettings, Tag("FlexibleUNetSettings")]
+    | Annotated[SmpSettings, Tag("SmpSettings")],
+    Discriminator(_kind_name),
+]
+"""The settings of any network; `architecture` says which, so that only those it has are read."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +190,7 @@ class Config:
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     instances: InstanceSettings = field(default_factory=InstanceSettings)
     weight_map: WeightMapSettings = field(default_factory=WeightMapSettings)
-    network: UNetSettings = field(default_factory=UNetSettings)
+    network: Network = field(default_factory=UNetSettings)
     patches: PatchSettings = field(default_factory=PatchSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -340,12 +375,24 @@ def _refuse_unknown(node: Any, kind: type, loc: tuple[Any, ...], document: Comme
         if key not in known:
             raise ConfigError(_unknown(str(key), known, here, document, source))
         inner, _ = _settings_class(hints[key])
+        if here == ("network",) and isinstance(value, Mapping):
+            inner = _network_kind(value, document, source)
         if inner is not None:
             _refuse_unknown(value, inner, here, document, source)
 
 
+def _network_kind(section: Mapping[str, Any], document: CommentedMap, source: str) -> type:
+    try:
+        return settings_kind(section.get("architecture", "unet"))
+    except ConfigError as error:
+        raise ConfigError(f"{_where(('network', 'architecture'), document, source)}: {error}") from None
+
+
 def _unknown(key: str, known: list[str], loc: tuple[Any, ...], document: CommentedMap, source: str) -> str:
     elsewhere = [name for name in _all_keys(Config, "") if name.split(".")[-1] == key]
+    if loc[0] == "network" and "architecture" in known:
+        # Another architecture may have it, which is no help.
+        elsewhere = [name for name in elsewhere if not name.startswith("network.")]
     near = elsewhere or difflib.get_close_matches(key, known, n=1)
     advice = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(known)}"
     return f'{_where(loc, document, source)}: unknown key "{_dots(loc)}"; {advice}'

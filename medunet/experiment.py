@@ -25,6 +25,7 @@ from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.initialise import planned_like
 from medunet.learning.distributed import ALONE, World
 from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard, load_model
+from medunet.networks.build import require_library
 from medunet.plan import Budget, plan_data_set, with_instances
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
@@ -221,6 +222,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
     if request.resume:
         path = request.output / CONFIG_FILE
         file = load_config(path, overrides)
+        require_library(file.config.network)
         changed = differences(to_plain(load_config(path).config), to_plain(file.config))
         say(f"resuming with {path}" + (f", changed: {'; '.join(changed)}" if changed else ""))
         return file, _data_set(file)
@@ -238,6 +240,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
         planned = with_instances(planned, asked, data)
         return parse_config(planned.to_yaml(), "the plan", overrides), data
     file = load_config(request.source, overrides)
+    require_library(file.config.network)
     data = _data_set(file)
     check_pairs(data.labelled, file.config.data.axes)
     return file, data
@@ -295,7 +298,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
     loss = config.loss if labels.has_background else replace(config.loss, include_background=True)
     resolved = replace(
         config,
-        network=replace(config.network, in_channels=found.channels, classes=outputs),
+        network=config.network.settled(found.channels, outputs, config.patches.size),
         preprocess=replace(
             config.preprocess,
             normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,
@@ -371,7 +374,7 @@ def run_identity(setup: Setup) -> str:
     augmentation, decay of the averaged weights, validation.
     """
     config = setup.config
-    identity = {
+    identity: dict[str, Any] = {
         "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
         "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
         "iterations": config.training.iterations, "labels": setup.labels,
@@ -392,7 +395,9 @@ def require_same_run(identity: str, setup: Setup) -> None:
     Raises:
         ConfigError: naming what differs.
     """
-    changed = differences(json.loads(identity), json.loads(run_identity(setup)))
+    before = json.loads(identity)
+    before["network"].setdefault("architecture", "unet")  # runs that were stopped before there were others
+    changed = differences(before, json.loads(run_identity(setup)))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medunet.config import Config
 from medunet.data.labels import LabelTable
 from medunet.errors import ModelError
 from medunet.model import Model, ModelCard
+from medunet.networks.fitted import FittedNetwork
 from medunet.networks.unet import UNet
 
+_NOTED = ("dimensions", "channels", "kernels", "norm")
+"""Of the network's settings, those that bear a note."""
 _NAMED = 6
 """Most names in a line."""
 
@@ -45,7 +49,7 @@ class Taken:
 
 
 @torch.no_grad()
-def take_weights(network: UNet, model: Model, channels: Sequence[str], labels: LabelTable) -> Taken:
+def take_weights(network: UNet | FittedNetwork, model: Model, channels: Sequence[str], labels: LabelTable) -> Taken:
     """Copy a model's weights into a network where they fit; the rest of the network stays as it is.
 
     Args:
@@ -55,17 +59,24 @@ def take_weights(network: UNet, model: Model, channels: Sequence[str], labels: L
     Raises:
         ModelError: no convolution of the encoder fits.
     """
-    taken, own, source = Taken(), network.state_dict(), model.network.state_dict()
+    taken, own, source = Taken(), _own_tensors(network), model.network.state_dict()
     card = model.card
     entries = _same_places(
         _known(channels, network.settings.in_channels), _known(card.channels, card.network.in_channels)
     )
+    if isinstance(network, FittedNetwork) and entries not in ("by place", list(range(len(entries)))):
+        raise ModelError(
+            f"{model.path or card.name}: has the channels {', '.join(card.channels)}, the data {', '.join(channels)}\n"
+            f"the weights of {network.settings.architecture} can start from those of the same channels in the same "
+            "order alone"
+        )
     outputs = _output_places(labels, card.labels)
+    heads = _head_names(network)
     other: dict[str, str] = {}
     for name, tensor in own.items():
         taken.total += tensor.numel()
         found = source.get(name)
-        if _is_head(name):
+        if name.rpartition(".")[0] in heads:
             copied = _copy_parts(tensor, found, outputs, axis=0)
         elif _is_entry(name, tensor, network):
             copied = _copy_parts(tensor, found, entries, axis=1)
@@ -77,27 +88,44 @@ def take_weights(network: UNet, model: Model, channels: Sequence[str], labels: L
             other.setdefault(name.rpartition(".")[0], _why_not(tensor, found))
         taken.weights += copied
         # What the decoder alone has learned is of no use behind another encoder.
-        taken.convolutions += copied > 0 and tensor.ndim > 2 and name.startswith("encoder.")
+        taken.convolutions += copied > 0 and tensor.ndim > 2 and _is_encoder(name, network, heads)
     if not taken.convolutions:
         raise ModelError(
             f"{model.path or card.name}: none of its encoder's convolutions fits the network "
-            f"(channels {card.network.channels}, {card.network.dimensions}-D, against {network.settings.channels}, "
-            f"{network.settings.dimensions}-D)\ngive the config the model's network settings, or train without --init"
+            f"({_described(card.network)}, against {_described(network.settings)})\n"
+            "give the config the model's network settings, or train without --init"
         )
     counts = network.settings.in_channels, card.network.in_channels
     taken.left = _what_is_left(channels, labels, counts, entries, outputs, other)
     return taken
 
 
-def _is_head(name: str) -> bool:
-    return name.startswith(("head.", "deep_heads."))
+def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Weights and statistics by name, each once: some networks hold layers under two names."""
+    names = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
 
 
-def _is_entry(name: str, tensor: Tensor, network: UNet) -> bool:
-    """Whether a weight has a part for each input channel."""
-    return name in ("encoder.0.convolutions.0.convolution.weight", "encoder.0.shortcut.weight") and (
-        tensor.shape[1] == network.settings.in_channels
-    )
+def _head_names(network: UNet | FittedNetwork) -> set[str]:
+    """Layers with a part for each label."""
+    return {name for name, layer in network.named_modules() if any(layer is head for head in network.heads)}
+
+
+def _is_encoder(name: str, network: UNet | FittedNetwork, heads: set[str]) -> bool:
+    """Whether a weight belongs to the encoder; the parts of networks of others are not told apart."""
+    return name.startswith("encoder.") if isinstance(network, UNet) else name.rpartition(".")[0] not in heads
+
+
+def _described(settings: Any) -> str:
+    widths = getattr(settings, "channels", getattr(settings, "features", getattr(settings, "encoder", "")))
+    name = "" if settings.architecture == "unet" else f"{settings.architecture}, "
+    return f"{name}channels {widths}, {settings.dimensions}-D"
+
+
+def _is_entry(name: str, tensor: Tensor, network: UNet | FittedNetwork) -> bool:
+    """Whether a weight has a part for each input channel that names tell apart."""
+    first = ("encoder.0.convolutions.0.convolution.weight", "encoder.0.shortcut.weight")
+    return isinstance(network, UNet) and name in first and tensor.shape[1] == network.settings.in_channels
 
 
 def _known(names: Sequence[str], count: int) -> tuple[str, ...] | None:
@@ -181,8 +209,9 @@ def planned_like(config: Config, card: ModelCard) -> tuple[Config, dict[str, str
 
     Batch, iterations and all else stay as planned.
     """
-    network = replace(card.network, in_channels=config.network.in_channels, classes=config.network.classes)
+    network = card.network.settled(config.network.in_channels, config.network.classes, card.patch)
     patches = replace(config.patches, size=card.patch, slice_axis=card.slice_axis)
     note = f"as in {card.name}, the model that the weights come from"
-    keys = ("network.dimensions", "network.channels", "network.kernels", "network.norm", "patches.size")
+    had = [f"network.{field.name}" for field in fields(network) if field.name in _NOTED]
+    keys = (*had, "patches.size")
     return replace(config, network=network, patches=patches), dict.fromkeys(keys, note)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medunet import __version__
-from medunet.config import to_plain
+from medunet.config import Network, to_plain
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.data.postprocess import PostStep
@@ -28,8 +28,8 @@ from medunet.data.preprocess import PreprocessSettings
 from medunet.data.splits import SPLITS_FILE, fold_folder, read_splits
 from medunet.errors import ConfigError, DataError, ModelError
 from medunet.files import written_aside
+from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
-from medunet.networks.unet import UNet
 
 MODEL_FILE, REPORT_FILE = "model.safetensors", "report.html"
 _FORMAT = "1"
@@ -55,7 +55,7 @@ class ModelCard:
     """
 
     name: str
-    network: UNetSettings
+    network: Network
     preprocess: PreprocessSettings
     labels: LabelTable
     channels: tuple[str, ...]
@@ -76,6 +76,13 @@ class Model:
     card: ModelCard
     path: Path | None = None
     checksum: str | None = None
+
+    @property
+    def unet(self) -> UNetSettings:
+        """The settings of a network that is medunet's own, whose sizes are known layer by layer; of others an error."""
+        settings = self.card.network
+        assert isinstance(settings, UNetSettings), "networks of others are never streamed, tiled or compiled"
+        return settings
 
 
 def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -103,7 +110,7 @@ def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
         raise ModelError(f"{path}: is damaged: its content does not match its checksum; copy or train it again")
     try:
         card = TypeAdapter(ModelCard).validate_json(metadata["card"])
-        network = UNet(card.network)
+        network = build_network(card.network)
         network.load_state_dict(tensors)
     except (ValidationError, ConfigError, DataError, RuntimeError, KeyError) as error:
         first = str(error).splitlines()[0]

@@ -11,6 +11,7 @@ from medunet.metrics import MEASURES
 from medunet.scorecard import Scorecard, shown_unit
 
 _HYPER_PARAMETERS = (
+    "network.architecture",
     "network.dimensions", "network.channels", "network.norm", "network.dropout", "network.deep_supervision",
     "patches.size", "patches.batch", "patches.oversample", "loss.kind", "optimiser.kind", "optimiser.rate",
     "optimiser.weight_decay", "schedule.kind", "training.ema", "training.precision", "training.seed", "data.fold",
@@ -56,8 +57,9 @@ def hyper_parameters(config: Config) -> dict[str, float | str]:
 
 
 def _at(plain: Mapping[str, Any], key: str) -> Any:
+    """A value, None where this architecture has none."""
     for name in key.split("."):
-        plain = plain[name]
+        plain = plain.get(name)  # type: ignore[assignment]
     return plain
 
 

@@ -42,6 +42,8 @@ from medunet.learning.monitor import MetricsFile, ProgressLine, TimeLeft
 from medunet.learning.schedule import Ema, Progress, make_optimiser
 from medunet.learning.signals import StopSignal
 from medunet.model import load_model
+from medunet.networks.build import build_network
+from medunet.networks.fitted import FittedNetwork
 from medunet.networks.unet import UNet, expect_rare
 from medunet.runtext import plan_notes
 from medunet.validate import EndCost, HeldOut
@@ -141,6 +143,17 @@ def set_up_processes(request: TrainRequest, world: World, say: Say) -> Setup:
     return setup
 
 
+def _first_network(setup: Setup, resume: bool) -> UNet | FittedNetwork:
+    """The network before its first step; what is resumed or started from a model needs no weights from elsewhere."""
+    training = setup.config.training
+    network = build_network(setup.config.network, training.seed, not resume and training.init is None)
+    if isinstance(network, FittedNetwork):
+        network.freeze_unused()
+    if setup.labels.regions:
+        expect_rare(network)
+    return network
+
+
 @dataclass(frozen=True)
 class _Found:
     """What a training starts with besides fresh weights: a checkpoint, or nothing but words for the model card."""
@@ -156,9 +169,7 @@ class _Found:
 def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, line: ProgressLine) -> Training:
     """Make the run's folder and the state: fresh, with a model's weights, or as the checkpoint has it."""
     config, world = setup.config, setup.world
-    network = UNet(config.network, config.training.seed)
-    if setup.labels.regions:
-        expect_rare(network)
+    network = _first_network(setup, resume)
     found = _find(setup, network, resume, started, line)
     placed(network, config.network.dimensions, setup.device)
     forward = world.joined(network, setup.device)
@@ -193,7 +204,7 @@ def held_out(setup: Setup) -> HeldOut:
     return HeldOut(setup.held, setup.declared, setup.config.data.axes, setup.inside)
 
 
-def _find(setup: Setup, network: UNet, resume: bool, started: float, line: ProgressLine) -> _Found:
+def _find(setup: Setup, network: UNet | FittedNetwork, resume: bool, started: float, line: ProgressLine) -> _Found:
     """The first process looks; the network gets the weights it is to start with, which joining gives to all."""
     training, world = setup.config.training, setup.world
     found = _Found(None, {})
@@ -219,7 +230,7 @@ def _require_minutes(minutes: float | None, spent: float, resume: bool) -> None:
         )
 
 
-def _take_over(setup: Setup, network: UNet, source: str, line: ProgressLine) -> dict[str, Any]:
+def _take_over(setup: Setup, network: UNet | FittedNetwork, source: str, line: ProgressLine) -> dict[str, Any]:
     """Start with a trained model's weights; what is noted of it in the card of the model that comes out."""
     model = load_model(source)
     taken = take_weights(network, model, setup.data.channels, setup.labels)

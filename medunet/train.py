@@ -33,7 +33,7 @@ from medunet.learning.losses import Loss, make_loss
 from medunet.learning.monitor import ProgressLine, Waited, memory_used
 from medunet.learning.signals import caught_signals
 from medunet.model import MODEL_FILE, Model, save_model
-from medunet.networks.unet import UNet
+from medunet.networks.build import build_network
 from medunet.planning.trial import try_steps
 from medunet.runtext import final_scores, hyper_parameters, score_markdown
 from medunet.session import Quiet, Session, Training, held_out, save_state, set_up_processes, start_training
@@ -355,7 +355,7 @@ def _evaluated(session: Session) -> Iterator[nn.Module]:
             yield state.network
         else:
             # Prediction wants to see the batch norms as they were before the processes were joined.
-            plain = UNet(setup.config.network).to(setup.device)
+            plain = build_network(setup.config.network).to(setup.device)
             plain.load_state_dict(state.network.state_dict())
             yield plain.eval()
 

@@ -32,7 +32,7 @@ from medunet.files import write_text
 from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
-from medunet.model import Model, load_model
+from medunet.model import REPORT_FILE, Model, load_model
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.report.raster import outlined
@@ -174,8 +174,30 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     # The same page, which takes seconds to draw.
     page = (folder / "validation" / "report.html").read_text(encoding="utf-8")
     write_text(folder / "report.html", page, overwrite=True)
-    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / 'report.html'}"]
-    return Finished(lines, evaluation)
+    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), *_scored_objects(folder, held, pairs)]
+    return Finished([*lines, f"report: {folder / 'report.html'}"], evaluation)
+
+
+def _scored_objects(folder: Path, held: HeldOut, pairs: Sequence[Pair]) -> list[str]:
+    """Compare the numbered objects with the ids of the label files; scores and pages lie beside the objects."""
+    objects = folder / "validation" / OBJECTS
+    cases = {case.name: case for case in held.cases}
+    # Of a scan that was split, the objects of the part that was learned from would be scored as well.
+    known = [
+        Pair(pair.case, path, label, pair.image, held.axes, annotation=cases[pair.case].annotation)
+        for pair in pairs
+        if held.inside is None
+        and isinstance(pair.prediction, Path)
+        and (path := objects / pair.prediction.name).exists()
+        and (label := cases[pair.case].label) is not None
+    ]
+    if not known:
+        return []
+    settings = EvaluateSettings(labels=held.labels, title="Objects of held-out cases", instances=True)
+    evaluation = evaluate_pairs(known, settings)
+    write_evaluation(evaluation, objects, overwrite=True)
+    lines = [line for part in evaluation.card.parts for line in part.lines]
+    return [*lines, f"objects: {objects / REPORT_FILE}"]
 
 
 def _how_scored(held: HeldOut, segmenter: Segmenter) -> EvaluateSettings:

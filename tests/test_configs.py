@@ -21,6 +21,7 @@ from medunet.experiment import TrainRequest
 from medunet.networks.presets import unet3d2016_settings, unet2015_settings
 from medunet.networks.unet import UNet
 from medunet.train import train_run
+from tests.networks.foreign import require_packages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.yaml"))
@@ -30,7 +31,11 @@ COMMAND = re.compile(r"medunet train (configs/\S+) (.*)")
 
 @dataclass(frozen=True)
 class Small:
-    """A config made small enough for a test, and a real data set that it is meant for."""
+    """A config made small enough for a test, and a real data set that it is meant for.
+
+    Attributes:
+        channels: of our own network; empty for those of others, which have other options.
+    """
 
     config: str
     data: str
@@ -41,7 +46,7 @@ class Small:
     @property
     def overrides(self) -> tuple[str, ...]:
         return (
-            f"network.channels={self.channels}",
+            *((f"network.channels={self.channels}",) if self.channels else ()),
             f"patches.size={self.size}",
             "patches.batch=1",
             "training.epochs=1",
@@ -67,6 +72,10 @@ SMALL = (
     ),
     Small("unet3d_unpadded", "msd_hippocampus", "[4, 8, 16]", "[60, 60, 60]"),
     Small("cells", "ctc_phc_u373", "[4, 8, 16]", "[64, 64]"),
+    Small(
+        "backbones2d", "dsb2018_nuclei", "", "[64, 64]", ("network.encoder=resnet18", "network.encoder_weights=null")
+    ),
+    Small("swin_unetr", "msd_hippocampus", "", "[64, 32, 32]", ("network.features=12", "network.depths=[1, 1, 1, 1]")),
 )
 
 
@@ -86,7 +95,17 @@ def few_cases(source: Path, target: Path, count: int) -> Path:
 
 def test_there_is_an_experiment_for_each_kind_of_data() -> None:
     names = {path.stem for path in ALL}
-    assert names == {"unet2015", "unet2d", "mri3d", "ct3d", "unet3d_unpadded", "unet3d2016", "cells"}
+    assert names == {
+        "unet2015",
+        "unet2d",
+        "mri3d",
+        "ct3d",
+        "unet3d_unpadded",
+        "unet3d2016",
+        "cells",
+        "backbones2d",
+        "swin_unetr",
+    }
     assert names == {small.config for small in SMALL}
 
 
@@ -155,6 +174,7 @@ def test_the_sizes_that_unet3d_unpadded_explains_are_right() -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("small", SMALL, ids=lambda small: f"{small.config}-{small.data}")
 def test_a_small_version_trains_on_real_data(small: Small, real_data: Path, tmp_path: Path) -> None:
+    require_packages(load_config(CONFIGS / f"{small.config}.yaml").config.network)
     data, run = few_cases(real_data / small.data, tmp_path / "data", 2), tmp_path / "run"
     train_run(TrainRequest(CONFIGS / f"{small.config}.yaml", run, (*small.overrides, f"data.path={data}"), "cpu"))
 

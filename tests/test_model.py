@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
+from medunet.config import to_plain
 from medunet.data.labels import table_from_names
 from medunet.data.preprocess import Normalisation, PreprocessSettings
-from medunet.errors import ModelError
+from medunet.errors import ConfigError, ModelError
 from medunet.model import ModelCard, _digest, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
@@ -88,3 +90,12 @@ def test_a_card_from_another_version_is_an_error(saved: Path) -> None:
     save_file(tensors, saved, metadata={"medunet": json.dumps(metadata)})
     with pytest.raises(ModelError, match="cannot be used"):
         load_model(saved)
+
+
+def test_a_card_from_before_there_were_other_architectures_is_that_of_our_own() -> None:
+    plain = to_plain(CARD)
+    assert plain["network"].pop("architecture") == "unet"
+    assert TypeAdapter(ModelCard).validate_json(json.dumps(plain)) == CARD
+    plain["network"]["architecture"] = "os.system"
+    with pytest.raises(ConfigError, match=r"os\.system is unknown"):
+        TypeAdapter(ModelCard).validate_json(json.dumps(plain))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ PerAxis = int | tuple[int, ...]
 Downsampling = Literal["pool", "stride"]
 Upsampling = Literal["transposed", "interpolated"]
 CHOICES: dict[str, Any] = {
+    "architecture": ("unet",),
     "dimensions": (2, 3),
     "norm": get_args(Norm),
     "activation": get_args(Activation),
@@ -27,6 +28,7 @@ class UNetSettings:
     """One U-Net. Level 0 is the finest; a number stands for the same number at every level or axis.
 
     Attributes:
+        architecture: says that it is this one, see `others.py` for those of others.
         dimensions: 2 or 3.
         in_channels: channels of the image.
         classes: channels of the logits, background included.
@@ -55,6 +57,7 @@ class UNetSettings:
         ConfigError: a value is impossible, or lists of different lengths do not belong together.
     """
 
+    architecture: Literal["unet"] = "unet"
     dimensions: Literal[2, 3] = 3
     in_channels: int = 1
     classes: int = 2
@@ -103,8 +106,8 @@ class UNetSettings:
         if self.decoder_convolutions is not None:
             decoder = _per_level("decoder_convolutions", self.decoder_convolutions, levels - 1)
         return UNetShape(
-            kernels=_per_axis("kernels", self.kernels, levels, self.dimensions),
-            strides=_per_axis("strides", self.strides, levels - 1, self.dimensions),
+            kernels=per_axis("kernels", self.kernels, levels, self.dimensions),
+            strides=per_axis("strides", self.strides, levels - 1, self.dimensions),
             encoder_convolutions=encoder,
             decoder_convolutions=decoder,
             padded=self.padded,
@@ -121,6 +124,15 @@ class UNetSettings:
     def exact(self) -> bool:
         """Whether a tiling on the network's grid can give exactly what one pass over the whole scan gives."""
         return self.inexact_reason is None
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether a training starts with weights that are downloaded."""
+        return False
+
+    def settled(self, in_channels: int, classes: int, patch: Size) -> UNetSettings:
+        """With what the data set decides; the patch decides nothing here."""
+        return replace(self, in_channels=in_channels, classes=classes)
 
     def encoder_channels(self, level: int) -> tuple[int, ...]:
         """Into the first and out of each convolution of an encoder level."""
@@ -191,7 +203,12 @@ def _per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[in
     return numbers
 
 
-def _per_axis(name: str, value: int | tuple[PerAxis, ...], levels: int, dimensions: int) -> tuple[Size, ...]:
+def per_axis(name: str, value: int | tuple[PerAxis, ...], levels: int, dimensions: int) -> tuple[Size, ...]:
+    """One size for each level from a number for all, or from one number or several for each.
+
+    Raises:
+        ConfigError: too many or too few of them.
+    """
     entries: tuple[PerAxis, ...] = (value,) * levels if isinstance(value, int) else value
     if len(entries) != levels:
         raise ConfigError(f"{name}: found {len(entries)} entries {value}, expected {levels}, one per level")

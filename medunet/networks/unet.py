@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -42,6 +43,11 @@ class UNet(nn.Module):
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator when they are made
             self._build(settings)
         initialise(self, torch.Generator().manual_seed(seed))
+
+    @property
+    def heads(self) -> tuple[nn.Module, ...]:
+        """The convolutions that give the logits, finest first."""
+        return (self.head, *self.deep_heads)
 
     def _build(self, settings: UNetSettings) -> None:
         layer, shape = settings.layer, settings.shape
@@ -115,19 +121,30 @@ class UNet(nn.Module):
             raise ConfigError(f"{error}\n{advice} to a legal size first (prediction does so by itself)") from None
 
 
+class Headed(Protocol):
+    """A network that knows the layers that give its logits."""
+
+    @property
+    def heads(self) -> tuple[nn.Module, ...]: ...
+
+
 RARE = 0.05
 """The share of voxels that an untrained network with sigmoid outputs expects of each."""
 
 
-def expect_rare(network: UNet, share: float = RARE) -> None:
+def expect_rare(network: Headed, share: float = RARE) -> None:
     """Let an untrained network with sigmoid outputs start from structures that are rare, not from a half everywhere.
 
     By the bias of its heads (Lin et al. 2017, section 4.1). After 160 steps on 11 hippocampus cases, union of both
     labels: Dice 0.592 with it and 0.289 without; a softmax, which starts from an equal share per class, had 0.597.
+
+    Args:
+        network: whose heads are convolutions with a bias.
+        share: of the voxels.
     """
-    for head in (network.head, *network.deep_heads):
+    for head in network.heads:
         with torch.no_grad():
-            head.bias.fill_(math.log(share / (1 - share)))
+            head.bias.fill_(math.log(share / (1 - share)))  # type: ignore[operator]
 
 
 def _down(settings: UNetSettings, level: int) -> nn.Module:

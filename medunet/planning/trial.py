@@ -18,8 +18,8 @@ from medunet.devices import autocast_type, loader_workers, peak_memory, reset_pe
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
 from medunet.learning.losses import make_loss
 from medunet.learning.schedule import Ema, make_optimiser
+from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
-from medunet.networks.unet import UNet
 from medunet.planning.grid import Grid
 from medunet.planning.words import duration, size
 
@@ -94,7 +94,8 @@ def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: floa
     before = resident_memory() if device.type == "cpu" else 0
     times: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        network = placed(UNet(config.network, config.training.seed), config.network.dimensions, device).train()
+        network = build_network(config.network, config.training.seed)
+        placed(network, config.network.dimensions, device).train()
         ema = Ema(network, config.training.ema) if config.training.ema else None
         state = TrainState(network, make_optimiser(config.optimiser, network), ema)
         begun = time.perf_counter()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from medunet.errors import ConfigError
 from medunet.inference.turns import Turn, mirrored, symmetries
 from medunet.model import Model, ModelCard
+from medunet.networks.settings import UNetSettings
 from medunet.segmentation.planning import PredictSettings
 
 
@@ -40,12 +41,15 @@ def _plane(card: ModelCard) -> tuple[int, int]:
 
 def _require_square(model: Model, plane: tuple[int, int]) -> None:
     card = model.card
-    shape, spacing = card.network.shape, card.preprocess.spacing
+    spacing, network = card.preprocess.spacing, card.network
     first, second = plane
-    if any(size[first] != size[second] for size in (*shape.kernels, *shape.strides)):
+    # Of a network of others no more is known than the windows that it was trained on.
+    sizes = (*network.shape.kernels, *network.shape.strides) if isinstance(network, UNetSettings) else (card.patch,)
+    if any(size[first] != size[second] for size in sizes):
+        what = "kernels or strides" if isinstance(network, UNetSettings) else "windows"
         raise ConfigError(
-            f"{model.path}: rotations exchange the axes {first} and {second}, but the network has other kernels or "
-            "strides along one than along the other\nuse --tta, which mirrors"
+            f"{model.path}: rotations exchange the axes {first} and {second}, but the network has other {what} along "
+            "one than along the other\nuse --tta, which mirrors"
         )
     if spacing is None:
         return

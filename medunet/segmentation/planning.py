@@ -17,6 +17,7 @@ from medunet.inference.method import Method
 from medunet.inference.sliding import Windows
 from medunet.inference.streamplan import Budget, StreamPlan, plan_stream, split
 from medunet.model import Model
+from medunet.networks.fitted import FittedNetwork
 from medunet.networks.memory import estimate_bytes, estimate_compiled_bytes
 from medunet.networks.unet import UNet
 
@@ -188,7 +189,7 @@ class Planner:
         return self._by_patches(scan, shape, axis)
 
     def _streamed(self, scan: Scan, shape: tuple[int, ...], axis: int | None, slowest: int | None) -> ScanPlan:
-        network = max((model.card.network for model in self.models), key=lambda network: sum(network.channels))
+        network = max((model.unet for model in self.models), key=lambda network: sum(network.channels))
         resampled = scan.undo.resampled
         scores = network.classes * (4 * resampled + (self.opinions + 1) * (self.opinions > 1))
         beside = 4 * (scores + 4 * network.in_channels)
@@ -212,7 +213,7 @@ class Planner:
     def _compiled(self, streamed: ScanPlan, scan: Scan, shape: tuple[int, ...]) -> ScanPlan:
         """One pass instead, if its maps fit; each opinion's logits wait whole until all are averaged."""
         rows = 1 if streamed.slices else max(1, HANDED_ON * shape[streamed.axis] // math.prod(shape))
-        networks = [model.card.network for model in self.models]
+        networks = [model.unet for model in self.models]
         scores = 4 * networks[0].classes * (rows * math.prod(shape) // shape[streamed.axis])
         needed = sum(estimate_compiled_bytes(one, one.shape.smallest_for(shape), self.itemsize) for one in networks)
         needed += 4 * self.opinions * networks[0].classes * math.prod(shape) if self.opinions > 1 else 0
@@ -234,16 +235,25 @@ class Planner:
         tile: tuple[int, ...] | None = None
         if windows is None:
             room = self.memory - needed
-            tile = fitting_tile(shape, network.shape, lambda size: estimate_bytes(network, size) <= room)
-            needed += estimate_bytes(network, tile)
-        elif isinstance(self.models[0].network, UNet):
-            needed += estimate_bytes(network, card.patch)
+            unet = self.models[0].unet
+            tile = fitting_tile(shape, unet.shape, lambda size: estimate_bytes(unet, size) <= room)
+            needed += estimate_bytes(unet, tile)
+        else:
+            needed += max(_window_bytes(model) for model in self.models)
         if windows and needed > self.memory:
             what = f"blended windows of {times_text(windows.size)} over {times_text(shape)} voxels"
             raise _too_little(what, needed, self.memory)
         where = axis if axis is not None else along
         parts = (Part.of(scan.undo, where),)
         return ScanPlan(self.method, where, parts, needed, self.opinions, axis is not None, None, windows, tile)
+
+
+def _window_bytes(model: Model) -> int:
+    """Memory of a pass over one window: counted for a network of ours, rehearsed for those of others."""
+    network = model.network
+    if isinstance(network, UNet):
+        return estimate_bytes(network.settings, model.card.patch)
+    return network.pass_bytes(model.card.patch) if isinstance(network, FittedNetwork) else 0
 
 
 def _too_little(what: str, needed: int, memory: int) -> ConfigError:

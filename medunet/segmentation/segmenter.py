@@ -221,7 +221,7 @@ class Segmenter:
         if plan.windows:
             return blended_rows(model.network, view, plan.windows, self.execution, order, report)
         assert plan.tile is not None, "planned for tiles"
-        tiles = plan_tiles(tuple(view.shape[1:]), turn.lengths(plan.tile), model.card.network.shape)
+        tiles = plan_tiles(tuple(view.shape[1:]), turn.lengths(plan.tile), model.unet.shape)
         return tile_rows(model.network, view, tiles, self.execution, order, report)
 
     def _streamer(self, number: int, axis: int) -> Streamer:

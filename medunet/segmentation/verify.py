@@ -127,7 +127,7 @@ def _flat(view: Image, plan: ScanPlan) -> Image:
 
 
 def _verify(model: Model, view: Image, segmenter: Segmenter, compiled: bool) -> Verification:
-    network, shape = model.card.network, tuple(int(n) for n in view.shape[1:])
+    network, shape = model.unet, tuple(int(n) for n in view.shape[1:])
     budget = Budget(segmenter.settings.memory, segmenter.execution.dtype.itemsize, beside=4 * network.classes)
     stream = plan_stream(network, shape, budget, tuple(range(len(shape))))
     region = _region(network, shape, stream, segmenter.settings.memory)
@@ -200,7 +200,7 @@ def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:
 
 
 def _plain(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:
-    network = model.card.network
+    network = model.unet
     read = _read(network, region, tuple(view.shape[1:]))
     reader = PatchReader(model.network, view, "constant" if network.padded else "reflect", execution)
     logits = reader.answer([read])[0]
