@@ -240,10 +240,15 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
     metavar="VOXELS",
     help="With --instances, for models that learned no borders or cores: cut objects at necks this much shallower.",
 )
+@click.option(
+    "--table", is_flag=True, help="With --instances: write a CSV with each object's place, size and intensity."
+)
+@click.option("--rois", is_flag=True, help="With --instances: write the outlines as an ImageJ ROI set.")
 @click.option("--no-postprocess", is_flag=True, help="Leave out the post-processing that cross-validation chose.")
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
+    from medunet.objectfiles import ObjectFiles
     from medunet.outputs import PredictRequest
     from medunet.predict import segment_files
     from medunet.segmentation.planning import PredictSettings
@@ -255,7 +260,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
         options["verify"], _object_rule(options), tuple(int(c) if c.isdigit() else c for c in options["channels"]),
-        options["frame"], options["stack"],
+        options["frame"], options["stack"], ObjectFiles(options["table"], options["rois"]),
     )  # fmt: skip
     summary = segment_files(model, request, settings)
     for line in summary.lines:
@@ -270,10 +275,10 @@ def _object_rule(options: dict[str, Any]) -> Any:
     from medunet.inference.instances import ObjectRule
 
     names = {"min_size": "--min-size", "fill_holes": "--fill-holes", "drop_edge_objects": "--drop-edge-objects",
-             "split": "--split"}  # fmt: skip
+             "split": "--split", "table": "--table", "rois": "--rois"}  # fmt: skip
     given = [option for name, option in names.items() if options[name] not in (None, False)]
     if given and not options["instances"]:
-        raise click.UsageError(f"{', '.join(given)}: says how objects are numbered; say --instances, too")
+        raise click.UsageError(f"{', '.join(given)}: is about numbered objects; say --instances, too")
     if not options["instances"]:
         return None
     return ObjectRule(options["min_size"] or 0, options["fill_holes"], options["drop_edge_objects"], options["split"])

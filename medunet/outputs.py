@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medunet.data.catalogue import Case, group_cases, scan_files, stack_folders
@@ -13,6 +13,7 @@ from medunet.data.formats import WRITABLE, case_stem, is_dicom_series, stack_fil
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_free
 from medunet.inference.instances import ObjectRule
+from medunet.objectfiles import ObjectFiles
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class PredictRequest:
 
     Attributes:
         objects: which objects are numbered, and how; None for label maps.
+        object_files: what is written beside their id maps.
     """
 
     inputs: Sequence[Path]
@@ -35,6 +37,7 @@ class PredictRequest:
     channels: tuple[Channel, ...] = ()
     frame: int | None = None
     stack: bool = False
+    object_files: ObjectFiles = field(default_factory=ObjectFiles)
 
 
 def find_inputs(paths: Sequence[Path], stack: bool = False) -> list[Path]:
@@ -107,8 +110,11 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | 
     if not probe.is_dir() or not os.access(probe, os.W_OK):
         raise OutputError(f"-o {output}: cannot be written ({probe} is no folder that may be written to)")
     wanted = {case_stem(output)} if as_file else {case.name for case in cases}
+    named_so = frozenset(wanted)
     if request.probabilities:
         wanted |= {f"{name}_probabilities" for name in wanted}
+    for name in (beside for case in sorted(named_so) for beside in request.object_files.names(case)):
+        check_free(place / name, request.overwrite)
     inputs = {path.resolve() for case in cases for path in case.images}
     for path in sorted(place.iterdir()) if place.is_dir() else []:
         if suffix_of(path) in WRITABLE and case_stem(path) in wanted:

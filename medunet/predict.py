@@ -384,12 +384,14 @@ class _Work:
     def _write(self, job: _Job) -> _Job:
         request, canvas, objects, table = self._request, job.canvas, job.objects, self._segmenter.card.labels
         assert canvas is not None, "segmented before it is written"
-        # The one place where a scan (`job.volume`) and its final id map are both at hand.
         results = {job.target: canvas.labels if objects is None else objects.ids}
         if canvas.probabilities is not None:
             results[probabilities_path(job.target)] = canvas.probabilities
         with job.watch.stage("write"):
             _write_all(job.volume, results, request.overwrite)
+            if objects is not None:
+                ids, names = job.volume.with_array(objects.ids), self._segmenter.card.channels
+                request.object_files.write(job.target, ids, job.volume, names, request.overwrite)
         if request.record:
             job.checksums = {str(path): _sha256(path) for path in (*job.case.images, job.target) if path.is_file()}
         if table.has_background and not canvas.found:

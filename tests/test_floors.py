@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
     "train": 4,
     "crossvalidate": 4,
     "outputs": 4,
+    "objectfiles": 4,
     "segmentation": 4,
     "predict": 4,
     "evaluate": 4,
@@ -77,6 +78,7 @@ SIDEWAYS = {
     ("recolour", "maskmeaning"),
     ("convert", "maskmeaning"),
     ("predict", "outputs"),
+    ("outputs", "objectfiles"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.
     ("crossvalidate", "experiment"),

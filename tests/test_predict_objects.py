@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import roifile
 import tifffile
 import torch
 from scipy import ndimage
@@ -205,6 +207,33 @@ def test_tiffs_keep_axes_and_pixel_size_and_the_record_counts(trained: Path, tmp
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPI", "PIR"])
+def test_a_table_and_rois_describe_the_ids_beside_them(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    image = np.random.default_rng(0).normal(0, 3, (40, 52)).astype(np.float32)
+    tifffile.imwrite(
+        tmp_path / "a.tif", image, imagej=True, resolution=(2.0, 2.0), metadata={"axes": "YX", "unit": "um"}
+    )
+    output = tmp_path / "out"
+    command = ["predict", str(trained), str(tmp_path / "a.tif"), "-o", str(output), "--instances", "--table", "--rois"]
+    assert run(command) == 0
+    ids = tifffile.imread(output / "a.tif")
+    with (output / "a_objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["id"]) for row in rows] == list(range(1, ids.max() + 1))
+    assert [int(row["pixels"]) for row in rows] == np.bincount(ids.ravel())[1:].tolist()
+    assert [float(row["area_um2"]) for row in rows] == pytest.approx(np.bincount(ids.ravel())[1:] / 4)
+    means = ndimage.mean(image, ids, np.arange(1, ids.max() + 1))
+    assert [float(row["mean_grey"]) for row in rows] == pytest.approx(means, rel=1e-5, abs=1e-6)
+    rois = roifile.roiread(output / "a_rois.zip")
+    assert sorted(roi.name for roi in rois) == sorted(str(number) for number in range(1, ids.max() + 1))
+    (output / "a.tif").unlink()
+    (output / "a_rois.zip").unlink()
+    assert run(command) == 1
+    assert "a_objects.csv: exists already" in capsys.readouterr().err
+    assert not (output / "a.tif").exists()
+
+
 def test_nifti_objects_lie_where_the_scan_lies(code: str, tmp_path: Path) -> None:
     """Another orientation in the file, the same objects in space; numbers follow the file's own order."""
     labels = table_from_names({"background": 0, "cell": 1}, None)
@@ -234,7 +263,10 @@ def test_nifti_objects_lie_where_the_scan_lies(code: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(found[0] > 0, found[1] > 0)
 
 
-@pytest.mark.parametrize("option", [["--min-size", "3"], ["--fill-holes"], ["--drop-edge-objects"], ["--split", "1"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--min-size", "3"], ["--fill-holes"], ["--drop-edge-objects"], ["--split", "1"], ["--table"], ["--rois"]],
+)
 def test_options_of_objects_need_instances(option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(["predict", "model", str(tmp_path), "-o", str(tmp_path / "o"), *option]) == 2
     assert "--instances" in capsys.readouterr().err
