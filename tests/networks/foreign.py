@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -71,8 +73,12 @@ _KEPT: list[Any] = []
 
 
 def _declare_operators() -> None:
-    """Let torchvision be imported beside a torch that it was not built for: its operators are not used here."""
-    if not _KEPT and importlib.util.find_spec("torchvision") and not hasattr(torch.ops.torchvision, "nms"):
+    """Let torchvision be imported beside a torch that it was not built for: its operators are not used here.
+
+    Whether they belong together is asked in another process, as what fails to be imported leaves half of itself behind.
+    """
+    asked = [sys.executable, "-c", "import torchvision"]
+    if not _KEPT and subprocess.run(asked, capture_output=True, check=False).returncode:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
