@@ -28,6 +28,10 @@ _HEADS: dict[str, tuple[str, ...]] = {
 _SMP_HEAD = ("segmentation_head.0",)
 
 
+HELD = 1.15
+"""Bytes that the process holds for each that is alive: one pass was measured to take 0.94 to 1.08 times its sum."""
+
+
 class FittedNetwork(nn.Module):
     """Pads an image with zeros behind its last voxels to a size that the network takes, and crops the logits back.
 
@@ -63,7 +67,8 @@ class FittedNetwork(nn.Module):
         """Peak memory of a pass over an image of this size, see `rehearsed_bytes`; each size is rehearsed once."""
         size = tuple(size)
         if size not in self._rehearsed:
-            self._rehearsed[size] = rehearsed_bytes(self, self.settings.in_channels, size)
+            alive = rehearsed_bytes(self, self.settings.in_channels, size)
+            self._rehearsed[size] = int(HELD * alive)
         return self._rehearsed[size]
 
     def freeze_unused(self) -> None:

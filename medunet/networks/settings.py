@@ -34,6 +34,7 @@ class UNetSettings:
         classes: channels of the logits, background included.
         channels: of each level; their count is the number of levels, at least two.
         convolutions: per encoder level.
+        finest_convolutions: of the encoder's finest level, where it has others than `convolutions` says; None does not.
         decoder_convolutions: per decoder level (without the deepest); None takes the encoder's.
         kernels: per level, per axis: ``3``, ``(3, 3, 5)`` (levels) or ``((3, 3, 1), (3, 3, 3))``; odd.
         strides: between level l and l+1, per axis; one entry less than levels.
@@ -63,6 +64,7 @@ class UNetSettings:
     classes: int = 2
     channels: tuple[int, ...] = (32, 64, 128, 256)
     convolutions: int | tuple[int, ...] = 2
+    finest_convolutions: int | None = None
     decoder_convolutions: int | tuple[int, ...] | None = None
     kernels: int | tuple[PerAxis, ...] = 3
     strides: int | tuple[PerAxis, ...] = 2
@@ -102,6 +104,8 @@ class UNetSettings:
         """The size arithmetic: legal inputs, outputs, stride and margin."""
         levels = self.levels
         encoder = _per_level("convolutions", self.convolutions, levels)
+        if self.finest_convolutions is not None:
+            encoder = (self.finest_convolutions, *encoder[1:])
         decoder = encoder[:-1]
         if self.decoder_convolutions is not None:
             decoder = _per_level("decoder_convolutions", self.decoder_convolutions, levels - 1)

@@ -149,7 +149,7 @@ def plan_network(task: Task, budget: Budget, notes: Notes) -> tuple[Choice, Patc
         f"{TRAINING_SHARE * budget.minutes:.3g} min and fits {size(budget.memory)}; a convolution runs at "
         f"{speed / 1e9:.0f} GFLOP/s here, as measured\n{_traded(task, budget, chosen)}"
     )
-    notes["network.convolutions"] = (
+    notes["network.finest_convolutions"] = (
         "one at the finest level, where most of the arithmetic is, two elsewhere: more steps in the same time"
     )
     notes["network.decoder_convolutions"] = "one a level, for the same reason"
@@ -266,8 +266,9 @@ def _network(task: Task, topology: Topology, base: int) -> UNetSettings:
         in_channels=task.found.channels,
         classes=task.labels.outputs,
         channels=tuple(min(base * 2**level, most) for level in range(topology.levels)),
-        convolutions=(FINEST_CONVOLUTIONS, *(CONVOLUTIONS,) * (topology.levels - 1)),
-        decoder_convolutions=(DECODER_CONVOLUTIONS,) * (topology.levels - 1),
+        convolutions=CONVOLUTIONS,
+        finest_convolutions=FINEST_CONVOLUTIONS,
+        decoder_convolutions=DECODER_CONVOLUTIONS,
         kernels=topology.kernels,
         strides=topology.strides,
     )

@@ -81,6 +81,7 @@ class Batch:
     image: torch.Tensor
     label: torch.Tensor
     cases: list[str]
+    weight: torch.Tensor | None = None
 
 
 def check_divergence(world: World) -> None:
