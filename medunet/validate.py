@@ -202,7 +202,8 @@ def _scored_objects(folder: Path, held: HeldOut, pairs: Sequence[Pair]) -> list[
 
 def _how_scored(held: HeldOut, segmenter: Segmenter) -> EvaluateSettings:
     labels = widened(held.labels) if held.inside else held.labels
-    return EvaluateSettings(labels=labels, title=f"Held-out cases of {segmenter.card.name}")
+    # Of objects this is the score of their mask; `_scored_objects` compares them one by one.
+    return EvaluateSettings(labels=labels, title=f"Held-out cases of {segmenter.card.name}", instances=False)
 
 
 class EndCost:

@@ -206,7 +206,6 @@ def test_tiffs_keep_axes_and_pixel_size_and_the_record_counts(trained: Path, tmp
     assert (ids.T[probabilities.argmax(axis=0) == 0] == 0).all()
 
 
-@pytest.mark.parametrize("code", ["RAS", "LPI", "PIR"])
 def test_a_table_and_rois_describe_the_ids_beside_them(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -234,6 +233,7 @@ def test_a_table_and_rois_describe_the_ids_beside_them(
     assert not (output / "a.tif").exists()
 
 
+@pytest.mark.parametrize("code", ["RAS", "LPI", "PIR"])
 def test_nifti_objects_lie_where_the_scan_lies(code: str, tmp_path: Path) -> None:
     """Another orientation in the file, the same objects in space; numbers follow the file's own order."""
     labels = table_from_names({"background": 0, "cell": 1}, None)

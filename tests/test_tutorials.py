@@ -15,7 +15,7 @@ import pytest
 import medunet
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
-NAMES = ("01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores")
+NAMES = ("01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores", "05_cells")
 
 
 def run_tutorial(name: str, tmp_path: Path) -> tuple[str, Path]:
@@ -96,3 +96,14 @@ def test_reading_the_scores(tmp_path: Path) -> None:
     assert number(horn, "HD95") > 5 * number(cut, "HD95")
     assert number("the same in slices of 5 mm", "HD95") > 3 * number("shifted by 3 voxels, cubes of 1 mm", "HD95")
     assert (output / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_cells(tmp_path: Path) -> None:
+    printed, output = run_tutorial("05_cells", tmp_path)
+    counts = re.findall(r": (\d+) cells \((\d+) are there\), median area ([\d.]+)", printed)
+    assert len(counts) == 2
+    for found, true, area in counts:
+        assert abs(int(found) - int(true)) <= 3 and 20 < float(area) < 60
+    pooled = json.loads((output / "scores" / "scores.json").read_text())["summary"]["objects"]["pooled"]
+    assert pooled["ap50"] > 0.8, pooled
