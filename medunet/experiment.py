@@ -25,8 +25,9 @@ from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.initialise import planned_like
 from medunet.learning.distributed import ALONE, World
 from medunet.model import MODEL_FILE, REPORT_FILE, ModelCard, load_model
-from medunet.networks.build import require_library
-from medunet.plan import Budget, plan_data_set, with_instances
+from medunet.networks.build import NetworkSettings, require_library
+from medunet.networks.settings import UNetSettings
+from medunet.plan import Budget, Planned, plan_data_set, with_instances
 
 CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
     "config.yaml",
@@ -236,6 +237,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
             config, own = planned_like(planned.config, load_model(given.training.init).card)
             planned = replace(planned, config=config, notes=planned.notes | own)
             say(f"the network is that of {given.training.init}, so that its weights fit")
+        planned = _with_architecture(planned, given.network, say)
         asked = parse_config(planned.to_yaml(), "the plan", overrides).config.instances
         planned = with_instances(planned, asked, data)
         return parse_config(planned.to_yaml(), "the plan", overrides), data
@@ -244,6 +246,18 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
     data = _data_set(file)
     check_pairs(data.labelled, file.config.data.axes)
     return file, data
+
+
+def _with_architecture(planned: Planned, asked: NetworkSettings, say: Say) -> Planned:
+    """The plan with a network of others where one is asked for; patches, batch and minutes stay those of the U-Net."""
+    if isinstance(asked, UNetSettings):
+        return planned
+    own = planned.config.network
+    network = replace(asked, dimensions=own.dimensions, in_channels=own.in_channels, classes=own.classes)
+    require_library(network)
+    say(f"the network is {asked.architecture}, as asked; patches and batch are those planned for medunet's own U-Net")
+    notes = {key: note for key, note in planned.notes.items() if not key.startswith("network.")}
+    return replace(planned, config=replace(planned.config, network=network), notes=notes)
 
 
 def _measured(overrides: Sequence[str]) -> tuple[str, ...]:

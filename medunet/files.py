@@ -33,14 +33,18 @@ def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error})\n"
-            "check the folder's permissions and the free disk space, or choose another place"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         # Where the "folder" is a file, there is nothing to remove, and unlink would hide the error.
         if path.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+def _unwritable(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{place}: cannot be written ({error.strerror or error})\n"
+        "check the folder's permissions and the free disk space, or choose another place"
+    )
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -83,10 +87,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error.strerror or error})\n"
-            "check the folder's permissions and the free disk space, or choose another place"
-        ) from error
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medunet.data.formats import case_stem
-from medunet.data.formats.imagejroi import write_rois
 from medunet.data.volume import Volume
-from medunet.metrics.objecttable import measure_objects, write_table
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,9 @@ class ObjectFiles:
         Raises:
             OutputError: a file exists and `overwrite` is false, or cannot be written.
         """
+        from medunet.data.formats.imagejroi import write_rois
+        from medunet.metrics.objecttable import measure_objects, write_table
+
         written = [target.with_name(name) for name in self.names(case_stem(target))]
         for path in written:
             if path.suffix == ".csv":

@@ -110,11 +110,10 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | 
     if not probe.is_dir() or not os.access(probe, os.W_OK):
         raise OutputError(f"-o {output}: cannot be written ({probe} is no folder that may be written to)")
     wanted = {case_stem(output)} if as_file else {case.name for case in cases}
-    named_so = frozenset(wanted)
+    for name in (beside for case in sorted(wanted) for beside in request.object_files.names(case)):
+        check_free(place / name, request.overwrite)
     if request.probabilities:
         wanted |= {f"{name}_probabilities" for name in wanted}
-    for name in (beside for case in sorted(named_so) for beside in request.object_files.names(case)):
-        check_free(place / name, request.overwrite)
     inputs = {path.resolve() for case in cases for path in case.images}
     for path in sorted(place.iterdir()) if place.is_dir() else []:
         if suffix_of(path) in WRITABLE and case_stem(path) in wanted:

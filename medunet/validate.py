@@ -32,7 +32,7 @@ from medunet.files import write_text
 from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import Counts, count_labels
-from medunet.model import REPORT_FILE, Model, load_model
+from medunet.model import Model, load_model
 from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.report.raster import outlined
@@ -169,41 +169,30 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
     for number, case in enumerate(held.cases, start=1):
         line.update(1.0, f"last validation {number}/{len(held.cases)} {case.name}")
         pairs.append(_predict_case(case, segmenter, folder / "validation", held))
-    evaluation = evaluate_pairs(pairs, _how_scored(held, segmenter))
+    evaluation = _compared(pairs, segmenter, held)
     write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epoch_records(folder / "metrics.csv"))
     # The same page, which takes seconds to draw.
     page = (folder / "validation" / "report.html").read_text(encoding="utf-8")
     write_text(folder / "report.html", page, overwrite=True)
-    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), *_scored_objects(folder, held, pairs)]
-    return Finished([*lines, f"report: {folder / 'report.html'}"], evaluation)
+    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / 'report.html'}"]
+    return Finished(lines, evaluation)
 
 
-def _scored_objects(folder: Path, held: HeldOut, pairs: Sequence[Pair]) -> list[str]:
-    """Compare the numbered objects with the ids of the label files; scores and pages lie beside the objects."""
-    objects = folder / "validation" / OBJECTS
-    cases = {case.name: case for case in held.cases}
-    # Of a scan that was split, the objects of the part that was learned from would be scored as well.
-    known = [
-        Pair(pair.case, path, label, pair.image, held.axes, annotation=cases[pair.case].annotation)
-        for pair in pairs
-        if held.inside is None
-        and isinstance(pair.prediction, Path)
-        and (path := objects / pair.prediction.name).exists()
-        and (label := cases[pair.case].label) is not None
-    ]
-    if not known:
-        return []
-    settings = EvaluateSettings(labels=held.labels, title="Objects of held-out cases", instances=True)
-    evaluation = evaluate_pairs(known, settings)
-    write_evaluation(evaluation, objects, overwrite=True)
-    lines = [line for part in evaluation.card.parts for line in part.lines]
-    return [*lines, f"objects: {objects / REPORT_FILE}"]
+def _compared(pairs: Sequence[Pair], segmenter: Segmenter, held: HeldOut) -> Evaluation:
+    """Scores of predictions: masks and, where every case has numbered objects, these one by one as well.
 
-
-def _how_scored(held: HeldOut, segmenter: Segmenter) -> EvaluateSettings:
+    Of a scan that was split, objects of the part that was learned from would be scored as well, so masks alone are.
+    """
     labels = widened(held.labels) if held.inside else held.labels
-    # Of objects this is the score of their mask; `_scored_objects` compares them one by one.
-    return EvaluateSettings(labels=labels, title=f"Held-out cases of {segmenter.card.name}", instances=False)
+    numbered = [replace(pair, prediction=_objects_of(pair)) for pair in pairs if _objects_of(pair).exists()]
+    objects = bool(numbered) and len(numbered) == len(pairs) and not held.inside
+    title = f"Held-out cases of {segmenter.card.name}"
+    return evaluate_pairs(numbered if objects else pairs, EvaluateSettings(labels, title=title, instances=objects))
+
+
+def _objects_of(pair: Pair) -> Path:
+    assert isinstance(pair.prediction, Path), "as `_predict_case` gives it"
+    return pair.prediction.parent / OBJECTS / pair.prediction.name
 
 
 class EndCost:
@@ -243,7 +232,7 @@ class EndCost:
     def _time_case(self, case: Case, segmenter: Segmenter, folder: Path) -> tuple[float, Evaluation]:
         started = time.monotonic()
         pair = _predict_case(case, segmenter, folder, self._held)
-        evaluation = evaluate_pairs([pair], _how_scored(self._held, segmenter))
+        evaluation = _compared([pair], segmenter, self._held)
         return time.monotonic() - started, evaluation
 
     def _time_page(self, evaluation: Evaluation) -> None:
@@ -295,8 +284,7 @@ def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
     """Of a model of objects, what there is to say of cases whose objects are missing."""
     if segmenter.card.instances is None:
         return []
-    paths = [pair.prediction for pair in pairs if isinstance(pair.prediction, Path)]
-    missing = [path.name for path in paths if not (path.parent / OBJECTS / path.name).exists()]
+    missing = [path.name for path in map(_objects_of, pairs) if not path.exists()]
     return [f"NOTE: {name}: its objects touch so widely that numbering them takes too much memory" for name in missing]
 
 

@@ -19,6 +19,7 @@ from medunet.data.labels import IGNORE, table_from_names
 from medunet.data.patches import PreparedCase
 from medunet.data.preprocess import Normalisation, PreprocessSettings
 from medunet.errors import DataError
+from medunet.evaluate import EvaluateSettings, evaluate_pairs
 from medunet.learning.monitor import ProgressLine
 from medunet.metrics import count_labels
 from medunet.model import MODEL_FILE, Model, ModelCard, save_model
@@ -163,3 +164,12 @@ def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) 
         ids = read_volume(tmp_path / "validation" / OBJECTS / name).array
         assert set(np.unique(mask)) == {0, 1} and ids.max() > 0
         np.testing.assert_array_equal(mask > 0, ids > 0)
+    objects = finished.evaluation.summary.objects
+    ids = [read_volume(tmp_path / "validation" / OBJECTS / f"case_{n}.nii.gz").array for n in (0, 1)]
+    assert objects is not None
+    assert objects.prediction == sum(int(one.max()) for one in ids)
+    assert any("objects:" in line for line in finished.lines)
+    # The masks' scores are those of the masks that were written.
+    pairs = [(tmp_path / "validation" / f"case_{n}.nii.gz", held.cases[n].label) for n in (0, 1)]
+    masks = evaluate_pairs(pairs, EvaluateSettings(labels=held.labels, instances=False))
+    assert masks.summary.mean["dice"] == finished.evaluation.summary.mean["dice"]

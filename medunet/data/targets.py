@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import IGNORE, LabelTable
+from medunet.geometry.boxes import grown_slices
 
 UNKNOWN = -1
 """The number of voxels that are not annotated."""
@@ -101,7 +102,7 @@ def object_depths(
     for number, tight in enumerate(find_objects(volume), start=1):
         if tight is None:
             continue
-        box = grown(tight, (1,) * volume.ndim, volume.shape)
+        box = grown_slices(tight, 1, volume.shape)
         part = volume[box]
         inside = part == number
         closed = inside | (part == UNKNOWN)
@@ -120,13 +121,6 @@ def _at_edge(closed: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     cross = generate_binary_structure(closed.ndim, 1)
     return closed & ~binary_erosion(closed, cross, border_value=1)
-
-
-def grown(box: tuple[slice, ...], voxels: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    """A box with so many voxels more on both sides of each axis, as far as the array reaches."""
-    return tuple(
-        slice(max(s.start - more, 0), min(s.stop + more, n)) for s, more, n in zip(box, voxels, shape, strict=True)
-    )
 
 
 def _border(depth: NDArray[np.float64], width: float) -> NDArray[np.uint8]:

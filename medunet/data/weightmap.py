@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.targets import UNKNOWN, grown, part_touching
+from medunet.data.targets import UNKNOWN, part_touching
 from medunet.data.volume import MILLIMETRES
 from medunet.errors import ConfigError, DataError
+from medunet.geometry.boxes import grown_slices
 
 REACH = 4.0
 """Sigmas around an object within which its distance is looked at.
@@ -102,7 +103,7 @@ def gap_weights(objects: NDArray[np.int32], pitch: Sequence[float], settings: We
     for number, tight in enumerate(find_objects(volume), start=1):
         if tight is None:
             continue
-        box = grown(tight, reach, volume.shape)
+        box = grown_slices(tight, reach, volume.shape)
         distance = distance_transform_edt(volume[box] != number, sampling=pitch).astype(np.float32)
         np.minimum(second[box], np.maximum(nearest[box], distance), out=second[box])
         np.minimum(nearest[box], distance, out=nearest[box])

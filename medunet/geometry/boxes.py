@@ -113,6 +113,12 @@ def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:
     return np.minimum(position, period - position) if length > 1 else np.zeros_like(position)
 
 
+def grown_slices(slices: Sequence[slice], margin: int | Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The slices of a part of an array, with `margin` more on both sides of each axis as far as the array reaches."""
+    box = Box(tuple(s.start for s in slices), tuple(s.stop for s in slices))
+    return box.grown(margin).intersection(Box.of_shape(shape)).slices
+
+
 def read_box(array: NDArray[Any], box: Box, mode: Fill = "constant", value: float = 0) -> NDArray[Any]:
     """Copy a box out of an array, inventing what lies outside.
 

@@ -6,6 +6,7 @@ Plain numbers and names; the networks' libraries are imported by `zoo.py` and `b
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal, Self
@@ -35,7 +36,7 @@ SMP_ENCODERS = (
 
 
 @dataclass(frozen=True)
-class OtherSettings:
+class OtherSettings(ABC):
     """What all networks of others have.
 
     Attributes:
@@ -114,9 +115,9 @@ class OtherSettings:
         return replace(self, in_channels=in_channels, classes=classes)
 
     @property
+    @abstractmethod
     def _strides(self) -> tuple[Size, ...]:
         """Between one resolution and the next, per axis."""
-        raise NotImplementedError
 
     @property
     def _normed(self) -> tuple[int, ...]:

@@ -35,10 +35,9 @@ def build_monai(settings: OtherSettings, pretrained: bool = False) -> nn.Module:
         MissingExtra: a package that it needs is not installed.
         ConfigError: pretrained weights cannot be had.
     """
-    network = _BUILDERS[type(settings)](settings)
     if pretrained and isinstance(settings, FlexibleUNetSettings) and settings.pretrained:
-        network = _flexible_unet(settings, pretrained=True)
-    return network
+        return _flexible_unet(settings, pretrained=True)
+    return _BUILDERS[type(settings)](settings)
 
 
 def _unetplusplus(settings: UNetPlusPlusSettings) -> nn.Module:

@@ -23,7 +23,7 @@ from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Undo
 from medunet.data.scratch import release
 from medunet.errors import ConfigError, MedunetError
-from medunet.geometry.boxes import Box
+from medunet.geometry.boxes import Box, grown_slices
 from medunet.inference.instances import (
     DISTANCE_BYTES,
     LEVELS_BYTES,
@@ -196,7 +196,7 @@ def find_objects_of(terrain: Terrain, rule: ObjectRule, spacing: Sequence[float]
     reach = terrain.relief.reach * _scale(terrain.undo)
     if reach:
         _close_gaps(ids, reach)
-        boxes = [_grown(box, reach, ids.shape) for box in boxes]
+        boxes = [grown_slices(box, reach, ids.shape) for box in boxes]
     if rule.fill_holes:
         _fill_holes(ids, boxes)
     return _renumbered(ids, len(boxes), rule, work.empty)
@@ -295,7 +295,7 @@ def _cut_all(ids: NDArray[Any], boxes: list[_Slices], cut: _ByLevels | _ByDistan
     """Cut each component within its box, grown by a voxel; the first part keeps the number, others get new ones."""
     seen = 0
     for number in range(1, len(boxes) + 1):
-        box = _grown(boxes[number - 1], 1, ids.shape)
+        box = grown_slices(boxes[number - 1], 1, ids.shape)
         inside = ids[box] == number
         _require_memory(inside.size * cut.bytes, inside.size, memory)
         parts, count = cut(inside, box)
@@ -322,11 +322,6 @@ def _require_memory(needed: int, voxels: int, memory: int) -> None:
 
 def _within(part: _Slices, box: _Slices) -> _Slices:
     return tuple(slice(b.start + p.start, b.start + p.stop) for p, b in zip(part, box, strict=True))
-
-
-def _grown(box: _Slices, margin: int, shape: Sequence[int]) -> _Slices:
-    """With a margin on all sides, where the scan has one."""
-    return tuple(slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(box, shape, strict=True))
 
 
 def _close_gaps(ids: NDArray[Any], reach: int) -> None:

@@ -133,3 +133,15 @@ def test_weight_maps_that_cannot_be_are_refused(
     sets = [item for setting in ["weight_map.kind=unet2015", *more] for item in ("--set", setting)]
     assert train(data, tmp_path / "run", *sets) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_data_set_alone_is_enough_for_a_network_of_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The plan is that of our U-Net, the network the one that is asked for, with an output for each region."""
+    data, out = make_cells(tmp_path / "data"), tmp_path / "run"
+    small = ["--set", "network.architecture=segresnet", "--set", "network.features=8", "--set", "network.blocks=[1, 1]"]
+    short = QUICK[QUICK.index("patches.size=[32, 32]") - 1 :]
+    assert run(["train", str(data), "-o", str(out), *short, *small]) == 0
+    assert "the network is segresnet, as asked" in capsys.readouterr().err
+    config = load_config(out / "config.yaml").config
+    assert config.network.architecture == "segresnet" and config.network.classes == 3
+    assert config.network.dimensions == 2

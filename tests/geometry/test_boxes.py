@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.geometry.boxes import Box, mirrored_indices, read_box
+from medunet.geometry.boxes import Box, grown_slices, mirrored_indices, read_box
 
 starts = st.tuples(st.integers(-6, 6), st.integers(-6, 6))
 shapes = st.tuples(st.integers(0, 6), st.integers(0, 6))
@@ -31,6 +31,18 @@ def test_boxes_are_sets_of_voxels(a: Box, b: Box, offset: tuple[int, int], margi
     assert a.shifted(offset).relative_to(offset) == a
     assert a.grown(margin).grown(-margin) == a
     assert a.grown((margin, 0)).shape == (a.shape[0] + 2 * margin, a.shape[1])
+
+
+@given(st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 4))
+def test_grown_slices_end_where_the_array_does(start: tuple[int, int], margin: int) -> None:
+    shape, length = (7, 9), 2
+    part = np.zeros(shape, bool)
+    part[tuple(slice(s, s + length) for s in start)] = True
+    near = np.zeros(shape, bool)
+    near[grown_slices([slice(s, s + length) for s in start], margin, shape)] = True
+    slowly = [[any(part[max(0, i - margin) : i + margin + 1, max(0, j - margin) : j + margin + 1].ravel())
+               for j in range(shape[1])] for i in range(shape[0])]  # fmt: skip
+    np.testing.assert_array_equal(near, slowly)
 
 
 def test_impossible_boxes_are_refused() -> None:
