@@ -33,7 +33,7 @@ from medunet.data.splits import (
     splits_text,
 )
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.evaluate import EvaluateSettings, evaluate_pairs, write_evaluation
+from medunet.evaluate import write_evaluation
 from medunet.experiment import (
     CHECKPOINT,
     CONFIG_FILE,
@@ -54,7 +54,7 @@ from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
 from medunet.scorecard import summary_lines
 from medunet.segmentation.postselection import choose_postprocessing
 from medunet.train import Outcome, loss_of, train_run
-from medunet.validate import fold_of_voxels
+from medunet.validate import OBJECTS, compare_predictions, fold_of_voxels, objects_of
 
 POSTPROCESSING = "postprocessing.json"
 """In the folder of a cross-validation: which post-processing was tried, what it gave, and what was chosen."""
@@ -282,14 +282,18 @@ def _put_together(folds: Folds) -> list[str]:
         pairs = [_out_of_fold(folds, case) for case in setup.data.labelled]
         line.update(1.0, f"scoring {len(pairs)} cases")
         title = f"Every case of {setup.data.name} by the fold that did not learn from it"
-        evaluation = evaluate_pairs(pairs, EvaluateSettings(labels=setup.declared, title=title))
+        evaluation = compare_predictions(pairs, setup.declared, title)
         write_evaluation(evaluation, folder / "validation", overwrite=True)
         # The same page, which takes seconds to draw.
         page = (folder / "validation" / REPORT).read_text(encoding="utf-8")
         write_text(folder / REPORT, page, overwrite=True)
-        scored = list(evaluation.pairs.values())
+        scored = [pair for pair in pairs if pair.case in evaluation.pairs]
         # A model whose classes are parts of objects has no label map that these steps would be done to.
-        reason = "" if setup.labels == setup.declared else f"what is learned is parts of objects, {setup.labels.names}"
+        reason = (
+            ""
+            if setup.labels == setup.declared
+            else f"what is learned is parts of objects: {', '.join(setup.labels.names)}"
+        )
         selection = choose_postprocessing(scored, setup.declared, lambda text: line.update(1.0, text), reason)
         write_text(folder / POSTPROCESSING, json.dumps(selection.record(), indent=1) + "\n", overwrite=True)
         for number in range(len(folds.splits)):
@@ -313,9 +317,17 @@ def _out_of_fold(folds: Folds, case: Case) -> Pair:
     if folds.inside:
         _write_joined(folds, case, files, target)
     else:
-        with written_aside(target, overwrite=True) as aside:
-            shutil.copyfile(files[0], aside)
-    return Pair(case.name, target, case.label, case.images[0], folds.setup.config.data.axes, case.annotation)
+        _copy(files[0], target)
+    pair = Pair(case.name, target, case.label, case.images[0], folds.setup.config.data.axes, case.annotation)
+    objects = files[0].parent / OBJECTS / files[0].name
+    if objects.exists() and not folds.inside:
+        _copy(objects, objects_of(pair))
+    return pair
+
+
+def _copy(source: Path, target: Path) -> None:
+    with written_aside(target, overwrite=True) as aside:
+        shutil.copyfile(source, aside)
 
 
 def _prediction(run: Path, case: str) -> Path:

@@ -179,18 +179,25 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
 
 
 def _compared(pairs: Sequence[Pair], segmenter: Segmenter, held: HeldOut) -> Evaluation:
-    """Scores of predictions: masks and, where every case has numbered objects, these one by one as well.
-
-    Of a scan that was split, objects of the part that was learned from would be scored as well, so masks alone are.
-    """
+    """Of a scan that was split, the objects of both parts were numbered together, so masks alone are compared."""
     labels = widened(held.labels) if held.inside else held.labels
-    numbered = [replace(pair, prediction=_objects_of(pair)) for pair in pairs if _objects_of(pair).exists()]
-    objects = bool(numbered) and len(numbered) == len(pairs) and not held.inside
-    title = f"Held-out cases of {segmenter.card.name}"
-    return evaluate_pairs(numbered if objects else pairs, EvaluateSettings(labels, title=title, instances=objects))
+    return compare_predictions(pairs, labels, f"Held-out cases of {segmenter.card.name}")
 
 
-def _objects_of(pair: Pair) -> Path:
+def compare_predictions(pairs: Sequence[Pair], labels: LabelTable, title: str) -> Evaluation:
+    """Score label maps; those of objects also object by object, where the objects of every case lie beside its mask.
+
+    Args:
+        pairs: their predictions are files, objects in the folder `OBJECTS` beside them.
+        labels: the data set's own table, of what the references hold.
+    """
+    objects = labels.kind == "instances" and all(objects_of(pair).exists() for pair in pairs)
+    compared = [replace(pair, prediction=objects_of(pair)) for pair in pairs] if objects else pairs
+    return evaluate_pairs(compared, EvaluateSettings(labels=labels, title=title, instances=objects))
+
+
+def objects_of(pair: Pair) -> Path:
+    """Where the numbered objects of a predicted mask are, if there are any."""
     assert isinstance(pair.prediction, Path), "as `_predict_case` gives it"
     return pair.prediction.parent / OBJECTS / pair.prediction.name
 
@@ -284,7 +291,7 @@ def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
     """Of a model of objects, what there is to say of cases whose objects are missing."""
     if segmenter.card.instances is None:
         return []
-    missing = [path.name for path in map(_objects_of, pairs) if not path.exists()]
+    missing = [path.name for path in map(objects_of, pairs) if not path.exists()]
     return [f"NOTE: {name}: its objects touch so widely that numbering them takes too much memory" for name in missing]
 
 

@@ -226,7 +226,7 @@ def test_an_interrupt_between_trainings_says_how_to_go_on(
     def interrupted(*_: object) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(medunet.crossvalidate, "evaluate_pairs", interrupted)
+    monkeypatch.setattr(medunet.crossvalidate, "compare_predictions", interrupted)
     assert run(["train", str(copied / "config.yaml"), "-o", str(copied), "--fold", "all", "--resume"]) == 130
     assert f"go on with: medunet train {copied / 'config.yaml'} -o {copied} --fold all --resume" in (
         capsys.readouterr().err

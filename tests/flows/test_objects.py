@@ -88,6 +88,12 @@ def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postproce
     assert train(data, out, "--fold", "all", "--set", "data.folds=2", "--set", "training.iterations=10") == 0
     scores = json.loads((out / "validation" / "scores.json").read_text())
     assert list(scores["labels"]) == ["cell"] and len(scores["cases"]) == 4
+    # Objects are those of the fold that held the case out, and are compared one by one.
+    for number, case in ((n, c) for n in (0, 1) for c in (out / f"fold_{n}" / "validation" / "objects").iterdir()):
+        assert (out / "validation" / "objects" / case.name).read_bytes() == case.read_bytes(), number
+    found = [medunet.read_volume(path).array for path in (out / "validation" / "objects").iterdir()]
+    pooled = scores["summary"]["objects"]["pooled"]
+    assert len(found) == 4 and pooled["prediction"] + pooled["unjudged"] == sum(int(ids.max()) for ids in found)
     assert "parts of objects" in json.loads((out / "postprocessing.json").read_text())["reason"]
     assert load_model(out / "fold_0").card.postprocess == ()
 
