@@ -233,6 +233,9 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
         say(f"no config given: planning for {data.name} ({len(data.labelled)} labelled cases)")
         budget = Budget.of(None, given.training.minutes, request.device)
         planned = plan_data_set(data, budget, given.data.axes)
+        for line in planned.header:
+            if line.startswith("NOTE"):
+                say(line)
         if given.training.init is not None:
             config, own = planned_like(planned.config, load_model(given.training.init).card)
             planned = replace(planned, config=config, notes=planned.notes | own)
@@ -240,7 +243,8 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
         planned = _with_architecture(planned, given.network, say)
         asked = parse_config(planned.to_yaml(), "the plan", overrides).config.instances
         planned = with_instances(planned, asked, data)
-        return parse_config(planned.to_yaml(), "the plan", overrides), data
+        file = parse_config(planned.to_yaml(), "the plan", overrides)
+        return file, annotated(data, file.config.data.annotation)
     file = load_config(request.source, overrides)
     require_library(file.config.network)
     data = _data_set(file)
@@ -326,18 +330,34 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
 def _check_objects(config: Config, labels: LabelTable, name: str) -> None:
     """What needs object ids is refused where label files hold classes; what weighs classes twice, everywhere."""
     weighted = config.weight_map.kind != "none"
-    asked = [f"weight_map.kind is {config.weight_map.kind}"] if weighted else []
-    asked += [f"instances.target is {config.instances.target}"] if config.instances.target != "foreground" else []
-    if asked and labels.kind != "instances":
-        off = "weight_map.kind to none" if weighted else "instances.target to foreground"
-        raise ConfigError(
-            f"{' and '.join(asked)}, but the label files of {name} hold classes ({labels.describe()}), not objects\n"
-            f'set {off}; or, if they do hold one id per object, say "label_kind": "instances" in dataset.json'
-        )
+    if labels.kind != "instances":
+        _check_no_objects(config, labels, name)
     if weighted and config.weight_map.class_balance and config.loss.class_weights is not None:
         raise ConfigError(
             "weight_map.class_balance and loss.class_weights both weigh classes, and would be multiplied\n"
             "set loss.class_weights to null, or weight_map.class_balance to false"
+        )
+
+
+def _check_no_objects(config: Config, labels: LabelTable, name: str) -> None:
+    """Where label files hold classes, there are objects for a weight map only if a class is named that has them."""
+    weighted, parts = config.weight_map.kind != "none", config.weight_map.parts_of
+    if weighted and parts is not None and parts not in labels.names:
+        raise ConfigError(
+            f"weight_map.parts_of is {parts}, but the label files of {name} hold {labels.describe()}\n"
+            "name the class whose connected parts are the objects, or set weight_map.kind to none"
+        )
+    asked = [f"weight_map.kind is {config.weight_map.kind}"] if weighted and parts is None else []
+    asked += [f"instances.target is {config.instances.target}"] if config.instances.target != "foreground" else []
+    if asked:
+        off = (
+            "weight_map.parts_of to the class whose connected parts are the objects, or weight_map.kind to none"
+            if weighted and parts is None
+            else "instances.target to foreground"
+        )
+        raise ConfigError(
+            f"{' and '.join(asked)}, but the label files of {name} hold classes ({labels.describe()}), not objects\n"
+            f'set {off}; or, if they do hold one id per object, say "label_kind": "instances" in dataset.json'
         )
 
 

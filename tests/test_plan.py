@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from medunet.config import Config, parse_config, to_plain
 from medunet.data.augment import Augmentation
 from medunet.data.fingerprint import CaseFacts, Fingerprint, Intensities, ScanRange
-from medunet.data.labels import table_from_names
+from medunet.data.labels import LabelTable, table_from_names
+from medunet.data.objects import Objects
 from medunet.errors import ConfigError
 from medunet.networks.cost import step_cost, step_memory
 from medunet.plan import Budget, plan, plan_measured
 from medunet.planning.grid import Grid
-from medunet.planning.recipe import warnings
+from medunet.planning.recipe import partly_annotated, warnings
 from medunet.planning.trial import Trial
 
 VALUES = Intensities(-900.0, 1200.0, 80.0, 200.0, -1024.0, 3000.0)
@@ -302,3 +303,37 @@ def test_every_plan_is_legal_fits_and_survives_its_file(
     assert config.network.in_channels == channels and config.network.classes == len(labels)
     assert step_memory(config.network, config.patches.size, config.patches.batch) <= 2**memory
     assert parse_config(result.to_yaml(), "c").config == config
+
+
+def pictures_of_cells(*counts: int) -> Fingerprint:
+    """A picture of 1000 pixels for each count, every object of 10 pixels."""
+    cases = [
+        replace(
+            facts((40, 25), (1, 1), unit="um", voxels=(1000 - 10 * count, 10 * count)),
+            name=f"t{number:03}",
+            objects=(Objects(0, 0, 0), Objects(count, 10, 10)),
+        )
+        for number, count in enumerate(counts)
+    ]
+    return Fingerprint(tuple(cases), (VALUES,), LabelTable(("background", "cell"), (0, 1), None, "instances"))
+
+
+@pytest.mark.parametrize(
+    ("counts", "partial"),
+    [
+        ((10, 11, 3, 12, 13), ("t002",)),
+        ((10, 11, 5, 12, 13), ()),  # not less than half of the fewest
+        ((10, 3, 12, 13), ()),  # three others are too few to say
+        ((10, 30, 3, 12, 40, 1), ()),  # they differ anyway
+        ((10, 11, 3, 3, 12, 13), ()),  # two like that are no slip
+        ((10, 11, 0, 12, 13), ()),  # an empty picture is one without cells
+    ],
+)
+def test_a_picture_with_far_fewer_objects_than_all_others_is_taken_as_annotated_in_part(
+    counts: tuple[int, ...], partial: tuple[str, ...]
+) -> None:
+    found = pictures_of_cells(*counts)
+    result = plan(found, (), budget())
+    assert partly_annotated(found) == partial == result.config.data.partial
+    assert ("t002 has 3 object(s) on 3 % of its area" in result.notes.get("data.partial", "")) == bool(partial)
+    assert any("annotated in part" in line for line in warnings(found)) == bool(partial)

@@ -24,7 +24,7 @@ from medunet.data.preprocess import PreprocessSettings, Undo, preprocess, prepro
 from medunet.data.splits import Fold
 from medunet.data.targets import UNKNOWN, make_target, number_objects
 from medunet.data.volume import Volume
-from medunet.data.weightmap import WeightMapSettings, gap_weights
+from medunet.data.weightmap import WeightMapSettings, gap_weights, parts_of_class
 from medunet.errors import DataError, OutputError
 
 Say = Callable[[str], None]
@@ -39,7 +39,7 @@ class Preparation:
         folder: where arrays go that do not fit into `memory` bytes and are not in a cache.
         cache: where prepared cases are looked for and kept; None prepares all anew.
         instances: what is made of object ids; None where label files hold classes.
-        weight_map: how voxels between objects are weighed; None where they are not, as for classes.
+        weight_map: how voxels between objects are weighed; None where they are not.
     """
 
     settings: PreprocessSettings
@@ -184,8 +184,12 @@ def _prepared(case: Case, how: Preparation) -> PreparedCase:
         return _prepared_objects(case, image, how, how.instances)
     label = load_label(case, how.labels, image, how.axes)
     array, undo = preprocess(image, how.settings)
-    indices = preprocess_label(label, undo)
-    return PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground))
+    indices, weight = preprocess_label(label, undo), None
+    if how.weight_map is not None:
+        assert how.weight_map.parts_of is not None, "classes have no objects but these"
+        objects = parts_of_class(indices, how.labels.names.index(how.weight_map.parts_of))
+        weight = _gap_weights(objects, how.weight_map, image, undo, case.name)
+    return PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground), weight)
 
 
 def _prepared_objects(case: Case, image: Volume, how: Preparation, instances: InstanceSettings) -> PreparedCase:
@@ -193,11 +197,16 @@ def _prepared_objects(case: Case, image: Volume, how: Preparation, instances: In
     objects = _annotated_objects(case, image, how)
     array, undo = preprocess(image, how.settings)
     objects = preprocess_label(objects, undo)
-    spacing = _spacing(image, undo)
-    indices, weight = make_target(objects, spacing, instances), None
+    indices, weight = make_target(objects, _spacing(image, undo), instances), None
     if how.weight_map is not None:
-        weight = gap_weights(objects, how.weight_map.pitch(spacing, image.unit, case.name), how.weight_map)
+        weight = _gap_weights(objects, how.weight_map, image, undo, case.name)
     return PreparedCase(case.name, array, indices, find_foreground(indices, how.learned.foreground), weight)
+
+
+def _gap_weights(
+    objects: NDArray[np.int32], settings: WeightMapSettings, image: Volume, undo: Undo, where: str
+) -> NDArray[np.float16]:
+    return gap_weights(objects, settings.pitch(_spacing(image, undo), image.unit, where), settings)
 
 
 def _annotated_objects(case: Case, image: Volume, how: Preparation) -> NDArray[np.int32]:

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.labels import IGNORE
 from medunet.data.targets import UNKNOWN, part_touching
 from medunet.data.volume import MILLIMETRES
 from medunet.errors import ConfigError, DataError
@@ -32,7 +33,7 @@ _MOST = 1e4
 
 @dataclass(frozen=True)
 class WeightMapSettings:
-    """How much each voxel counts in the loss, for data sets of object ids.
+    """How much each voxel counts in the loss, for data sets of object ids or of classes whose parts are objects.
 
     Attributes:
         kind: `unet2015` weighs narrow gaps between objects and rare classes higher; `none` weighs all voxels alike.
@@ -40,6 +41,8 @@ class WeightMapSettings:
         sigma: how fast that falls off with the sum of the distances to the two nearest objects.
         sigma_unit: of sigma: `pixel` is the finest axis of the network's grid, `um` needs images with a pixel size.
         class_balance: weigh each class by the inverse of its share of the training voxels; false weighs them by 1.
+        parts_of: where label files hold classes: the one whose connected parts (over faces) are the objects, such as
+            the inside of cells that membranes part. Not looked at where they hold object ids.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -50,6 +53,7 @@ class WeightMapSettings:
     sigma: float = 5.0
     sigma_unit: Literal["pixel", "um"] = "pixel"
     class_balance: bool = True
+    parts_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "unet2015"):
@@ -110,6 +114,19 @@ def gap_weights(objects: NDArray[np.int32], pitch: Sequence[float], settings: We
     weights = settings.w0 * np.exp(-((nearest + second) ** 2) / (2 * settings.sigma**2))
     weights[(volume > 0) | (objects[0] == UNKNOWN)] = 0
     return weights.astype(np.float16)[None]
+
+
+def parts_of_class(indices: NDArray[np.uint8], index: int) -> NDArray[np.int32]:
+    """The connected parts of a class as objects, numbered from 1; `UNKNOWN` where nothing is annotated.
+
+    Args:
+        indices: ``(1, *spatial)`` class indices. Neighbours share faces (4 in 2-D, 6 in 3-D), so that a membrane one
+            voxel wide parts two cells wherever it runs.
+    """
+    from scipy.ndimage import label
+
+    numbers, _ = label(indices[0] == index)
+    return np.where(indices[0] == IGNORE, UNKNOWN, numbers).astype(np.int32)[None]
 
 
 def class_balance(voxels: Sequence[int]) -> tuple[float, ...]:

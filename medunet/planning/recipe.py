@@ -21,7 +21,9 @@ from medunet.planning.rules import (
     MOST_LABELS,
     NO_BACKGROUND,
     OBJECT_TARGET,
+    OTHERS,
     OUTLIER,
+    PARTLY,
     RARE,
 )
 from medunet.planning.sides import sides
@@ -29,7 +31,14 @@ from medunet.planning.words import share, some
 
 
 def plan_data(found: Fingerprint, notes: Notes) -> DataSettings:
-    """The split into folds; the path is for the caller to add."""
+    """The split into folds, and what seems to be annotated in part; the path is for the caller to add."""
+    data, partial = _plan_folds(found, notes), partly_annotated(found)
+    if partial:
+        notes["data.partial"] = _partial_note(found, partial)
+    return replace(data, partial=partial)
+
+
+def _plan_folds(found: Fingerprint, notes: Notes) -> DataSettings:
     cases = found.total
     notes["data.fold"] = "the first fold is held out"
     if cases == 1:
@@ -42,6 +51,32 @@ def plan_data(found: Fingerprint, notes: Notes) -> DataSettings:
         return DataSettings(folds=cases)
     notes["data.folds"] = f"{cases} cases: {cases // FOLDS} or more held out, {cases - cases // FOLDS} learned from"
     return DataSettings(folds=FOLDS)
+
+
+def partly_annotated(found: Fingerprint) -> tuple[str, ...]:
+    """The case that seems to have objects nobody drew, as its background would teach that these are none.
+
+    Only of object ids, and only where all other cases are alike; see `rules.PARTLY`. () where there is none.
+    """
+    cases = [case for case in found.cases if case.objects]
+    if found.labels.kind != "instances" or len(cases) <= OTHERS:
+        return ()
+    facts = np.array([(case.objects[1].count, case.voxels[1] / max(1, sum(case.voxels))) for case in cases])
+    least = int(np.argmin(facts[:, 0]))
+    others = np.delete(facts, least, axis=0)
+    alike = (others.min(axis=0) >= PARTLY * np.median(others, axis=0)).all()
+    sparse = facts[least, 0] > 0 and (facts[least] < PARTLY * others.min(axis=0)).all()
+    return (cases[least].name,) if alike and sparse else ()
+
+
+def _partial_note(found: Fingerprint, partial: tuple[str, ...]) -> str:
+    (case,) = (case for case in found.cases if case.name in partial)
+    others = sorted(c.objects[1].count for c in found.cases if c is not case and c.objects)
+    return (
+        f"{case.name} has {case.objects[1].count} object(s) on {share(case.voxels[1] / sum(case.voxels))} of its area, "
+        f"where all others have {_span(others[0], others[-1])}: taken as annotated in part, its background is neither "
+        "learned from nor scored; say [] if it is complete"
+    )
 
 
 def plan_instances(found: Fingerprint, notes: Notes) -> InstanceSettings:
@@ -185,6 +220,9 @@ def warnings(found: Fingerprint) -> list[str]:
     constant = [c.name for c in found.cases if any(r.constant for r in c.ranges)]
     if constant:
         said.append(f"{len(constant)} case(s) with a constant channel ({some(constant)}): look whether they are whole")
+    partial = partly_annotated(found)
+    if partial:
+        said.append(f"{_partial_note(found, partial)} (data.partial)")
     outliers = [c.name for c in found.cases if any(_outlying(r) for r in c.ranges)]
     if outliers:
         said.append(

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import label as scipy_label
 
+from medunet.data.labels import IGNORE
 from medunet.data.targets import UNKNOWN, part_touching
-from medunet.data.weightmap import REACH, WeightMapSettings, class_balance, gap_weights
+from medunet.data.weightmap import REACH, WeightMapSettings, class_balance, gap_weights, parts_of_class
 from medunet.errors import ConfigError, DataError
 
 ON = WeightMapSettings("unet2015")
@@ -114,3 +116,23 @@ def test_balanced_classes_weigh_the_same_in_all() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=r"weight_map\."):
         WeightMapSettings(**wrong)
+
+
+def test_cells_that_a_membrane_parts_are_objects_and_the_membrane_weighs_most_where_it_is_thin() -> None:
+    indices = np.ones((1, 20, 30), np.uint8)
+    indices[:, :, 10] = 0  # one voxel between two cells
+    indices[:, :, 20:26] = 0  # six
+    indices[:, 5, 10] = IGNORE
+    for place in range(6):
+        indices[:, 14 + place, 12 + place] = 0  # a diagonal parts, too
+        indices[:, 14 + place, 10 : 12 + place] = 0
+    objects = parts_of_class(indices, 1)
+    assert objects.dtype == np.int32 and objects.shape == indices.shape
+    assert set(np.unique(objects)) == {UNKNOWN, 0, 1, 2, 3} and objects[0, 5, 10] == UNKNOWN
+    assert ((objects > 0) == (indices == 1)).all()
+    expected, _ = scipy_label(indices[0] == 1)
+    np.testing.assert_array_equal(objects[0] * (indices[0] == 1), expected)
+    weights = gap_weights(objects, (1.0, 1.0), ON)[0]
+    assert weights[8, 10] == pytest.approx(10 * math.exp(-(2**2) / 50), rel=1e-3)
+    assert weights[8, 22] == pytest.approx(10 * math.exp(-(7**2) / 50), rel=1e-3)
+    assert weights[5, 10] == 0 and (weights[indices[0] == 1] == 0).all()

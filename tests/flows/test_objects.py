@@ -109,6 +109,10 @@ def test_one_image_is_split_inside(tmp_path: Path) -> None:
     [
         (["weight_map.kind=unet2015"], "weight_map.kind is unet2015, but the label files of balls hold classes"),
         (["instances.target=border"], "instances.target is border, but the label files of balls hold classes"),
+        (
+            ["weight_map.kind=unet2015", "weight_map.parts_of=bright", "instances.target=separated"],
+            "instances.target is separated, but",
+        ),
     ],
 )
 def test_what_needs_objects_is_refused_for_classes(
@@ -121,6 +125,17 @@ def test_what_needs_objects_is_refused_for_classes(
     said = capsys.readouterr().err
     assert message in said and '"label_kind": "instances"' in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_parts_of_a_class_are_objects_for_a_weight_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_set(tmp_path / "data", shape=(20, 18), suffix=".png")
+    (tmp_path / "c.yaml").write_text("network: {dimensions: 2}\nweight_map: {kind: unet2015, parts_of: cell}")
+    sets = ["--set", f"data.path={data}"]
+    assert train(tmp_path / "c.yaml", tmp_path / "no", *sets) == 1
+    said = capsys.readouterr().err
+    assert "weight_map.parts_of is cell, but the label files of balls hold" in said and "name the class" in said
+    assert train(tmp_path / "c.yaml", tmp_path / "run", *sets, "--set", "weight_map.parts_of=bright") == 0
+    assert load_config(tmp_path / "run" / "config.yaml").config.weight_map.parts_of == "bright"
 
 
 @pytest.mark.parametrize(
