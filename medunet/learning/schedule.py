@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from medunet.errors import ConfigError, ModelError
+from medunet.learning.muon import Muon, muon_groups
 
 _WARMUP_START = 0.01
 _REJOIN = 0.1
 """Over this share of what remains a run that was made longer rises to its new schedule."""
 _SCHEDULES = ("cosine", "poly", "constant")
-_OPTIMISERS = ("adamw", "adam", "sgd")
+_OPTIMISERS = ("muon", "adamw", "adam", "sgd")
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,17 @@ class OptimiserSettings:
     """Which optimiser moves the weights.
 
     Attributes:
-        kind: `adamw`, `adam` or `sgd` (Nesterov).
+        kind: `muon` (for hidden layers' kernels, with `adamw` for all else), `adamw`, `adam` or `sgd` (Nesterov).
         rate: highest learning rate.
         weight_decay: for weights of more than one axis; biases and norms' scales are left alone.
-        momentum: of `sgd`.
+        momentum: of `sgd`; that of `muon` is 0.95.
         betas: of `adam` and `adamw`.
 
     Raises:
         ConfigError: a number is out of its range.
     """
 
-    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    kind: Literal["muon", "adamw", "adam", "sgd"] = "adamw"
     rate: float = 2e-3
     weight_decay: float = 1e-2
     momentum: float = 0.99
@@ -177,6 +178,8 @@ def make_optimiser(settings: OptimiserSettings, network: nn.Module) -> torch.opt
     Raises:
         ValueError: the network has no trainable weight.
     """
+    if settings.kind == "muon":
+        return Muon(_trained(muon_groups(network, settings.weight_decay)), settings.rate, settings.betas)
     groups = _decay_groups(network, settings.weight_decay)
     # The fused kernels update all weights in one call; other devices than these have none.
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
@@ -187,17 +190,21 @@ def make_optimiser(settings: OptimiserSettings, network: nn.Module) -> torch.opt
     return kind(groups, settings.rate, betas=settings.betas, fused=fused)
 
 
+def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not groups:
+        raise ValueError("the network has no trainable weight")
+    return groups
+
+
 def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ValueError("the network has no trainable weight")
     decayed = [parameter for parameter in trainable if parameter.ndim > 1]
     spared = [parameter for parameter in trainable if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": spared, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return _trained([group for group in groups if group["params"]])
 
 
 class Ema:

@@ -128,7 +128,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Conv2d(4, 2, 1))
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("kind", ["muon", "adamw", "adam", "sgd"])
 def test_norms_and_biases_do_not_decay(kind: str) -> None:
     """Without a gradient only decay moves a weight."""
     net = network()
@@ -141,7 +141,7 @@ def test_norms_and_biases_do_not_decay(kind: str) -> None:
     assert moved == {"0.weight", "3.weight"}
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("kind", ["muon", "adamw", "adam", "sgd"])
 def test_optimisers_learn_and_leave_frozen_weights(kind: str) -> None:
     net = network()
     next(net.parameters()).requires_grad_(False)
