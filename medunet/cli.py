@@ -229,7 +229,12 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--verify", is_flag=True, help="Compare on each scan with one plain pass and with blended windows.")
 @click.option("--instances", is_flag=True, help="Number objects that touch each other apart: cells, nuclei, …")
-@click.option("--min-size", type=click.IntRange(min=0), help="With --instances: leave out objects of fewer voxels.")
+@click.option(
+    "--min-size",
+    type=click.IntRange(min=0),
+    metavar="VOXELS",
+    help="With --instances: leave out objects of fewer voxels (otherwise the model decides; 0 keeps all sizes).",
+)
 @click.option("--fill-holes", is_flag=True, help="With --instances: fill what an object encloses.")
 @click.option(
     "--drop-edge-objects", is_flag=True, help="With --instances: leave out objects that reach the scan's border."
@@ -281,7 +286,7 @@ def _object_rule(options: dict[str, Any]) -> Any:
         raise click.UsageError(f"{', '.join(given)}: is about numbered objects; say --instances, too")
     if not options["instances"]:
         return None
-    return ObjectRule(options["min_size"] or 0, options["fill_holes"], options["drop_edge_objects"], options["split"])
+    return ObjectRule(options["min_size"], options["fill_holes"], options["drop_edge_objects"], options["split"])
 
 
 @cli.command()

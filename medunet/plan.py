@@ -232,7 +232,7 @@ def plan(found: Fingerprint, channel_names: tuple[str, ...], budget: Budget) -> 
     preprocess = plan_preprocess(found, channel_names, notes)
     grid = plan_grid(found, preprocess, notes)
     scan = math.prod(grid.shape) * (1 if grid.slice_axis is None else found.median_shape()[grid.slice_axis])
-    instances = plan_instances(found, notes)
+    instances = plan_instances(found, preprocess.spacing, notes)
     task = Task.of(found, instances.learned(found.labels), grid, scan, budget)
     choice, patches = plan_network(task, budget, notes)
     iterations = _iterations(budget, choice.seconds)

@@ -38,8 +38,9 @@ from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
 from medunet.model import Model, load_models
 from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs, probabilities_path
-from medunet.segmentation.objects import Objects, Relief, Terrain, Workspace, find_objects_of, relief_of
+from medunet.segmentation.objects import Objects, Terrain, Workspace, find_objects_of
 from medunet.segmentation.planning import PredictSettings, Scan, ScanPlan, bytes_text
+from medunet.segmentation.relief import Relief, relief_of
 from medunet.segmentation.segmenter import Segmenter, Sink
 from medunet.segmentation.verify import Verification, require_verifiable, verify
 
@@ -129,7 +130,7 @@ def segment_objects(
 
     Args:
         volume, model: see `segment_volume`. The model learned one kind of object.
-        rule: which objects are kept, and how; by default all as they are.
+        rule: which objects are kept, and how; by default those that are as large as what the model learned from.
 
     Returns:
         An id map `(1, *spatial)` on exactly the scan's grid, uint16, or uint32 from 65536 objects on: 0 is background,
@@ -403,7 +404,8 @@ class _Work:
         how = "exact" if job.plan.method.exact else "blended"
         if objects is not None:
             job.count = objects.count
-            how = f"{objects.count} object{'' if objects.count == 1 else 's'}, {how}"
+            dropped = f" ({objects.dropped} left out)" if objects.dropped else ""
+            how = f"{objects.count} object{'' if objects.count == 1 else 's'}{dropped}, {how}"
         job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
         job.canvas = job.objects = None
         return job

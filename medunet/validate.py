@@ -37,8 +37,9 @@ from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.report.raster import outlined
 from medunet.scorecard import summary_lines
-from medunet.segmentation.objects import Terrain, Workspace, find_objects_of, relief_of
+from medunet.segmentation.objects import Terrain, Workspace, find_objects_of
 from medunet.segmentation.planning import PredictSettings
+from medunet.segmentation.relief import relief_of
 from medunet.segmentation.segmenter import Segmenter
 
 OBJECTS = "objects"

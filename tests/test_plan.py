@@ -337,3 +337,14 @@ def test_a_picture_with_far_fewer_objects_than_all_others_is_taken_as_annotated_
     assert partly_annotated(found) == partial == result.config.data.partial
     assert ("t002 has 3 object(s) on 3 % of its area" in result.notes.get("data.partial", "")) == bool(partial)
     assert any("annotated in part" in line for line in warnings(found)) == bool(partial)
+
+
+def test_half_of_the_smallest_object_is_a_speck() -> None:
+    """In voxels of the network's grid: one case has pixels half as wide, so its objects have four for each of these."""
+    found = pictures_of_cells(4, 5, 6)
+    sizes = (Objects(0, 0, 0), Objects(4, 20, 30))
+    fine = replace(found.cases[0], spacing=(0.5, 0.5), objects=sizes)
+    result = plan(replace(found, cases=(fine, *found.cases[1:])), (), budget())
+    assert result.config.preprocess.spacing == (1, 1) and result.config.instances.min_size == 2.5
+    assert "half" in result.notes["instances.min_size"] or "50 %" in result.notes["instances.min_size"]
+    assert plan(fingerprint(facts((40, 25), (1, 1))), (), budget()).config.instances.min_size == 0

@@ -31,6 +31,8 @@ class InstanceSettings:
             shares of its largest depth.
         border: width of the class along the edge, in voxels of the network's grid.
         depths: for `cores`: the shares, ascending, of each object's largest distance to its edge.
+        min_size: voxels of the network's grid below which a predicted object is taken for a speck and left out, unless
+            the picture's edge cuts it or `predict --min-size` says otherwise; a plan sets half of the smallest object.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -39,10 +41,13 @@ class InstanceSettings:
     target: Target = "foreground"
     border: float = 2.0
     depths: tuple[float, ...] = (0.3, 0.6)
+    min_size: float = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.border < float("inf"):
             raise ConfigError(f"instances.border must be a positive number of voxels, found {self.border}")
+        if not 0 <= self.min_size < float("inf"):
+            raise ConfigError(f"instances.min_size must be a number of voxels, 0 or more, found {self.min_size}")
         ascending = all(a < b for a, b in zip((0.0, *self.depths), (*self.depths, 1.0), strict=True))
         if not self.depths or not ascending:
             raise ConfigError(

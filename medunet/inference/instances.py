@@ -27,7 +27,8 @@ class ObjectRule:
     """Which objects are kept, and how.
 
     Attributes:
-        min_size: objects of fewer voxels (of the scan) are left out.
+        min_size: objects of fewer voxels (of the scan) are left out; None leaves that to the model, which knows how
+            small those were that it learned from.
         fill_holes: background that an object encloses becomes the object's.
         drop_edge: objects that reach the border of the scan, in 3-D its first and last slice too, are left out.
         split: cuts components at their necks where a model learned nothing that keeps touching objects apart: both
@@ -38,13 +39,13 @@ class ObjectRule:
         ConfigError: a number is out of its range.
     """
 
-    min_size: int = 0
+    min_size: int | None = None
     fill_holes: bool = False
     drop_edge: bool = False
     split: float | None = None
 
     def __post_init__(self) -> None:
-        if self.min_size < 0:
+        if self.min_size is not None and self.min_size < 0:
             raise ConfigError(f"the smallest size of objects must be 0 or more voxels, found {self.min_size}")
         if self.split is not None and not (self.split > 0 and isfinite(self.split)):
             raise ConfigError(f"objects are split by a positive depth in voxels, found {self.split}")

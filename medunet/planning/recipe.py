@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from medunet.config import DataSettings
 from medunet.data.augment import AugmentSettings
-from medunet.data.fingerprint import Fingerprint, ScanRange
+from medunet.data.fingerprint import CaseFacts, Fingerprint, ScanRange
 from medunet.data.instances import InstanceSettings
 from medunet.learning.losses import LossSettings
 from medunet.planning.budget import Notes
@@ -25,6 +27,7 @@ from medunet.planning.rules import (
     OUTLIER,
     PARTLY,
     RARE,
+    SPECK,
 )
 from medunet.planning.sides import sides
 from medunet.planning.words import share, some
@@ -79,13 +82,28 @@ def _partial_note(found: Fingerprint, partial: tuple[str, ...]) -> str:
     )
 
 
-def plan_instances(found: Fingerprint, notes: Notes) -> InstanceSettings:
-    """What is learned of object ids; of classes nothing is said."""
+def plan_instances(found: Fingerprint, spacing: Sequence[float] | None, notes: Notes) -> InstanceSettings:
+    """What is learned of object ids, and from which size on predicted ones are believed; of classes nothing is said.
+
+    Args:
+        spacing: of the network's grid; None where nothing is resampled.
+    """
     if found.labels.kind != "instances":
         return InstanceSettings()
     settings = InstanceSettings(target=OBJECT_TARGET)
     notes["instances.target"] = instance_note(found, settings)
-    return settings
+    least = min((_smallest(case, spacing) for case in found.cases if case.objects and case.objects[1].count), default=0)
+    notes["instances.min_size"] = (
+        f"{share(SPECK)} of the smallest object's {least:.0f} voxels: what is smaller is taken for a speck, unless the "
+        "picture's edge cuts it; predict --min-size overrides it"
+    )
+    return replace(settings, min_size=round(SPECK * least, 1))
+
+
+def _smallest(case: CaseFacts, spacing: Sequence[float] | None) -> float:
+    """The smallest object of a case, in voxels of the network's grid."""
+    own = case.objects[1].smallest
+    return own if spacing is None else own * math.prod(case.spacing) / math.prod(spacing)
 
 
 def instance_note(found: Fingerprint, settings: InstanceSettings) -> str:

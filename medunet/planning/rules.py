@@ -101,6 +101,9 @@ Taken from the Cell Tracking Challenge's DIC-C2DH-HeLa: frame 67 has 3 objects o
 10 to 13 on 39 to 53 %, because its other cells were not drawn. No other set in the benchmarks has such a case.
 """
 
+SPECK = 0.5
+"""Share of the smallest annotated object below which a predicted one is left out."""
+
 FOLDS = 5
 MOST_LABELS = 8
 """Of more labels the rarest ones are described."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medunet.data.blocks import Empty
-from medunet.data.instances import InstanceSettings
-from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Undo
 from medunet.data.scratch import release
-from medunet.errors import ConfigError, MedunetError
+from medunet.errors import MedunetError
 from medunet.geometry.boxes import Box, grown_slices
 from medunet.inference.instances import (
     DISTANCE_BYTES,
@@ -34,8 +33,8 @@ from medunet.inference.instances import (
     holes_of,
     without_gaps,
 )
-from medunet.model import Model
 from medunet.segmentation.planning import bytes_text
+from medunet.segmentation.relief import Relief
 
 _CHUNK = 2**22
 """Voxels that are looked at together; each needs about 20 bytes then."""
@@ -43,70 +42,6 @@ _STEPS = 4096
 """Elevations are multiples of one of so many parts: where a network is sure, voxels are of one height and are shared by
 distance, and not by the last bit of a sum, which another order of summing changes."""
 _Slices = tuple[slice, ...]
-
-
-@dataclass(frozen=True)
-class Relief:
-    """How objects rise from the background in what a model answers.
-
-    Attributes:
-        levels: of each class, 0 outside of objects, and higher the deeper inside.
-        weights: of each class (or region): its share in the elevation that keeps touching objects apart; None where
-            nothing of the kind was learned.
-        reach: how many voxels of the network's grid training took from objects where they touch.
-    """
-
-    levels: tuple[int, ...]
-    weights: tuple[float, ...] | None = None
-    reach: int = 0
-
-
-def relief_of(models: Sequence[Model], rule: ObjectRule) -> Relief:
-    """How the models' objects are found.
-
-    Raises:
-        ConfigError: models of several kinds of objects, or that learned objects in different ways; or a rule that is
-            not for them.
-    """
-    relief = _relief(models)
-    if relief.weights is not None and rule.split is not None:
-        raise ConfigError(
-            f"--split {rule.split:g}: this model learned where objects end (instances.target: "
-            f"{_target(models[0].card.instances)}), and they are told apart by that; leave --split out"
-        )
-    return relief
-
-
-def _relief(models: Sequence[Model]) -> Relief:
-    first = models[0].card
-    for other in models[1:]:
-        if _target(other.card.instances) != _target(first.instances):
-            raise ConfigError(
-                f"{other.path} and {models[0].path} learned objects in different ways "
-                f"({_target(other.card.instances)} and {_target(first.instances)}); --instances needs models of one way"
-            )
-    if first.instances is not None:
-        return _relief_of_objects(first.instances, first.labels)
-    if len(first.labels.scored) != 1:
-        raise ConfigError(
-            f"--instances needs a model of one kind of object; this one learned {len(first.labels.scored)}: "
-            f"{', '.join(first.labels.scored)}\nleave --instances out, or train on label files with object ids "
-            '("label_kind": "instances" in dataset.json)'
-        )
-    (indices,) = first.labels.scored.values()
-    return Relief(tuple(int(index in indices) for index in range(first.labels.classes)))
-
-
-def _target(instances: InstanceSettings | None) -> str:
-    return instances.target if instances else "classes"
-
-
-def _relief_of_objects(instances: InstanceSettings, labels: LabelTable) -> Relief:
-    if instances.target == "border":
-        return Relief((0, 2, 1), (0.0, 0.0, 1.0))
-    if instances.target == "cores":
-        return Relief(tuple(range(labels.classes)), (-1.0 / labels.outputs,) * labels.outputs)
-    return Relief((0, 1), None, int(instances.target == "separated"))
 
 
 @dataclass
@@ -169,10 +104,12 @@ class Objects:
         ids: `(1, *spatial)`, 0 is background, objects are numbered from 1 without gaps; uint16, or uint32 from 65536
             objects on.
         count: how many.
+        dropped: how many were left out, for want of size or of a core, or at the border.
     """
 
     ids: NDArray[Any]
     count: int
+    dropped: int = 0
 
 
 def find_objects_of(terrain: Terrain, rule: ObjectRule, spacing: Sequence[float], work: Workspace) -> Objects:
@@ -199,7 +136,7 @@ def find_objects_of(terrain: Terrain, rule: ObjectRule, spacing: Sequence[float]
         boxes = [grown_slices(box, reach, ids.shape) for box in boxes]
     if rule.fill_holes:
         _fill_holes(ids, boxes)
-    return _renumbered(ids, len(boxes), rule, work.empty)
+    return _renumbered(ids, levels, _Kept.of(terrain, rule, len(boxes)), work.empty)
 
 
 def _scale(undo: Undo) -> int:
@@ -351,10 +288,37 @@ def _fill_holes(ids: NDArray[Any], boxes: Sequence[_Slices]) -> None:
             release(ids)
 
 
-def _renumbered(ids: NDArray[Any], count: int, rule: ObjectRule, empty: Empty) -> Objects:
-    """The objects that the rule keeps, numbered in the order of their first voxels."""
+@dataclass(frozen=True)
+class _Kept:
+    """Which of `count` objects stay: those of so many voxels that reach a level.
+
+    Attributes:
+        cut: the fewest voxels of objects that the scan's border cuts; None where these are left out.
+    """
+
+    count: int
+    level: int
+    voxels: float
+    cut: float | None
+
+    @staticmethod
+    def of(terrain: Terrain, rule: ObjectRule, count: int) -> _Kept:
+        relief, undo = terrain.relief, terrain.undo
+        learned = relief.min_size * prod(undo.kept) / prod(undo.shape)
+        voxels = learned if rule.min_size is None else rule.min_size
+        cut = None if rule.drop_edge else float(rule.min_size or 0)
+        return _Kept(count, relief.needed, voxels, cut)
+
+    def __call__(self, sizes: NDArray[np.int64], reached: NDArray[np.bool_], at_edge: NDArray[np.bool_]) -> Any:
+        large = sizes >= np.where(at_edge, np.inf if self.cut is None else self.cut, self.voxels)
+        return large & reached
+
+
+def _renumbered(ids: NDArray[Any], levels: NDArray[np.uint8], keep: _Kept, empty: Empty) -> Objects:
+    """The objects that are kept, numbered in the order of their first voxels."""
+    count = keep.count
     sizes, first = np.zeros(count + 1, dtype=np.int64), np.full(count + 1, -1, dtype=np.int64)
-    at_edge = np.zeros(count + 1, dtype=bool)
+    at_edge, reached = np.zeros(count + 1, dtype=bool), np.zeros(count + 1, dtype=bool)
     for rows in _rows(ids):
         flat = ids[rows].reshape(-1)
         sizes += np.bincount(flat, minlength=count + 1)
@@ -363,9 +327,10 @@ def _renumbered(ids: NDArray[Any], count: int, rule: ObjectRule, empty: Empty) -
         here[flat[places]] = places  # of several places the last one stays, which is the first voxel
         first = np.where((first < 0) & (here >= 0), here + rows.start * (ids.size // len(ids)), first)
         at_edge |= _reaching(ids[rows], count, rows.start == 0, rows.stop == len(ids))
+        reached[ids[rows][levels[rows] >= keep.level]] = True
         release(ids)
-    kept = (first >= 0) & (sizes >= rule.min_size) & ~(at_edge & rule.drop_edge)
-    found = np.flatnonzero(kept)
+        release(levels)
+    found = np.flatnonzero((first >= 0) & keep(sizes, reached, at_edge))
     order = found[np.argsort(first[found])]
     names = np.zeros(count + 1, dtype=np.uint16 if len(order) < 2**16 else np.uint32)
     names[order] = np.arange(1, len(order) + 1)
@@ -374,7 +339,7 @@ def _renumbered(ids: NDArray[Any], count: int, rule: ObjectRule, empty: Empty) -
         result[rows] = names[ids[rows]]
         release(ids)
         release(result)
-    return Objects(result.T[None], len(order))
+    return Objects(result.T[None], len(order), int(np.count_nonzero(first >= 0)) - len(order))
 
 
 def _reaching(slab: NDArray[Any], count: int, is_first: bool, is_last: bool) -> NDArray[np.bool_]:

@@ -23,7 +23,8 @@ from medunet.geometry.boxes import Box
 from medunet.geometry.grids import identity_orientation
 from medunet.inference.instances import ObjectRule
 from medunet.networks.settings import UNetSettings
-from medunet.segmentation.objects import Relief, Terrain, Workspace, find_objects_of, relief_of
+from medunet.segmentation.objects import Terrain, Workspace, find_objects_of
+from medunet.segmentation.relief import Relief, relief_of
 from tests.segmentation.made import make_model
 
 IDS = LabelTable(("background", "cell"), (0, 1), None, "instances")
@@ -31,13 +32,18 @@ KEEP_ALL = ObjectRule()
 
 
 def number(
-    levels: np.ndarray, elevation: np.ndarray | None, rule: ObjectRule, reach: int = 0, work: Workspace | None = None
+    levels: np.ndarray,
+    elevation: np.ndarray | None,
+    rule: ObjectRule,
+    reach: int = 0,
+    work: Workspace | None = None,
+    **learned: float,
 ) -> np.ndarray:
     """Ids `(*spatial)` of arrays that run over z, y, x, as the numbering does."""
     shape = levels.shape[::-1]
     undo = Undo(identity_orientation(levels.ndim), shape, Box.of_shape(shape).slices, shape)
-    weights = None if elevation is None else (1.0,)
-    terrain = Terrain(Relief((), weights, reach), undo, levels.T, None if elevation is None else elevation.T)
+    relief = Relief((), None if elevation is None else (1.0,), reach, **learned)  # type: ignore[arg-type]
+    terrain = Terrain(relief, undo, levels.T, None if elevation is None else elevation.T)
     found = find_objects_of(terrain, rule, (1.0,) * levels.ndim, work or Workspace(np.empty, 2**30))
     assert found.count == found.ids.max(initial=0)
     return found.ids[0].T
@@ -63,7 +69,7 @@ def plain(levels: np.ndarray, elevation: np.ndarray | None, rule: ObjectRule) ->
     if rule.drop_edge:
         ids = segmentation.clear_border(ids)
     for part in measure.regionprops(ids):
-        if part.area < rule.min_size:
+        if part.area < (rule.min_size or 0):
             ids[ids == part.label] = 0
     return _by_first_voxel(ids)
 
@@ -83,7 +89,7 @@ def _by_first_voxel(ids: np.ndarray) -> np.ndarray:
     chunk=st.sampled_from([1, 30, 100, 10**6]),
     learned=st.booleans(),
     rule=st.builds(
-        ObjectRule, min_size=st.sampled_from([0, 4]), fill_holes=st.booleans(), drop_edge=st.booleans()
+        ObjectRule, min_size=st.sampled_from([None, 0, 4]), fill_holes=st.booleans(), drop_edge=st.booleans()
     ),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
@@ -138,6 +144,46 @@ def test_gaps_close_across_slabs(seed: int, reach: int, chunk: int) -> None:
         patch.setattr(objects_module, "_CHUNK", chunk)
         np.testing.assert_array_equal(number(mask, None, KEEP_ALL, reach), whole)
     assert (whole > 0).sum() > mask.sum()
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(17, 13), (7, 6, 8)]),
+    chunk=st.sampled_from([1, 30, 10**6]),
+    needed=st.integers(1, 3),
+    learned=st.sampled_from([0.0, 2.5, 5.0]),
+    rule=st.builds(ObjectRule, min_size=st.sampled_from([None, 0, 4]), drop_edge=st.booleans()),
+)
+@settings(max_examples=100, deadline=None)
+def test_specks_and_rims_without_a_core_are_left_out_and_what_the_border_cuts_may_be_small(
+    seed: int, shape: tuple[int, ...], chunk: int, needed: int, learned: float, rule: ObjectRule
+) -> None:
+    random = np.random.default_rng(seed)
+    levels = (random.integers(1, 4, shape) * (random.random(shape) < 0.15)).astype(np.uint8)
+    elevation = random.integers(0, 3, shape).astype(np.float32)
+    everything = number(levels, elevation, KEEP_ALL)
+    inner = segmentation.clear_border(everything)
+    expected = np.zeros_like(everything)
+    for part in measure.regionprops(everything):
+        here = everything == part.label
+        cut = not inner[here].any()
+        least = rule.min_size if rule.min_size is not None else 0 if cut else learned
+        if levels[here].max() >= needed and part.area >= least and not (cut and rule.drop_edge):
+            expected[here] = part.label
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects_module, "_CHUNK", chunk)
+        found = number(levels, elevation, rule, needed=needed, min_size=learned)
+    np.testing.assert_array_equal(found, _by_first_voxel(expected))
+
+
+def test_the_learned_size_is_that_of_the_networks_voxels() -> None:
+    """A scan with voxels half as wide, in each axis, has four of them for each one of the network's."""
+    levels = np.zeros((20, 20), np.uint8)
+    levels[2:4, 2:9] = levels[8:10, 2:10] = 2
+    undo = Undo(identity_orientation(2), (20, 20), Box.of_shape((20, 20)).slices, (10, 10))
+    terrain = Terrain(Relief((), None, min_size=4), undo, levels.T, None)
+    found = find_objects_of(terrain, ObjectRule(), (1.0, 1.0), Workspace(np.empty, 2**30))
+    assert found.count == 1 and found.dropped == 1 and found.ids[0].T[8, 2] == 1
 
 
 def test_arrays_in_files_give_the_same(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -196,8 +242,13 @@ def test_every_way_of_learning_objects_has_a_relief() -> None:
     assert found["foreground"] == Relief((0, 1))
     assert found["separated"] == Relief((0, 1), None, 1)
     assert found["border"] == Relief((0, 2, 1), (0.0, 0.0, 1.0))
-    assert found["cores"].levels == (0, 1, 2, 3)
+    assert found["cores"].levels == (0, 1, 2, 3) and found["cores"].needed == 2
     assert found["cores"].weights == pytest.approx((-1 / 3,) * 3)
+
+
+def test_of_several_models_the_smallest_size_holds() -> None:
+    models = [model_of(InstanceSettings("cores", min_size=size)) for size in (7, 4.5, 9)]
+    assert relief_of(models, KEEP_ALL).min_size == 4.5
 
 
 def test_classes_have_objects_if_there_is_one_kind() -> None:
