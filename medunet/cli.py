@@ -302,7 +302,11 @@ def _object_rule(options: dict[str, Any]) -> Any:
     default=None,
     help="Compare object ids one by one, or all objects as one mask (default: ids, where both sides hold them).",
 )
-@click.option("--boundaries", is_flag=True, help="Compare membrane maps as partitions into cells: V_rand and V_info.")
+@click.option(
+    "--boundaries",
+    is_flag=True,
+    help="Compare membrane maps as partitions into cells: V_rand and V_info; by probabilities where they lie beside.",
+)
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(

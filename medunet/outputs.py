@@ -135,9 +135,3 @@ def _refuse_existing(path: Path, inputs: set[Path], overwrite: bool, only: str |
         raise OutputError(f"{path}: is one of the scans; a segmentation must not replace it, choose another folder")
     if not overwrite:
         raise OutputError(f"{path}: exists already; choose another folder, or say --overwrite")
-
-
-def probabilities_path(target: Path) -> Path:
-    """`CASE_probabilities` beside the label map; PNG cannot hold them, so they become TIFF."""
-    suffix = suffix_of(target)
-    return target.with_name(f"{case_stem(target)}_probabilities{'.tif' if suffix == '.png' else suffix}")

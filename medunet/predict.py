@@ -26,6 +26,7 @@ from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, by_model_channels, load_image
 from medunet.data.formats import default_suffix, write_volume
+from medunet.data.pairs import probabilities_path
 from medunet.data.postprocess import PostStep, postprocess
 from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
@@ -37,7 +38,7 @@ from medunet.inference.execution import Progress
 from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
 from medunet.model import Model, load_models
-from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs, probabilities_path
+from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs
 from medunet.segmentation.objects import Objects, Terrain, Workspace, find_objects_of
 from medunet.segmentation.planning import PredictSettings, Scan, ScanPlan, bytes_text
 from medunet.segmentation.relief import Relief, relief_of

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from medunet.cli import cli
+from medunet.data.formats import write_volume
 from medunet.data.labels import table_from_names
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
@@ -271,3 +272,26 @@ def test_options_of_the_command(tmp_path: Path, cells: Path) -> None:
         evaluate_folders(predictions, cells, EvaluateSettings(boundaries=True))
     with pytest.raises(ConfigError, match="found both"):
         EvaluateSettings(instances=True, boundaries=True)
+
+
+def test_probabilities_beside_a_label_map_decide_its_boundaries(tmp_path: Path) -> None:
+    """A membrane with a gap in the label map, which a threshold of the probabilities closes."""
+    truth = np.ones((24, 24), np.uint8)
+    truth[12] = 0
+    probability = np.where(truth, 0.9, 0.1).astype(np.float32)
+    probability[12, 10:12] = 0.6
+    found = (probability > 0.5).astype(np.uint8)
+    save(tmp_path / "data" / "labels", s=truth)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"labels": {"membrane": 0, "cell": 1}}))
+    save(tmp_path / "found", s=found)
+    settings = EvaluateSettings(boundaries=True)
+    alone = evaluate_folders(tmp_path / "found", tmp_path / "data" / "labels", settings).summary
+    both = np.stack([1 - probability, probability])
+    write_volume(Volume(both, unit="pixel"), tmp_path / "found" / "s_probabilities.tif")
+    beside = evaluate_folders(tmp_path / "found", tmp_path / "data" / "labels", settings).summary
+    assert alone.boundaries is not None and beside.boundaries is not None
+    assert alone.boundaries.v_rand < 0.9 and beside.boundaries.v_rand == pytest.approx(1.0)
+    assert alone.labels == beside.labels, "masks are compared as they are"
+    write_volume(Volume(both[:, :20], unit="pixel"), tmp_path / "found" / "s_probabilities.tif", overwrite=True)
+    with pytest.raises(DataError, match="s: "):
+        evaluate_folders(tmp_path / "found", tmp_path / "data" / "labels", settings)

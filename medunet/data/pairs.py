@@ -15,7 +15,7 @@ from medunet.data.catalogue import (
     group_cases,
     scan_files,
 )
-from medunet.data.formats import case_stem, read_volume
+from medunet.data.formats import case_stem, read_volume, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.volume import MILLIMETRES, Volume
 from medunet.errors import DataError
@@ -146,3 +146,9 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
 
 def _rounded(volume: Volume) -> tuple[float, ...]:
     return tuple(round(length, 4) for length in volume.spacing)
+
+
+def probabilities_path(target: Path) -> Path:
+    """`CASE_probabilities` beside the label map; PNG cannot hold them, so they become TIFF."""
+    suffix = suffix_of(target)
+    return target.with_name(f"{case_stem(target)}_probabilities{'.tif' if suffix == '.png' else suffix}")
