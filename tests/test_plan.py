@@ -348,3 +348,11 @@ def test_half_of_the_smallest_object_is_a_speck() -> None:
     assert result.config.preprocess.spacing == (1, 1) and result.config.instances.min_size == 2.5
     assert "half" in result.notes["instances.min_size"] or "50 %" in result.notes["instances.min_size"]
     assert plan(fingerprint(facts((40, 25), (1, 1))), (), budget()).config.instances.min_size == 0
+
+
+def test_pictures_from_microscopes_differ_in_light_and_stain() -> None:
+    result = plan(pictures_of_cells(4, 5, 6), (), budget())
+    assert min(getattr(result.config.augment, name).probability for name in ("haze", "gamma", "contrast")) == 0.3
+    assert "microscope" in result.notes["augment.haze"]
+    scans = planned(fingerprint(facts((80, 80, 80), (1, 1, 1))))
+    assert scans.augment.haze.probability == 0

@@ -20,6 +20,7 @@ from medunet.planning.rules import (
     FOLDS,
     LIGHT_AUGMENTATION,
     LIGHT_STEPS,
+    MICROSCOPE,
     MOST_LABELS,
     NO_BACKGROUND,
     OBJECT_TARGET,
@@ -133,6 +134,12 @@ def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> 
     else:
         strength = f"about {steps:.0f} steps (from {LIGHT_STEPS} on): nnU-Net's changes of shape and intensity"
     notes["augment.rotation"] = notes["augment.noise"] = strength
+    if found.cases[0].unit != "mm":
+        settings = replace(settings, **MICROSCOPE)
+        notes["augment.haze"] = (
+            "not in millimetres, so from a microscope: stain, exposure and light from out of focus differ from picture "
+            "to picture"
+        )
     coarse = None
     if grid.dimensions == 3 and max(grid.spacing) > COARSE * min(grid.spacing):
         coarse = int(np.argmax(grid.spacing))

@@ -30,6 +30,7 @@ ALWAYS = AugmentSettings(
     low_resolution=Chance(0.5, 0.3, 1),
     gamma=Chance(0.5, 0.5, 2),
     gamma_inverted=Chance(0.5, 0.5, 2),
+    haze=Chance(0.5, 0, 4),
 )
 STILL = AugmentSettings.none()
 
@@ -233,7 +234,7 @@ def test_a_blur_keeps_a_flat_image_flat_up_to_its_rim(dimensions: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["noise", "blur", "brightness", "shift", "contrast", "low_resolution", "gamma", "gamma_inverted"]
+    "name", ["noise", "blur", "brightness", "shift", "contrast", "low_resolution", "gamma", "gamma_inverted", "haze"]
 )
 def test_each_intensity_change_changes_values_and_nothing_else(name: str) -> None:
     chance: Chance = getattr(ALWAYS, name)
@@ -243,9 +244,34 @@ def test_each_intensity_change_changes_values_and_nothing_else(name: str) -> Non
     after, classes = augmentation(image, label, Draw(0, 0, 1))
     np.testing.assert_array_equal(classes, label)
     assert not np.allclose(after, image, atol=1e-3)
-    if name != "noise":
+    if name not in ("noise", "haze"):
         contrast = np.abs(after[0].numpy() - after[0, 0, 0, 0].item()) ** 2
         assert ndimage.center_of_mass(contrast) == pytest.approx((10, 9, 12), abs=0.1)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (20, 16, 12)])
+def test_haze_is_a_broad_blob_and_keeps_mean_and_variance(shape: tuple[int, ...]) -> None:
+    """What is not the old image, at another scale, is a product of bells, one along each axis."""
+    image = np.random.default_rng(0).normal(3, 2, size=(2, *shape)).astype(np.float32)
+    label = np.zeros((1, *shape), np.uint8)
+    augmentation, middles = Augmentation(only(haze=Chance(1, 3, 3)), len(shape)), []
+    for index in range(20):
+        after, _ = augmentation(image, label, Draw(0, 0, index))
+        found = after.numpy().astype(float)
+        assert found.mean() == pytest.approx(image.mean(), abs=1e-3)
+        spreads = [np.sqrt(((a - a.mean((*range(1, a.ndim),), keepdims=True)) ** 2).mean()) for a in (image, found)]
+        assert spreads[0] == pytest.approx(spreads[1], rel=1e-3)
+        # Both channels got the same light, so their difference shows the scale.
+        scale = np.std(found[0] - found[1]) / np.std(image[0] - image[1])
+        light = (found[0] / scale - image[0]) - (found[0] / scale - image[0]).min()
+        bends = [np.abs(np.diff(light, 2, axis=a)).max() for a in range(light.ndim)]
+        assert scale <= 1 and 0.5 < light.max() <= 3.05
+        # A bell's curvature is at most its height over the square of its width.
+        assert all(b < 1.1 * 3 / (0.15 * n) ** 2 for b, n in zip(bends, shape, strict=True))
+        middles.append(np.unravel_index(light.argmax(), shape))
+    assert len(set(middles)) > 10
+    flat = np.full((1, *shape), 5, np.float32)
+    np.testing.assert_allclose(augmentation(flat, label, Draw(0, 0, 0))[0], 5, atol=1e-4)
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 2)])

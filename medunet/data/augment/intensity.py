@@ -1,4 +1,4 @@
-"""Random changes of a patch's values, in nnU-Net's order.
+"""Random changes of a patch's values, in nnU-Net's order; light from out of focus, which it has not, comes first.
 
 MONAI's transforms do the same (except its blur, which pads with 0 and so darkens a patch's rim to a third). Alone its
 brightness, shift and contrast are as fast, but here the three are one; noise, blur, low resolution and gamma take
@@ -41,6 +41,9 @@ def change_values(image: Tensor, settings: AugmentSettings, random: np.random.Ge
         chance.drawn_each(random, 1)
         for chance in (settings.contrast, settings.low_resolution, settings.gamma_inverted, settings.gamma)
     )
+    haze, blob = settings.haze.drawn_each(random, 1), random.random((axes, 2))
+    if haze is not None:
+        image = _hazed(image, float(haze[0]), blob)
     if noise is not None:
         generator = torch.Generator(image.device).manual_seed(seed)
         image.add_(torch.empty_like(image).normal_(generator=generator), alpha=float(noise[0]))
@@ -103,6 +106,30 @@ def _gamma(image: Tensor, exponent: float, inverted: bool) -> Tensor:
     if inverted:
         factor = -factor
     return image.sub_(power_mean).mul_(factor).add_(mean)
+
+
+_AROUND, _NARROW, _WIDE = 0.2, 0.15, 0.5
+"""Parts of a patch: how far outside of it a blob's middle may lie, and its standard deviation."""
+
+
+def _hazed(image: Tensor, height: float, blob: NDArray[np.float64]) -> Tensor:
+    """Add a Gaussian blob, and give the image its mean and variance back; in place. A constant image has none to get.
+
+    Args:
+        blob: ``(axes, 2)``, from 0 to 1: where its middle lies along an axis, and how wide it is there.
+    """
+    mean, deviation = _mean_and_deviation(image)
+    light = torch.full((1,) * image.ndim, height, device=image.device)
+    for axis, (place, width) in enumerate(blob.tolist(), start=1):
+        length = image.shape[axis]
+        away = (np.arange(length) + 0.5) / length - (place * (1 + 2 * _AROUND) - _AROUND)
+        profile = np.exp(-((away / (_NARROW + (_WIDE - _NARROW) * width)) ** 2) / 2).astype(np.float32)
+        light = light * torch.from_numpy(profile).to(image.device).view(
+            [-1 if a == axis else 1 for a in range(image.ndim)]
+        )
+    image.add_(light)
+    hazed_mean, hazed_deviation = _mean_and_deviation(image)
+    return image.sub_(hazed_mean).mul_(deviation / (hazed_deviation + 1e-8)).add_(mean)
 
 
 def _mean_and_deviation(image: Tensor) -> tuple[Tensor, Tensor]:

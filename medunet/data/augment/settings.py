@@ -130,6 +130,9 @@ class AugmentSettings:
         low_resolution: factor by which the image is shrunk before it is enlarged again.
         gamma: exponent; mean and variance are kept.
         gamma_inverted: exponent, applied to the negated image.
+        haze: height of a broad blob of light, in all channels alike, as what is out of focus gives under a microscope;
+            its width is 0.15 to 0.5 of the patch along each axis (Gaussian); mean and variance are kept, as
+            normalisation would.
 
     Raises:
         ConfigError: a range makes no sense for its change.
@@ -153,6 +156,7 @@ class AugmentSettings:
     low_resolution: Chance = Chance(0.1, 0.5, 1)
     gamma: Chance = Chance(0.2, 0.7, 1.5)
     gamma_inverted: Chance = Chance(0.1, 0.7, 1.5)
+    haze: Chance = Chance(0, 0, 4)
 
     def __post_init__(self) -> None:
         for name in ("flip_probability", "quarter_turns"):
