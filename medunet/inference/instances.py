@@ -76,27 +76,43 @@ def cut_by_levels(levels: NDArray[np.uint8], elevation: NDArray[Any]) -> tuple[N
     return (mask.astype(np.int32), count) if count < 2 else (_flooded(elevation, seeds, mask), count)
 
 
+def cut_by_depth(mask: NDArray[np.bool_], elevation: NDArray[Any], depth: float) -> tuple[NDArray[np.int32], int]:
+    """Cut a component at the ridges that rise high enough above the basins on both sides.
+
+    Args:
+        mask: `(*spatial)`, one component.
+        elevation: `(*spatial)`, low inside of objects and high between them; anything outside of the mask.
+        depth: the h of h-minima: of two basins the shallower one lies more than this below the lowest way from one to
+            the other, or both are one object.
+
+    Returns:
+        As `cut_by_levels`.
+    """
+    from skimage.morphology import local_minima, reconstruction
+
+    above = float(elevation[mask].max()) + 2 * depth
+    height = np.where(mask, elevation, above)
+    filled = reconstruction(np.minimum(height + depth, above), height, "erosion", np.ones((3,) * mask.ndim))
+    seeds, count = connected(local_minima(filled, connectivity=mask.ndim) & mask)
+    return (mask.astype(np.int32), 1) if count < 2 else (_flooded(elevation, seeds, mask), count)
+
+
 def cut_by_distance(mask: NDArray[np.bool_], depth: float, spacing: Sequence[float]) -> tuple[NDArray[np.int32], int]:
     """Cut a component at its necks.
 
     Args:
         mask: `(*spatial)`, one component; a voxel of background around it, except where the scan ends.
-        depth: the h of h-maxima, in units of `spacing`.
+        depth: see `cut_by_depth`, in units of `spacing`.
         spacing: the size of a voxel along each axis; for `depth` in voxels, relative to the smallest.
 
     Returns:
         As `cut_by_levels`.
     """
     from scipy.ndimage import distance_transform_edt
-    from skimage.morphology import local_maxima, reconstruction
 
     if mask.all():
         return mask.astype(np.int32), 1  # there is no background that any depth could be measured from
-    distance = np.where(mask, distance_transform_edt(mask, sampling=spacing), -depth)
-    flattened = reconstruction(np.where(mask, distance - depth, -depth), distance, footprint=np.ones((3,) * mask.ndim))
-    tops = local_maxima(flattened, connectivity=mask.ndim) & mask
-    seeds, count = connected(tops)
-    return (mask.astype(np.int32), 1) if count < 2 else (_flooded(-distance, seeds, mask), count)
+    return cut_by_depth(mask, -distance_transform_edt(mask, sampling=spacing), depth)
 
 
 def holes_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -152,7 +152,7 @@ class OptimiserSettings:
         ConfigError: a number is out of its range.
     """
 
-    kind: Literal["muon", "adamw", "adam", "sgd"] = "adamw"
+    kind: Literal["muon", "adamw", "adam", "sgd"] = "muon"
     rate: float = 2e-3
     weight_decay: float = 1e-2
     momentum: float = 0.99

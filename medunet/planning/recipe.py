@@ -18,9 +18,9 @@ from medunet.planning.grid import Grid
 from medunet.planning.rules import (
     COARSE,
     FOLDS,
+    HAZE,
     LIGHT_AUGMENTATION,
     LIGHT_STEPS,
-    MICROSCOPE,
     MOST_LABELS,
     NO_BACKGROUND,
     OBJECT_TARGET,
@@ -29,6 +29,8 @@ from medunet.planning.rules import (
     PARTLY,
     RARE,
     SPECK,
+    STAIN_CONTRAST,
+    STAIN_GAMMA,
 )
 from medunet.planning.sides import sides
 from medunet.planning.words import share, some
@@ -135,7 +137,7 @@ def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> 
         strength = f"about {steps:.0f} steps (from {LIGHT_STEPS} on): nnU-Net's changes of shape and intensity"
     notes["augment.rotation"] = notes["augment.noise"] = strength
     if found.cases[0].unit != "mm":
-        settings = replace(settings, **MICROSCOPE)
+        settings = replace(settings, gamma=STAIN_GAMMA, contrast=STAIN_CONTRAST, haze=HAZE)
         notes["augment.haze"] = (
             "not in millimetres, so from a microscope: stain, exposure and light from out of focus differ from picture "
             "to picture"

@@ -88,7 +88,7 @@ LIGHT_AUGMENTATION = AugmentSettings(
     gamma_inverted=_NEVER,
 )
 """For runs of an hour or so on a CPU; the measured alternative to the defaults, which are nnU-Net's."""
-MICROSCOPE = {"gamma": Chance(0.3, 0.7, 1.5), "contrast": Chance(0.3, 0.65, 1.5), "haze": Chance(0.3, 0, 4)}
+STAIN_GAMMA, STAIN_CONTRAST, HAZE = Chance(0.3, 0.7, 1.5), Chance(0.3, 0.65, 1.5), Chance(0.3, 0, 4)
 """On top, for pictures and volumes from microscopes, however short the run.
 
 Measured on DSB 2018, whose pictures are from many experiments, with 1500 steps: see benchmarks/README.md.

@@ -28,6 +28,7 @@ from medunet.inference.instances import (
     LEVELS_BYTES,
     ObjectRule,
     connected,
+    cut_by_depth,
     cut_by_distance,
     cut_by_levels,
     holes_of,
@@ -126,7 +127,7 @@ def find_objects_of(terrain: Terrain, rule: ObjectRule, spacing: Sequence[float]
     ids = work.empty(levels.shape, np.int32 if levels.size < 2**30 else np.int64)
     boxes = _number_components(levels, ids)
     if elevation is not None:
-        _cut_all(ids, boxes, _ByLevels(levels, elevation), work.memory)
+        _cut_all(ids, boxes, _ByLevels(levels, elevation, terrain.relief.depth), work.memory)
     elif rule.split is not None:
         smallest = min(spacing)
         _cut_all(ids, boxes, _ByDistance(rule.split, [n / smallest for n in reversed(spacing)]), work.memory)
@@ -203,9 +204,12 @@ class _ByLevels:
 
     levels: NDArray[np.uint8]
     elevation: NDArray[np.float32]
+    depth: float | None
     bytes = LEVELS_BYTES
 
     def __call__(self, inside: NDArray[np.bool_], box: _Slices) -> tuple[NDArray[np.int32], int]:
+        if self.depth is not None:
+            return cut_by_depth(inside, self.elevation[box], self.depth)
         return cut_by_levels(np.where(inside, self.levels[box], 0).astype(np.uint8), self.elevation[box])
 
     def release(self) -> None:

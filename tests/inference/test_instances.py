@@ -12,6 +12,7 @@ from medunet.errors import ConfigError
 from medunet.inference.instances import (
     ObjectRule,
     connected,
+    cut_by_depth,
     cut_by_distance,
     cut_by_levels,
     holes_of,
@@ -74,6 +75,52 @@ def test_floods_are_those_of_scikit_image_where_seeds_are_the_lowest() -> None:
     seeds, _ = connected(levels == 2)
     assert count == len(places)
     np.testing.assert_array_equal(numbers, watershed(elevation, seeds, connectivity=2))
+
+
+def separate_basins(elevation: np.ndarray, mask: np.ndarray, depth: float) -> int:
+    """The oracle: water rises voxel by voxel; where two lakes meet, the shallower one counts if it is deep enough."""
+    order = sorted((float(elevation[place]), place) for place in map(tuple, np.argwhere(mask)))
+    lake: dict[tuple[int, ...], tuple[int, ...]] = {}
+    bottom: dict[tuple[int, ...], float] = {}
+
+    def find(place: tuple[int, ...]) -> tuple[int, ...]:
+        while lake[place] != place:
+            place = lake[place]
+        return place
+
+    count = 0
+    for level, place in order:
+        lake[place], bottom[place] = place, level
+        for step in np.ndindex(*(3,) * mask.ndim):
+            other = tuple(p + s - 1 for p, s in zip(place, step, strict=True))
+            if other in lake and find(other) != find(place):
+                deep, shallow = sorted((find(other), find(place)), key=lambda root: bottom[root])
+                count += level - bottom[shallow] > depth
+                lake[shallow] = deep
+    return count + 1
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(9, 11), (1, 20), (5, 6, 4)]),
+    heights=st.integers(1, 9),
+    depth=st.sampled_from([0.5, 1.0, 2.0, 3.5]),
+)
+@settings(max_examples=80, deadline=None)
+def test_basins_are_objects_where_the_ridge_between_them_is_high_enough(
+    seed: int, shape: tuple[int, ...], heights: int, depth: float
+) -> None:
+    random = np.random.default_rng(seed)
+    mask, _ = connected(random.random(shape) < 0.8)
+    mask = mask == np.bincount(mask[mask > 0]).argmax() if mask.any() else mask > -1
+    elevation = random.integers(-5, -5 + heights, shape).astype(np.float32)
+    numbers, count = cut_by_depth(mask, elevation, depth)
+    assert count == separate_basins(elevation, mask, depth)
+    assert set(np.unique(numbers[mask])) == set(range(1, count + 1)) and not numbers[~mask].any()
+    # Nothing outside matters.
+    other, same = cut_by_depth(mask, np.where(mask, elevation, random.normal(0, 50, shape)), depth)
+    np.testing.assert_array_equal(numbers, other)
+    assert count == same
 
 
 def discs(distance: int, radius: int = 8) -> np.ndarray:

@@ -21,10 +21,10 @@ from medunet.data.scratch import Scratch
 from medunet.errors import ConfigError, MedunetError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import identity_orientation
-from medunet.inference.instances import ObjectRule
+from medunet.inference.instances import ObjectRule, cut_by_depth
 from medunet.networks.settings import UNetSettings
 from medunet.segmentation.objects import Terrain, Workspace, find_objects_of
-from medunet.segmentation.relief import Relief, relief_of
+from medunet.segmentation.relief import CORE_DEPTH, Relief, relief_of
 from tests.segmentation.made import make_model
 
 IDS = LabelTable(("background", "cell"), (0, 1), None, "instances")
@@ -176,6 +176,23 @@ def test_specks_and_rims_without_a_core_are_left_out_and_what_the_border_cuts_ma
     np.testing.assert_array_equal(found, _by_first_voxel(expected))
 
 
+@pytest.mark.parametrize("chunk", [1, 300, 10**6])
+def test_cores_are_objects_where_the_ridge_between_them_is_high_enough(
+    chunk: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elevation = ndimage.gaussian_filter(rng.normal(size=(14, 40, 30)), (1, 2, 2)).astype(np.float32)
+    levels = (elevation < np.percentile(elevation, 12)).astype(np.uint8)
+    expected = np.zeros(levels.shape, np.int64)
+    for part in measure.regionprops(measure.label(levels, connectivity=3)):
+        inside = np.zeros(levels.shape, bool)
+        inside[tuple(part.coords.T)] = True
+        cut, _ = cut_by_depth(inside, elevation, 0.02)
+        expected[inside] = expected.max() + cut[inside]
+    monkeypatch.setattr(objects_module, "_CHUNK", chunk)
+    np.testing.assert_array_equal(number(levels, elevation, KEEP_ALL, depth=0.02), _by_first_voxel(expected))
+    assert expected.max() > measure.label(levels, connectivity=3).max() > 3, "some were cut"
+
+
 def test_the_learned_size_is_that_of_the_networks_voxels() -> None:
     """A scan with voxels half as wide, in each axis, has four of them for each one of the network's."""
     levels = np.zeros((20, 20), np.uint8)
@@ -243,6 +260,7 @@ def test_every_way_of_learning_objects_has_a_relief() -> None:
     assert found["separated"] == Relief((0, 1), None, 1)
     assert found["border"] == Relief((0, 2, 1), (0.0, 0.0, 1.0))
     assert found["cores"].levels == (0, 1, 2, 3) and found["cores"].needed == 2
+    assert found["cores"].depth == CORE_DEPTH and found["border"].depth is None
     assert found["cores"].weights == pytest.approx((-1 / 3,) * 3)
 
 
