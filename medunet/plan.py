@@ -244,7 +244,7 @@ def plan(found: Fingerprint, channel_names: tuple[str, ...], budget: Budget) -> 
         instances=instances,
         network=choice.settings,
         patches=replace(patches, oversample=plan_oversampling(found, notes)),
-        augment=plan_augment(found, grid, iterations * EPOCHS, notes),
+        augment=plan_augment(found, grid, budget.seconds / choice.seconds, notes),
         loss=plan_loss(found, notes),
         training=TrainingSettings(minutes=budget.minutes, iterations=iterations),
     )

@@ -23,7 +23,7 @@ from medunet.planning.recipe import partly_annotated, warnings
 from medunet.planning.trial import Trial
 
 VALUES = Intensities(-900.0, 1200.0, 80.0, 200.0, -1024.0, 3000.0)
-SPEED = 3.6e11
+SPEED = 2.4e11
 
 
 def facts(shape: tuple[int, ...], spacing: tuple[float, ...], **other: object) -> CaseFacts:
@@ -49,7 +49,7 @@ def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
     config = planned(fingerprint(facts((35, 51, 36), (1, 1, 1))))
     assert config.network.dimensions == 3
     assert all(p >= n for p, n in zip(config.patches.size, (35, 51, 36), strict=True))
-    assert config.network.channels[0] == 16 and config.preprocess.spacing == (1, 1, 1)
+    assert config.network.channels[0] == 24 and config.preprocess.spacing == (1, 1, 1)
     assert config.network.exact
 
 
@@ -107,9 +107,9 @@ def test_less_time_or_memory_means_less_work() -> None:
 def test_hippocampus_in_a_quarter_of_an_hour_on_two_cores_is_the_measured_recipe() -> None:
     found = fingerprint(facts((35, 50, 36), (1, 1, 1)), labels={"background": 0, "anterior": 1, "posterior": 2})
     config = planned(replace(found, of=60))
-    assert config.network.channels == (16, 32, 64, 128)
+    assert config.network.channels == (24, 48, 96, 192)
     assert config.patches.size == (40, 56, 40) and config.patches.batch == 2
-    assert config.augment.gamma.probability == 0 and config.augment.flip_axes == (0, 2)
+    assert config.augment.gamma.probability == 0 and config.augment.flip_axes == (0,)
 
 
 def test_the_file_says_why_for_every_planned_value_and_what_was_traded() -> None:
@@ -161,9 +161,8 @@ def test_few_slices_far_apart_are_learned_one_by_one(
 
 def test_mirroring_of_slices_is_named_in_the_networks_axes() -> None:
     sided = {"background": 0, "kidney_left": 1, "kidney_right": 2}
-    axial = planned(fingerprint(facts((200, 180, 4), (1, 1, 5)), labels=sided))
-    coronal = planned(fingerprint(facts((200, 4, 180), (1, 5, 1)), labels=sided))
-    sagittal = planned(fingerprint(facts((4, 200, 180), (5, 1, 1)), labels=sided))
+    slices = [facts((200, 180, 4), (1, 1, 5)), facts((200, 4, 180), (1, 5, 1)), facts((4, 200, 180), (5, 1, 1))]
+    axial, coronal, sagittal = (planned(fingerprint(one, labels=sided), minutes=1e5) for one in slices)
     assert axial.augment.flip_axes == coronal.augment.flip_axes == (1,)
     assert sagittal.augment.flip_axes == (0, 1)
     picture = fingerprint(facts((64, 64), (1, 1), unit="pixel"), labels=sided)
@@ -356,3 +355,13 @@ def test_pictures_from_microscopes_differ_in_light_and_stain() -> None:
     assert "microscope" in result.notes["augment.haze"]
     scans = planned(fingerprint(facts((80, 80, 80), (1, 1, 1))))
     assert scans.augment.haze.probability == 0
+
+
+def test_a_short_run_mirrors_bodies_left_to_right_alone() -> None:
+    slices = [facts((200, 180, 4), (1, 1, 5)), facts((200, 4, 180), (1, 5, 1)), facts((4, 200, 180), (5, 1, 1))]
+    axial, coronal, sagittal = (planned(fingerprint(one)) for one in slices)
+    assert axial.augment.flip_axes == coronal.augment.flip_axes == (0,) and sagittal.augment.flip_axes == ()
+    assert planned(fingerprint(slices[0]), minutes=1e5).augment.flip_axes is None
+    sided = {"background": 0, "kidney_left": 1, "kidney_right": 2}
+    assert planned(fingerprint(slices[0], labels=sided)).augment.flip_axes == ()
+    assert planned(pictures_of_cells(4, 5, 6)).augment.flip_axes is None

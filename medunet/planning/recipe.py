@@ -19,6 +19,7 @@ from medunet.planning.rules import (
     COARSE,
     FOLDS,
     HAZE,
+    LEFT_RIGHT,
     LIGHT_AUGMENTATION,
     LIGHT_STEPS,
     MOST_LABELS,
@@ -129,8 +130,8 @@ def instance_note(found: Fingerprint, settings: InstanceSettings) -> str:
 
 def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> AugmentSettings:
     """Strength by the number of steps, mirroring by the labels' names, thick slices left in their plane."""
-    settings = AugmentSettings()
-    if steps < LIGHT_STEPS:
+    settings, light = AugmentSettings(), steps < LIGHT_STEPS
+    if light:
         settings = LIGHT_AUGMENTATION
         strength = f"about {steps:.0f} steps (below {LIGHT_STEPS}): light changes of intensity, frequent ones of shape"
     else:
@@ -149,24 +150,35 @@ def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> 
             f"{max(grid.spacing) / min(grid.spacing):.2g} times as coarse as the finest (above {COARSE:g}): "
             "thick slices are rotated and scaled in their own plane only"
         )
-    return replace(settings, flip_axes=_flip_axes(found, grid, notes), coarse_axis=coarse)
+    return replace(settings, flip_axes=_flip_axes(found, grid, light, notes), coarse_axis=coarse)
 
 
-def _flip_axes(found: Fingerprint, grid: Grid, notes: Notes) -> tuple[int, ...] | None:
+def _flip_axes(found: Fingerprint, grid: Grid, light: bool, notes: Notes) -> tuple[int, ...] | None:
     """The network's axes that may be mirrored; None for all."""
     names = (*(found.labels.names[i] for i in found.labels.foreground), *found.labels.scored)
     told = sides(names)
-    if not told:
-        notes["augment.flip_axes"] = "all axes: no label is told from another by its side"
-        return None
     examples = "; ".join(told.values())
     if found.dimensions == 2 or found.cases[0].unit != "mm":
+        if not told:
+            notes["augment.flip_axes"] = "all axes: under a microscope there is no up, and no label names a side"
+            return None
         # In a picture, or under a microscope, nobody knows which way left and right lie.
         notes["augment.flip_axes"] = f"no axis: labels differ by side ({examples}), and which axis that is is not known"
         return ()
+    allowed = [axis for axis in range(3) if axis not in told]
+    if light:
+        allowed = [axis for axis in allowed if axis == LEFT_RIGHT]
+        notes["augment.flip_axes"] = (
+            "bodies are alike on both sides, and nobody is upside down: a short run does not learn what never happens"
+        )
+    else:
+        notes["augment.flip_axes"] = "all axes, as in nnU-Net"
+    if told:
+        notes["augment.flip_axes"] += f"; labels differ by side ({examples}): no mirroring that would exchange them"
+    if not light and not told:
+        return None
     kept = [axis for axis in range(3) if axis != grid.slice_axis]
-    notes["augment.flip_axes"] = f"labels differ by side ({examples}): no mirroring along the axes that exchange them"
-    return tuple(index for index, axis in enumerate(kept) if axis not in told)
+    return tuple(index for index, axis in enumerate(kept) if axis in allowed)
 
 
 def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
