@@ -9,18 +9,22 @@ slower or larger than was counted, the network is planned once more. The rules' 
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from medunet.config import Config, TrainingSettings, annotated_yaml
-from medunet.data.catalogue import DataSet, check_pairs, read_data_set, with_labels
+from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, with_labels
 from medunet.data.fingerprint import Fingerprint, choose_cases, take_fingerprint
 from medunet.data.instances import InstanceSettings
-from medunet.data.labels import LabelTable
+from medunet.data.labels import IGNORE, LabelTable
+from medunet.data.prepare import Preparation, held_out_mask, prepare_cases
+from medunet.data.splits import Fold
 from medunet.devices import free_memory
 from medunet.errors import ConfigError, DataError, is_out_of_memory
 from medunet.files import check_free, write_text
@@ -117,12 +121,41 @@ def plan_data_set(
         budget,
         lambda config, grid: try_plan(config, config.instances.learned(labels), grid, device),
     )
+    if len(data.labelled) == 1:
+        planned = _with_part(planned, data.labelled[0], labels, axes)
     paths = replace(planned.config.data, path=str(data.folder), axes=axes)
     return replace(
         planned,
         config=replace(planned.config, data=paths),
         header=(_title(data, found, budget), *_measurements(planned, budget), *_notes_of_warning(found)),
     )
+
+
+def _with_part(planned: Planned, case: Case, labels: LabelTable, axes: str | None) -> Planned:
+    """Of a single scan the part is held out that shares most classes with the rest, from the end in a tie.
+
+    A score of a part without the structure that is looked for says nothing.
+    """
+    config = planned.config
+    instances = config.instances if labels.kind == "instances" else None
+    how = Preparation(config.preprocess, labels, axes, Path(), sys.maxsize, instances=instances)
+    (prepared,) = prepare_cases([case], how)
+    label, classes = prepared.label[0], how.learned.classes
+    if max(label.shape) < config.data.folds:
+        return planned  # it cannot be parted, which training says
+    shared = []
+    for number in range(config.data.folds):
+        held = held_out_mask(label.shape, Fold(number, config.data.folds))
+        inside, outside = (
+            np.bincount(part, minlength=IGNORE + 1)[:classes] > 0 for part in (label[held], label[~held])
+        )
+        shared.append(int(np.count_nonzero(inside & outside)))
+    best = int(np.argmax(shared))
+    notes = planned.notes | {
+        "data.fold": f"part {best}, counted from the end: it and the rest both hold {shared[best]} of {classes} "
+        f"classes, as many as any (others {min(shared)} or more)"
+    }
+    return replace(planned, config=replace(config, data=replace(config.data, fold=best)), notes=notes)
 
 
 def with_instances(planned: Planned, instances: InstanceSettings, data: DataSet) -> Planned:

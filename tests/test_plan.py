@@ -365,3 +365,10 @@ def test_a_short_run_mirrors_bodies_left_to_right_alone() -> None:
     sided = {"background": 0, "kidney_left": 1, "kidney_right": 2}
     assert planned(fingerprint(slices[0], labels=sided)).augment.flip_axes == ()
     assert planned(pictures_of_cells(4, 5, 6)).augment.flip_axes is None
+
+
+def test_labels_of_directions_are_neither_mirrored_nor_turned_far() -> None:
+    names = {"membrane_45deg": 0, "membrane_135deg": 1, "cell": 2}
+    result = plan(fingerprint(facts((512, 512), (1, 1), unit="pixel"), labels=names), (), budget())
+    assert result.config.augment.flip_axes == () and result.config.augment.rotation.high == 10
+    assert "membrane_45deg and membrane_135deg" in result.notes["augment.flip_axes"]

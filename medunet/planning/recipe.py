@@ -29,11 +29,12 @@ from medunet.planning.rules import (
     OUTLIER,
     PARTLY,
     RARE,
+    SLIGHT_ROTATION,
     SPECK,
     STAIN_CONTRAST,
     STAIN_GAMMA,
 )
-from medunet.planning.sides import sides
+from medunet.planning.sides import directions, sides
 from medunet.planning.words import share, some
 
 
@@ -150,13 +151,21 @@ def plan_augment(found: Fingerprint, grid: Grid, steps: float, notes: Notes) -> 
             f"{max(grid.spacing) / min(grid.spacing):.2g} times as coarse as the finest (above {COARSE:g}): "
             "thick slices are rotated and scaled in their own plane only"
         )
+    told = directions(_names(found))
+    if told:
+        notes["augment.flip_axes"] = f"no axis: labels differ by direction ({told}), which mirroring changes"
+        notes["augment.rotation"] = "slight: labels differ by direction, which rotation changes"
+        return replace(settings, flip_axes=(), rotation=SLIGHT_ROTATION, coarse_axis=coarse)
     return replace(settings, flip_axes=_flip_axes(found, grid, light, notes), coarse_axis=coarse)
+
+
+def _names(found: Fingerprint) -> tuple[str, ...]:
+    return (*(found.labels.names[i] for i in found.labels.foreground), *found.labels.scored)
 
 
 def _flip_axes(found: Fingerprint, grid: Grid, light: bool, notes: Notes) -> tuple[int, ...] | None:
     """The network's axes that may be mirrored; None for all."""
-    names = (*(found.labels.names[i] for i in found.labels.foreground), *found.labels.scored)
-    told = sides(names)
+    told = sides(_names(found))
     examples = "; ".join(told.values())
     if found.dimensions == 2 or found.cases[0].unit != "mm":
         if not told:

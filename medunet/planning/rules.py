@@ -88,6 +88,11 @@ LIGHT_AUGMENTATION = AugmentSettings(
     gamma_inverted=_NEVER,
 )
 """For runs of an hour or so on a CPU; the measured alternative to the defaults, which are nnU-Net's."""
+SLIGHT_ROTATION = Chance(0.5, -10, 10)
+"""Of labels that are told apart by their direction.
+
+Measured on VNC ssTEM: with mirroring and 28 degrees the membranes of 45 and 135 degrees came to Dice 0.02 and 0.06.
+"""
 LEFT_RIGHT = 0
 """The axis along which bodies are mirrored in short runs; nnU-Net, with 250,000 steps, mirrors all.
 

@@ -1,4 +1,7 @@
-"""Labels that are told apart by their side: mirroring would exchange them (nnU-Net issues 1110, 2989)."""
+"""Labels that are told apart by their side or direction: mirroring or turning would exchange them.
+
+nnU-Net issues 1110 and 2989; membranes by their direction are labels of the VNC ssTEM set.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ _OPPOSITES = (
 
 _ALONE = frozenset({"left", "right"})
 """Words that say enough without their opposite: of a left kidney alone, the mirror image shows a right one."""
+
+_DEGREES = (("deg",), ("degree",), ("degrees",))
 
 
 def sides(names: tuple[str, ...]) -> dict[int, str]:
@@ -29,6 +34,25 @@ def sides(names: tuple[str, ...]) -> dict[int, str]:
             if example and axis not in found:
                 found[axis] = example
     return found
+
+
+def directions(names: tuple[str, ...]) -> str | None:
+    """An example of labels that differ by a direction in the plane: `membrane_45deg` and `membrane_135deg`.
+
+    Angles in degrees, or `horizontal` and `vertical`. None where there are none.
+    """
+    seen: dict[tuple[str, ...], str] = {}
+    for name in names:
+        words = _words(name.replace("°", "deg"))
+        without = tuple(
+            "" if word in ("horizontal", "vertical") or words[place + 1 : place + 2] in _DEGREES else word
+            for place, word in enumerate(words)
+        )
+        if without != words:
+            if without in seen:
+                return f"{seen[without]} and {name}"
+            seen[without] = name
+    return None
 
 
 def _words(name: str) -> tuple[str, ...]:

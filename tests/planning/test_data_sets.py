@@ -106,3 +106,13 @@ def test_a_large_data_set_is_measured_in_part_and_says_which(tmp_path: Path, mon
     assert read == ["c0", "c3", "c6"]
     assert "Measured on 3 evenly spaced cases, from c0 to c6" in result.header[0]
     assert result.config.data.folds == 5
+
+
+def test_of_a_single_scan_a_part_is_held_out_that_holds_what_the_rest_does(tmp_path: Path) -> None:
+    label = cube(1, (12, 40, 12))  # along the second axis, ten parts of four voxels; the cube lies in 4 to 8
+    label[2:10, 6:22, 2:10] = 1
+    label[5, 9:20, 5] = 2
+    result = planned(make(tmp_path, [label]))
+    parts = [np.unique(label[:, 40 - 8 * (n + 1) : 40 - 8 * n]).size for n in range(5)]
+    assert parts[0] == 1 and result.config.data.fold == parts.index(3) == 2
+    assert "part 2, counted from the end: it and the rest both hold 3 of 3 classes" in result.notes["data.fold"]

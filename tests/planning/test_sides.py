@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medunet.planning.sides import sides
+from medunet.planning.sides import directions, sides
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,19 @@ def test_pairs(names: tuple[str, ...], axes: set[int]) -> None:
 
 def test_the_pair_is_named() -> None:
     assert sides(("liver", "kidney_right", "kidney_left")) == {0: "kidney_left and kidney_right"}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("membrane_0deg", "glia", "membrane_135deg"), "membrane_0deg and membrane_135deg"),
+        (("edge 45°", "edge 90°"), "edge 45° and edge 90°"),
+        (("wall horizontal", "wall vertical"), "wall horizontal and wall vertical"),
+        (("layer_1", "layer_2"), None),
+        (("membrane_45deg", "axon_90deg"), None),
+        (("degree", "45"), None),
+        ((), None),
+    ],
+)
+def test_directions(names: tuple[str, ...], told: str | None) -> None:
+    assert directions(names) == told
