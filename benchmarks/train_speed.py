@@ -7,7 +7,7 @@ Every engine has a process of its own, which is warmed up by two steps; then the
 so that only one computes at any moment. Run it alone on the machine; `compare_predictors.py` says how ENV is made.
 
     medunet, medunet-bf16   `train_step` as `medunet train` calls it: padded U-Net, batch norm, Dice and cross-entropy,
-                            AdamW, gradient clipping, averaged weights
+                            Muon, gradient clipping, averaged weights
     nnunet                  what nnUNetTrainer.train_step does on a CPU: PlainConvUNet, instance norm, deep supervision,
                             Dice and cross-entropy, SGD with Nesterov momentum, gradient clipping, float32
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.formats import case_stem, read_volume
+from medunet.data.formats import case_stem
 from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
-from medunet.data.membranes import border_index, cell_probability
+from medunet.data.membranes import best_probability, border_index, cell_probability
 from medunet.data.pairs import (
     Pair,
     Source,
@@ -25,7 +25,6 @@ from medunet.data.pairs import (
     label_folder,
     labels_beside,
     pair_by_stem,
-    probabilities_path,
     require_same_grid,
     volume_of,
     with_voxel_size,
@@ -360,7 +359,7 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
     unknown = None if ignore is None else true == ignore
     objects = boundaries = None
     if how.boundaries:
-        probability = _cell_probability(pair, labels, prediction)
+        probability = best_probability(pair, labels, prediction)
         boundaries = score_boundaries(probability, true == 1 - border_index(labels), unknown)
     if labels.kind == "instances" and how.instances is not False:
         # Values are whole numbers from 0 on, or `_indices` would have refused them.
@@ -376,16 +375,6 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
         boundaries=boundaries,
     )
     return case, grid.unit
-
-
-def _cell_probability(pair: Pair, labels: LabelTable, prediction: Volume) -> NDArray[Any]:
-    """Of the probabilities beside a label map, as `predict --probabilities` writes them; else of the map itself."""
-    beside = None if isinstance(pair.prediction, Volume) else probabilities_path(Path(pair.prediction))
-    if beside is None or not beside.is_file():
-        return cell_probability(prediction, labels, _where(pair.prediction, prediction))
-    volume = read_volume(beside, axes=pair.axes)
-    require_same_grid(pair.case, volume, prediction)
-    return cell_probability(volume, labels, str(beside))
 
 
 def _true_indices(pair: Pair, labels: LabelTable, reference: Volume) -> NDArray[np.uint8]:

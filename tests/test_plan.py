@@ -345,7 +345,7 @@ def test_half_of_the_smallest_object_is_a_speck() -> None:
     fine = replace(found.cases[0], spacing=(0.5, 0.5), objects=sizes)
     result = plan(replace(found, cases=(fine, *found.cases[1:])), (), budget())
     assert result.config.preprocess.spacing == (1, 1) and result.config.instances.min_size == 2.5
-    assert "half" in result.notes["instances.min_size"] or "50 %" in result.notes["instances.min_size"]
+    assert "50 % of the smallest object's 5 voxels" in result.notes["instances.min_size"]
     assert plan(fingerprint(facts((40, 25), (1, 1))), (), budget()).config.instances.min_size == 0
 
 

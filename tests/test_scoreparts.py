@@ -295,3 +295,16 @@ def test_probabilities_beside_a_label_map_decide_its_boundaries(tmp_path: Path) 
     write_volume(Volume(both[:, :20], unit="pixel"), tmp_path / "found" / "s_probabilities.tif", overwrite=True)
     with pytest.raises(DataError, match="s: "):
         evaluate_folders(tmp_path / "found", tmp_path / "data" / "labels", settings)
+
+
+def test_probabilities_of_another_prediction_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """Predicted anew without --probabilities, a label map lies beside those of the model before."""
+    truth = np.ones((24, 24), np.uint8)
+    truth[12] = 0
+    save(tmp_path / "data" / "labels", s=truth)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"labels": {"membrane": 0, "cell": 1}}))
+    save(tmp_path / "found", s=truth)
+    old = np.where(np.roll(truth, 3, axis=0), 0.9, 0.1).astype(np.float32)
+    write_volume(Volume(np.stack([1 - old, old]), unit="pixel"), tmp_path / "found" / "s_probabilities.tif")
+    with pytest.raises(DataError, match=r"s_probabilities.tif: 8.33 % of its pixels disagree with s.png"):
+        evaluate_folders(tmp_path / "found", tmp_path / "data" / "labels", EvaluateSettings(boundaries=True))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.formats import read_volume
 from medunet.data.labels import LabelTable
+from medunet.data.pairs import Pair, probabilities_path, require_same_grid
 from medunet.data.volume import Volume
 from medunet.errors import DataError
 
+FOREIGN = 0.01
+"""Share of pixels in which a label map and the probabilities beside it may disagree: post-processing changes some."""
 _BORDER_NAMES = ("membrane", "border", "boundary")
 
 
@@ -27,6 +32,34 @@ def border_index(labels: LabelTable) -> int:
         )
     named = (i for i, name in enumerate(labels.names) if any(word in name.lower() for word in _BORDER_NAMES))
     return next(named, 0)
+
+
+def best_probability(pair: Pair, labels: LabelTable, prediction: Volume) -> NDArray[Any]:
+    """`cell_probability` of what `predict --probabilities` wrote beside a pair's label map or, without it, of the map.
+
+    Args:
+        prediction: the pair's, as it was read.
+
+    Raises:
+        DataError: see `cell_probability`; or the probabilities are of another prediction, as one that is made later
+            without them leaves the old ones there.
+    """
+    if isinstance(pair.prediction, Volume):
+        return cell_probability(prediction, labels, pair.prediction.name)
+    own, beside = Path(pair.prediction), probabilities_path(Path(pair.prediction))
+    found = cell_probability(prediction, labels, str(own))
+    if not beside.is_file():
+        return found
+    volume = read_volume(beside, axes=pair.axes)
+    require_same_grid(pair.case, volume, prediction)
+    probability = cell_probability(volume, labels, str(beside))
+    other = np.mean((probability > 0.5) != (found > 0.5))
+    if other > FOREIGN:
+        raise DataError(
+            f"{beside}: {100 * other:.3g} % of its pixels disagree with {own.name} beside it, so they are of another "
+            "prediction\npredict both again with --probabilities, or remove the old probabilities"
+        )
+    return probability
 
 
 def cell_probability(volume: Volume, labels: LabelTable, where: str) -> NDArray[Any]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from medunet.errors import ConfigError
 
 LEVELS_BYTES, DISTANCE_BYTES = 96, 128
-"""Memory that cutting a component takes for each voxel of its box, by `cut_by_levels` and `cut_by_distance`; measured
-were up to 89 and 117 bytes where the component fills its box."""
+"""Memory that cutting a component takes for each voxel of its box, by `cut_by_levels` or `cut_by_depth`, and by
+`cut_by_distance`; measured were up to 89, 82 and 117 bytes where the component fills its box."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def cut_by_depth(mask: NDArray[np.bool_], elevation: NDArray[Any], depth: float)
     """
     from skimage.morphology import local_minima, reconstruction
 
+    # As `skimage.morphology.h_minima`, which parts at ridges of exactly h as well.
     above = float(elevation[mask].max()) + 2 * depth
     height = np.where(mask, elevation, above)
     filled = reconstruction(np.minimum(height + depth, above), height, "erosion", np.ones((3,) * mask.ndim))

@@ -68,9 +68,10 @@ class Muon(torch.optim.Optimizer):
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         states = [self.state[weight] for weight in weights]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
+        fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)  # elsewhere there are no such kernels
         adamw(
             list(weights), gradients, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
-            [s["step"] for s in states], fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
+            [s["step"] for s in states], fused=fused, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
             lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
         )  # fmt: skip
 
