@@ -20,7 +20,8 @@ from torch import nn
 from medunet.config import Config
 from medunet.data.augment import Augmentation
 from medunet.data.cache import find_cache
-from medunet.data.patches import EpochSampler, PatchBatch, PatchDataset, PreparedCase, make_loader
+from medunet.data.loader import EpochSampler, make_loader
+from medunet.data.patches import PatchBatch, PatchDataset, PreparedCase
 from medunet.data.prepare import Preparation, annotated_cases, prepare_cases, split_inside, teaching_notes
 from medunet.data.weightmap import class_balance
 from medunet.devices import autocast_type, free_memory, loader_workers

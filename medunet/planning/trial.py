@@ -13,7 +13,8 @@ import torch
 from medunet.config import Config, TrainingSettings
 from medunet.data.augment import Augmentation
 from medunet.data.labels import LabelTable, table_from_values
-from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground, make_loader
+from medunet.data.loader import make_loader
+from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground
 from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
 from medunet.learning.losses import make_loss
