@@ -366,11 +366,13 @@ def convert(
     Colour masks:   medunet convert CAMVID -o DATASET --colours Labels.txt --ignore Unlabelled
     One folder:     medunet convert CELLS -o DATASET        cell.tif with cell_mask.tif; shows the pairs
     Objects:        medunet convert NUCLEI -o DATASET --instances
+    Structures:     medunet convert SCANS -o DATASET        labels/CASE/liver.nii.gz, …; they may overlap
     And back:       medunet convert DATASET -o COLOURS --to-colours
 
     Recognised are images/ with masks/ (and similar names), images and masks in one folder (*_mask, *_seg, *_label,
-    *_gt, mask_*, …), the Cell Tracking Challenge (01/ with 01_GT/SEG/) and the Data Science Bowl (one folder per
-    image, one mask per nucleus). Masks may be RGB, palette, black and white (0 and 255) or label values.
+    *_gt, mask_*, …), the Cell Tracking Challenge (01/ with 01_GT/SEG/), the Data Science Bowl (one folder per image,
+    one mask per nucleus), and one binary mask per structure: labels/CASE/liver.nii.gz, CASE/segmentations/liver.nii.gz,
+    or a channel each. Masks may be RGB, palette, black and white (0 and 255) or label values.
     A colour TABLE has lines `R G B name` or `name R G B`, or is JSON: {"name": [R, G, B]}. Images are taken byte by
     byte; a colour that means nothing is refused with its count, and then nothing is written.
     """

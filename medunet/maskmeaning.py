@@ -142,6 +142,14 @@ def masks_of(case: FoundCase, layout: Layout, request: ConvertRequest) -> Sequen
 
 def _structures(layout: Layout, request: ConvertRequest) -> Meaning:
     """A label value for each combination of structures."""
+    said = {"--colours": request.colours, "--tolerance": request.tolerance, "--ignore": request.ignore,
+            "--foreground": request.foreground}  # fmt: skip
+    given = [option for option, value in said.items() if value]
+    if given:
+        raise ConfigError(
+            f"{request.source}: {', '.join(given)}: not for masks of one structure each, which are named by their files"
+            f"\nfound were {layout.form}; leave it out, or say which files are masks with --masks"
+        )
     census = StructureCensus()
     for case in progress(layout.cases):
         census.add(masks_of(case, layout, request), request.source)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medunet.data.catalogue import group_cases, scan_files
-from medunet.data.formats import case_stem
+from medunet.data.formats import case_stem, is_readable
 from medunet.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, FoundCase, Layout
 from medunet.errors import DataError
 
@@ -34,15 +34,21 @@ def find_structures(source: Path, masks: str | None = None) -> Layout | None:
     """
     if not source.is_dir():
         return None
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name[0] != "."]
+    folders = _folders(source)
     return _beside(folders, masks) or _in_case_folders(folders, masks)
+
+
+def _folders(place: Path) -> list[Path]:
+    return [path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] != "."]
 
 
 def _beside(folders: Sequence[Path], masks: str | None) -> Layout | None:
     wanted = {masks.strip("/").lower()} if masks else {*MASK_FOLDERS, "labelstr"}
     for images in (path for path in folders if path.name.lower() in (*IMAGE_FOLDERS, "imagestr")):
         for place in (path for path in folders if path.name.lower() in wanted and path != images):
-            own = {path.name: path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] != "."}
+            own = {path.name: path for path in _folders(place) if not is_readable(path)}  # no DICOM series
+            if not own:
+                continue
             cases = group_cases(scan_files(images), own)
             found = [FoundCase(case.name, case.images, _masks(case.label)) for case in cases if case.label]
             if found:
@@ -60,7 +66,7 @@ def _in_case_folders(folders: Sequence[Path], masks: str | None) -> Layout | Non
     for folder in folders:
         if folder.name.lower() in (*IMAGE_FOLDERS, *MASK_FOLDERS):
             continue
-        inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in wanted]
+        inner = [path for path in _folders(folder) if path.name.lower() in wanted]
         scans = scan_files(folder)
         if len(inner) == 1 and scans:
             cases.append(FoundCase(folder.name, (_only(scans, folder),), _masks(inner[0])))

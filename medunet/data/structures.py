@@ -110,7 +110,7 @@ def inside_of(mask: Mask) -> NDArray[np.bool_]:
     if mask.lossy:
         raise DataError(f"{mask.path}: JPEG changes the values of masks; make the mask again as PNG or TIFF")
     values = grey_of(mask)
-    white = values.max()
+    white = float(values.max())
     inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
     strange = values[(values != 0) & ~inside]
     if strange.size:
