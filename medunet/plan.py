@@ -107,7 +107,8 @@ def plan_data_set(
     """
     if not data.labelled:
         raise DataError(
-            f"{data.folder}: no case has a label file of the same name in the labels folder; nothing to learn from"
+            f"{data.folder}: no case has a label file of the same name in the labels folder; nothing to learn from\n"
+            f"a folder of masks for each case becomes a label map with: medunet convert {data.folder} -o NEW_FOLDER"
         )
     check_pairs(data.labelled, axes)
     labels = with_labels(data, data.labelled, axes)

@@ -8,9 +8,8 @@ import json
 import platform
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,13 +24,15 @@ from medunet import __version__
 from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, by_model_channels, load_image
-from medunet.data.formats import default_suffix, write_volume
+from medunet.data.formats import default_suffix
 from medunet.data.pairs import probabilities_path
 from medunet.data.postprocess import PostStep, postprocess
+from medunet.data.regionmasks import mask_path, mask_values, region_mask
+from medunet.data.resultfiles import Result, write_together
 from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.devices import find_device
-from medunet.errors import ConfigError, MedunetError, OutputError, is_out_of_memory
+from medunet.errors import ConfigError, MedunetError, is_out_of_memory
 from medunet.files import check_free, write_text
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Progress
@@ -195,8 +196,9 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         replace(case, channels=request.channels, frame=request.frame)
         for case in as_cases(files, models[0].card.network.in_channels)
     ]
-    targets = plan_outputs(cases, request)
     segmenter = Segmenter(models, settings)
+    masks = _region_values(segmenter, model_source) if request.region_masks else {}
+    targets = plan_outputs(cases, request, tuple(masks))
     if request.verify:
         require_verifiable(segmenter)
     relief = relief_of(models, request.objects) if request.objects else None
@@ -220,6 +222,21 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         }
         write_text(request.record, json.dumps(content, indent=2), overwrite=request.overwrite)
     return summary
+
+
+def _region_values(segmenter: Segmenter, model_source: str) -> dict[str, tuple[int, ...]]:
+    """See `mask_values`.
+
+    Raises:
+        ConfigError: the models' label maps have no regions.
+    """
+    labels = segmenter.written
+    if not labels.regions:
+        raise ConfigError(
+            f"{model_source}: --region-masks writes a mask for each region, but this model learned no regions: its "
+            f'labels are {labels.describe()}\nleave it out, or train on a data set whose dataset.json has "regions"'
+        )
+    return mask_values(labels)
 
 
 class _Stopwatch:
@@ -256,12 +273,14 @@ class _Job:
     checksums: dict[str, str] | None = None
     changed: dict[str, int] = field(default_factory=dict)
     count: int | None = None
+    masks: list[Path] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         return {
             "case": self.case.name,
             "inputs": [str(path) for path in self.case.images],
             "output": str(self.target),
+            "region_masks": [str(path) for path in self.masks],
             "shape": list(self.volume.shape),
             "network_shape": list(self.scan.shape),
             "plan": self.plan.record(),
@@ -386,11 +405,17 @@ class _Work:
     def _write(self, job: _Job) -> _Job:
         request, canvas, objects, table = self._request, job.canvas, job.objects, self._segmenter.card.labels
         assert canvas is not None, "segmented before it is written"
-        results = {job.target: canvas.labels if objects is None else objects.ids}
+        labels = canvas.labels
+        results: dict[Path, Result] = {job.target: lambda: labels if objects is None else objects.ids}
         if canvas.probabilities is not None:
-            results[probabilities_path(job.target)] = canvas.probabilities
+            scores = canvas.probabilities
+            results[probabilities_path(job.target)] = lambda: scores
+        for name, values in mask_values(self._segmenter.written).items() if request.region_masks else ():
+            path = mask_path(job.target, name)
+            results[path] = functools.partial(region_mask, labels, values, self._scratch)
+            job.masks.append(path)
         with job.watch.stage("write"):
-            _write_all(job.volume, results, request.overwrite)
+            write_together(job.volume, results, request.overwrite)
             if objects is not None:
                 ids, names = job.volume.with_array(objects.ids), self._segmenter.card.channels
                 request.object_files.write(job.target, ids, job.volume, names, request.overwrite)
@@ -407,33 +432,11 @@ class _Work:
             job.count = objects.count
             dropped = f" ({objects.dropped} left out)" if objects.dropped else ""
             how = f"{objects.count} object{'' if objects.count == 1 else 's'}{dropped}, {how}"
+        if job.masks:
+            how = f"with masks of {len(job.masks)} region{'' if len(job.masks) == 1 else 's'}, {how}"
         job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
         job.canvas = job.objects = None
         return job
-
-
-def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bool) -> None:
-    """All files of a scan or none: labels without the probabilities that were asked for would be half a result.
-
-    Several are written into a hidden folder beside their places and moved there once all are whole, so that what they
-    replace is not lost either.
-    """
-    if len(results) == 1:
-        ((path, array),) = results.items()
-        write_volume(like.with_array(array), path, overwrite=overwrite, labels=True)
-        return
-    for path in results:
-        check_free(path, overwrite)
-    place = next(iter(results)).parent
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
-            for path, array in results.items():
-                write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
-            for file in sorted(Path(staging).iterdir()):
-                file.replace(place / file.name)
-    except OutputError as error:
-        raise OutputError(str(error).replace(staging, str(place))) from error
 
 
 def _both(canvas: Canvas, terrain: Terrain) -> Sink:

@@ -406,8 +406,8 @@ def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.
     if label.channels != 1:
         raise DataError(
             f"{case.label}: a label map needs one channel, found {label.channels}\n"
-            f"colour-coded masks become label maps with: medunet convert {case.label.parent.parent} -o NEW_FOLDER "
-            "--colours TABLE"
+            "masks in colours, or with a channel for each structure, become label maps with: medunet convert "
+            f"{case.label.parent.parent} -o NEW_FOLDER (--colours TABLE)"
         )
     _require_same_grid(case.name, image, label, "label")
     return label.array

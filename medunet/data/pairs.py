@@ -84,7 +84,7 @@ def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[
     pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
     missing = [] if predictions.is_file() else sorted(set(true) - set(predicted))
     extra = [] if references.is_file() else sorted(set(predicted) - set(true))
-    notes = (f"Not scored, for want of a reference: {', '.join(extra)}.",) if extra else ()
+    notes = (f"Not scored, for want of a reference: {_few(extra)} ({len(extra)}).",) if extra else ()
     return pairs, missing, notes
 
 

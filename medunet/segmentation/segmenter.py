@@ -85,7 +85,7 @@ class Segmenter:
 
     @property
     def decision(self) -> Decision:
-        """What scores come to: the largest class, or regions painted one over the other."""
+        """What scores come to: the largest class, or what regions make of it, see `data/decision.py`."""
         return decision_of(self.card.labels)
 
     def decided(self, logits: torch.Tensor) -> torch.Tensor:
