@@ -176,7 +176,8 @@ def test_object_ids_of_a_single_scan_are_all_scored(tmp_path: Path) -> None:
 def test_widened_tables_find_a_free_value() -> None:
     assert widened(table_from_names({"background": 0, "a": 1, "b": 3}, None)).ignore == 2
     assert widened(table_from_names({"background": 0, "a": 1}, 9)).ignore == 9
-    assert widened(table_from_names({"background": 0, "a": 1}, None, "instances")).kind == "classes"
+    of_ids = widened(table_from_names({"background": 0, "a": 1}, 7, "instances"))
+    assert of_ids.kind == "instances" and of_ids.ignore == 2**32  # no id of 32 bits
 
 
 def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memory_and_mapped(

@@ -12,6 +12,7 @@ import medunet
 from medunet.cli import run
 from medunet.config import load_config
 from medunet.data.volume import Volume
+from medunet.metrics.objects import count_objects
 from medunet.model import load_model
 from tests.flows.made import make_set
 
@@ -101,7 +102,17 @@ def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postproce
 def test_one_image_is_split_inside(tmp_path: Path) -> None:
     data, out = make_cells(tmp_path / "data", cases=1), tmp_path / "run"
     assert train(data, out, "--set", "instances.target=border", "--set", "weight_map.kind=unet2015") == 0
-    assert list(json.loads((out / "validation" / "scores.json").read_text())["labels"]) == ["cell"]
+    scores = json.loads((out / "validation" / "scores.json").read_text())
+    assert list(scores["labels"]) == ["cell"]
+    # Objects are those of the held-out part, the last fifth of the rows, but for the strip without annotation.
+    ids, true = (
+        medunet.read_volume(path).array[0, -10:, 2:].astype(int)
+        for path in (out / "validation" / "objects" / "c0.tif", data / "labels" / "c0.tif")
+    )
+    counts, pooled = count_objects(ids, true), scores["summary"]["objects"]["pooled"]
+    assert counts.reference > 0 and pooled["reference"] == counts.reference
+    assert pooled["seg"] == pytest.approx(counts.seg)
+    assert pooled["merged"] == counts.merged and pooled["missed"] == counts.missed
 
 
 @pytest.mark.parametrize(
