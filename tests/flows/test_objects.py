@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import medunet
 from medunet.cli import run
@@ -67,6 +69,15 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     assert scores["summary"]["mean"]["dice"] > 0.5, "a network that saw bright discs finds some"
     mask = medunet.read_volume(next((out / "validation").glob("*.tif"))).array
     assert set(np.unique(mask)) <= {0, 1}
+    shown = EventAccumulator(str(out / "tensorboard"))
+    shown.Reload()
+    pooled = scores["summary"]["objects"]["pooled"]
+    for tag, key in {"SEG": "seg", "AP50": "ap50", "mAP": "mean_ap", "PQ": "pq"}.items():
+        (event,) = shown.Scalars(f"final objects/{tag}")
+        assert (event.step, event.value) == (25, pytest.approx(pooled[key]))
+    data_of = shown.PluginTagToContent("hparams")[metadata.EXPERIMENT_TAG]
+    columns = [info.name.tag for info in metadata.parse_experiment_plugin_data(data_of).metric_infos]
+    assert {"final/Dice", "final objects/SEG", "final objects/PQ"} <= set(columns)
 
 
 def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
