@@ -27,6 +27,7 @@ from medunet.data.pairs import (
     pair_by_stem,
     require_same_grid,
     volume_of,
+    voxel_size_beside,
     with_voxel_size,
 )
 from medunet.data.volume import Volume
@@ -137,7 +138,8 @@ def evaluate_folders(
     beside = folder if folder.is_dir() else folder.parent
     labels, annotation = settings.labels or labels_beside(beside), annotation_beside(beside)
     pairs, missing, notes = pair_by_stem(predictions, folder)
-    pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case)) for pair in pairs]
+    size = voxel_size_beside(beside)
+    pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case), size=size) for pair in pairs]
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
     failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
@@ -265,7 +267,7 @@ def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> byt
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
     reference, prediction = volume_of(pair.reference, pair.axes), volume_of(pair.prediction, pair.axes)
-    grid = with_voxel_size(reference, prediction)
+    grid = with_voxel_size(pair, reference, prediction)
     overlay = Overlay(
         names=table.scored,
         spacing=grid.spacing,
@@ -348,7 +350,7 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
     """The scores of one pair, and the unit of their distances."""
     prediction, reference = volume_of(pair.prediction, pair.axes), volume_of(pair.reference, pair.axes)
     require_same_grid(pair.case, prediction, reference)
-    grid = with_voxel_size(reference, prediction)
+    grid = with_voxel_size(pair, reference, prediction)
     tolerance = how.tolerance
     if tolerance is None:
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)

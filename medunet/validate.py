@@ -285,7 +285,8 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
         truth = load_label(case, held.labels, volume, held.axes)
         truth[fold_of_voxels(scan.undo, held.inside.count) != held.inside.number] = IGNORE
         reference = volume.with_array(_values(truth, widened(held.labels)))
-    return Pair(case.name, target, reference, case.images[0], held.axes, EVERYTHING if held.inside else case.annotation)
+    annotation = EVERYTHING if held.inside else case.annotation
+    return Pair(case.name, target, reference, case.images[0], held.axes, annotation, case.size)
 
 
 def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:

@@ -29,7 +29,8 @@ from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, re
 from medunet.data.labels import LabelTable, table_from_names, table_from_values, with_regions
 from medunet.data.regions import split_declaration
 from medunet.data.scratch import Scratch
-from medunet.data.volume import Volume
+from medunet.data.volume import Grid, Volume
+from medunet.data.voxelsize import Scan, VoxelSize, declared_size
 from medunet.errors import DataError
 from medunet.geometry.grids import grid_distance
 
@@ -48,6 +49,7 @@ class Case:
         annotation: what of the label file was annotated; the rest is IGNORE.
         channels: which channels are taken, in this order; empty takes all.
         frame: which time point is read, counted from 1.
+        size: the voxel size that its images have where they state none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Case:
     annotation: Annotation = EVERYTHING
     channels: tuple[Channel, ...] = ()
     frame: int | None = None
+    size: VoxelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class DataSet:
     Attributes:
         channels: one name per channel; empty names mean that nothing was declared.
         labels: the label table, None where nothing was declared and nothing was looked at yet.
-        annotation: what `dataset.json` declares of it; the cases know it already.
+        annotation, size: what `dataset.json` declares of them; the cases know it already.
     """
 
     folder: Path
@@ -74,6 +77,7 @@ class DataSet:
     channels: tuple[str, ...]
     labels: LabelTable | None
     annotation: AnnotationSettings = NOTHING_SAID
+    size: VoxelSize | None = None
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -114,13 +118,15 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
     wanted = tuple(
         known.get(channel.casefold(), channel) if isinstance(channel, str) else channel for channel in channels
     )
+    size = declared_size(declared, str(folder / "dataset.json"))
     found = DataSet(
         folder=folder,
         name=str(declared.get("name") or folder.resolve().name),
-        cases=tuple(replace(case, channels=wanted) for case in cases),
+        cases=tuple(replace(case, channels=wanted, size=size) for case in cases),
         channels=chosen_names(wanted, names) if wanted else names,
         labels=_label_table(declared, folder / "dataset.json"),
         annotation=declared_annotation(declared, str(folder / "dataset.json")),
+        size=size,
     )
     return annotated(found, NOTHING_SAID)
 
@@ -237,6 +243,15 @@ def declared_annotations(path: Path) -> AnnotationSettings:
     return declared_annotation(_read_declaration(path), str(path))
 
 
+def declared_voxel_size(path: Path) -> VoxelSize | None:
+    """The voxel size that a `dataset.json` declares for files that state none; None where it is missing.
+
+    Raises:
+        DataError: the file is no JSON object, or what it says cannot be used.
+    """
+    return declared_size(_read_declaration(path), str(path))
+
+
 def _read_declaration(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
@@ -344,7 +359,7 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
     paths = case.images
     if len(paths) > 1 and case.channels:
         paths = tuple(paths[n] for n in channel_indices(case.channels, (), len(paths), case.name))
-    volumes = [read_volume(path, axes=axes, frame=case.frame, scratch=scratch) for path in paths]
+    volumes = [_sized(read_volume(path, axes=axes, frame=case.frame, scratch=scratch), case) for path in paths]
     first = volumes[0]
     for other in volumes[1:]:
         _require_same_grid(case.name, first, other, "channel")
@@ -356,6 +371,39 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
         chosen = channel_indices(case.channels, names, first.channels, case.name)
         arrays = [first.array[n : n + 1] for n in chosen]
     return first.with_array(np.concatenate(arrays) if scratch is None else _joined(arrays, scratch))
+
+
+def image_grid(case: Case, axes: str | None = None) -> Grid:
+    """What the header of a case's first image says, with the voxel size that `load_image` gives it.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    return _sized(read_grid(case.images[0], axes=axes, frame=case.frame), case)
+
+
+def _sized(scan: Scan, case: Case) -> Scan:
+    return scan if case.size is None else case.size.given_to(scan)
+
+
+def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
+    """What there is to say of images that state another voxel size than `dataset.json`; theirs is taken.
+
+    Raises:
+        DataError: a header cannot be read.
+    """
+    if data.size is None:
+        return []
+    grids = {case.name: read_grid(case.images[0], axes=axes) for case in data.cases}
+    other = [name for name, grid in grids.items() if data.size.contradicts(grid)]
+    if not other:
+        return []
+    first = grids[other[0]]
+    stated = "×".join(f"{length:.4g}" for length in first.spacing)
+    return [
+        f"NOTE: {len(other)} of {len(grids)} images state another voxel size than dataset.json ({data.size}): "
+        f"{other[0]} has {stated} {first.unit}; what the files state is taken"
+    ]
 
 
 def channel_count(case: Case, found: int) -> int:

@@ -12,12 +12,14 @@ from medunet.data.catalogue import (
     by_stem,
     declared_annotations,
     declared_labels,
+    declared_voxel_size,
     group_cases,
     scan_files,
 )
 from medunet.data.formats import case_stem, read_volume, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.volume import MILLIMETRES, Volume
+from medunet.data.voxelsize import VoxelSize
 from medunet.errors import DataError
 from medunet.geometry.grids import grid_distance
 
@@ -32,6 +34,7 @@ class Pair:
 
     Attributes:
         annotation: what of the reference was annotated; the rest is not scored.
+        size: the voxel size where neither file states one.
     """
 
     case: str
@@ -40,6 +43,7 @@ class Pair:
     image: Source | None = None
     axes: str | None = None
     annotation: Annotation = EVERYTHING
+    size: VoxelSize | None = None
 
 
 def label_folder(references: Path) -> Path:
@@ -59,6 +63,12 @@ def annotation_beside(folder: Path) -> AnnotationSettings:
     """What the same `dataset.json` says of how much was annotated."""
     declaration = _beside(folder)
     return AnnotationSettings() if declaration is None else declared_annotations(declaration)
+
+
+def voxel_size_beside(folder: Path) -> VoxelSize | None:
+    """The voxel size that the same `dataset.json` declares for files that state none."""
+    declaration = _beside(folder)
+    return None if declaration is None else declared_voxel_size(declaration)
 
 
 def _beside(folder: Path) -> Path | None:
@@ -115,9 +125,10 @@ def volume_of(source: Source, axes: str | None = None) -> Volume:
     return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
-def with_voxel_size(reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known; the reference where both are, or neither."""
-    return prediction if reference.unit == "pixel" else reference
+def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
+    """The side whose voxel size is known, the reference where both are; with the declared size where neither is."""
+    known = prediction if reference.unit == "pixel" else reference
+    return known if pair.size is None else pair.size.given_to(known)
 
 
 def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:

@@ -126,6 +126,13 @@ class Segmenter:
             raise ConfigError(f"{volume.name}: the models see this scan on different grids; they cannot be averaged")
         return Scan(tuple(found), found[0].undo)
 
+    def sized(self, volume: Volume) -> Volume:
+        """The scan as it is or, where it states no voxel size, with that of the scans that the first model learned
+        from, if that is known (`PreprocessSettings.fallback_spacing`)."""
+        size = self.card.preprocess.fallback
+        fits = size is not None and len(size.lengths) >= volume.dimensions
+        return size.given_to(volume) if size is not None and fits else volume
+
     def opened(self, image: Image) -> Scan:
         """A scan `(channel, *spatial)` that is preprocessed already."""
         shape = tuple(int(n) for n in image.shape[1:])
