@@ -26,6 +26,7 @@ from medunet.data.pairs import (
     labels_beside,
     pair_by_stem,
     require_same_grid,
+    stack_beside,
     volume_of,
     voxel_size_beside,
     with_voxel_size,
@@ -74,6 +75,8 @@ class EvaluateSettings:
         boundaries: compare maps of membranes as partitions into cells (ISBI 2012), and as masks besides; predictions
             may be probabilities of being inside a cell, and those that `predict --probabilities` wrote beside a label
             map are taken in its place.
+        stack: a folder of sections (PNG, JPEG, TIFF) is one three-dimensional label map; so it is where a
+            `dataset.json` beside the references says so.
     """
 
     labels: LabelTable | None = None
@@ -82,6 +85,7 @@ class EvaluateSettings:
     axes: str | None = None
     instances: bool | None = None
     boundaries: bool = False
+    stack: bool = False
 
     def __post_init__(self) -> None:
         if self.instances and self.boundaries:
@@ -127,6 +131,7 @@ def evaluate_folders(
     References without a prediction are named in `Evaluation.failed`; predictions without a reference in a note.
 
     Args:
+        predictions: label files; with `EvaluateSettings.stack` also folders of sections, likewise of references.
         references: a folder of label files, or a data set with `labels/` or `labelsTr/`; its images, where it has
             any, are shown in the report's pictures.
 
@@ -137,7 +142,8 @@ def evaluate_folders(
     folder = label_folder(references)
     beside = folder if folder.is_dir() else folder.parent
     labels, annotation = settings.labels or labels_beside(beside), annotation_beside(beside)
-    pairs, missing, notes = pair_by_stem(predictions, folder)
+    stack = settings.stack or stack_beside(beside)
+    pairs, missing, notes = pair_by_stem(predictions, folder, stack, settings.axes)
     size = voxel_size_beside(beside)
     pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case), size=size) for pair in pairs]
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)

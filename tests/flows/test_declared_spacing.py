@@ -73,6 +73,15 @@ def test_declared_pictures_are_learned_and_measured_in_micrometres(
         run(["predict", str(out), str(tmp_path / "coarse.tif"), "-o", str(tmp_path / "c.tif"), "--device", "cpu"]) == 0
     )
     assert "states no voxel size" not in capsys.readouterr().err
+    # A stack of such pictures is seen slice by slice, whatever its sections' distance.
+    for z in range(2):
+        medunet.write_volume(picture, tmp_path / "stack" / f"z{z}.png")
+    out_stack = tmp_path / "stack.tif"
+    assert run(["predict", str(out), str(tmp_path / "stack"), "-o", str(out_stack), "--stack", "--device", "cpu"]) == 0
+    found_in_stack, in_picture = medunet.read_volume(out_stack), medunet.segment_volume(picture, load_model(out))
+    assert found_in_stack.unit == "pixel"
+    for z in range(2):
+        np.testing.assert_array_equal(found_in_stack.array[..., z], in_picture.array)
 
 
 def test_a_model_of_sized_files_still_refuses_pictures_without_one(
