@@ -313,6 +313,7 @@ def _object_rule(options: dict[str, Any]) -> Any:
     help="Compare membrane maps as partitions into cells: V_rand and V_info; by probabilities where they lie beside.",
 )
 @_AXES
+@_STACK
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(
     predictions: Path,
@@ -323,12 +324,13 @@ def evaluate(
     instances: bool | None,
     boundaries: bool,
     axes: str | None,
+    stack: bool,
     overwrite: bool,
 ) -> int:
     """Score segmentations of any tool against references."""
     from medunet.evaluate import EvaluateSettings, evaluate_command
 
-    settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries)
+    settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries, stack=stack)
     lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)
     for line in lines:
         click.echo(line)

@@ -97,11 +97,11 @@ def segment_volume(
     """
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
-    scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
+    scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
     steps = _post_steps(segmenter)
     canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False, values=segmenter.values)
     segmenter.segment(scan, segmenter.plan(scan), canvas.put)
-    grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     postprocess(canvas.labels, grid, segmenter.written, steps)
     return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
 
@@ -147,10 +147,10 @@ def segment_objects(
     given = volume if isinstance(volume, Volume) else Volume(volume)
     rule = rule or ObjectRule()
     relief = relief_of(segmenter.models, rule)
-    scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
+    scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
     terrain = Terrain.blank(relief, scan.undo, given.shape, np.empty)
     segmenter.segment(scan, segmenter.plan(scan), terrain.put, terrain.needs_scores)
-    grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     work = Workspace(np.empty, segmenter.settings.memory)
     ids = find_objects_of(terrain, rule, grid.spacing, work).ids
     return given.with_array(ids) if isinstance(volume, Volume) else ids
@@ -258,11 +258,17 @@ class _Stopwatch:
 
 @dataclass
 class _Job:
-    """One scan on its way: opened, segmented, written."""
+    """One scan on its way: opened, segmented, written.
+
+    Attributes:
+        volume: as its file has it, which results are written like.
+        grid: the same with the voxel size that it is taken to have, where its file states none.
+    """
 
     case: Case
     target: Path
     volume: Volume
+    grid: Volume
     scan: Scan
     plan: ScanPlan
     watch: _Stopwatch
@@ -275,6 +281,11 @@ class _Job:
     count: int | None = None
     masks: list[Path] = field(default_factory=list)
 
+    @property
+    def assumed(self) -> bool:
+        """Whether the voxel size, or a part of it, is not the file's own."""
+        return self.grid is not self.volume
+
     def record(self) -> dict[str, Any]:
         return {
             "case": self.case.name,
@@ -282,6 +293,9 @@ class _Job:
             "output": str(self.target),
             "region_masks": [str(path) for path in self.masks],
             "shape": list(self.volume.shape),
+            "spacing": list(self.grid.spacing),
+            "unit": self.grid.unit,
+            "spacing_assumed": self.assumed,
             "network_shape": list(self.scan.shape),
             "plan": self.plan.record(),
             "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
@@ -310,6 +324,7 @@ class _Work:
         self._segmenter, self._relief, self._steps, self._request = segmenter, relief, steps, request
         self._scratch, self._bar = scratch, bar
         self._said: Any = None
+        self._assumed = False
 
     def run(self, tasks: Sequence[tuple[Case, Path | None]]) -> Iterator[tuple[Case, Outcome]]:
         """Each case with its finished job, or with the error that the user can act on; in order."""
@@ -343,10 +358,11 @@ class _Work:
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
             check_free(target, self._request.overwrite)
         with watch.stage("preprocess"):
-            scan = self._segmenter.open(volume)
+            grid = self._segmenter.sized(volume)
+            scan = self._segmenter.open(grid)
             plan = self._segmenter.plan(scan, _file_axis(volume, scan))
         by_name = f"{case.name}: channels taken by their names: {', '.join(map(str, chosen.channels))}"
-        return _Job(case, target, volume, scan, plan, watch, lines=[by_name] if chosen != case else [])
+        return _Job(case, target, volume, grid, scan, plan, watch, lines=[by_name] if chosen != case else [])
 
     def _segment(self, opened: Future[_Job], report: Progress) -> _Job:
         job = opened.result()
@@ -370,7 +386,7 @@ class _Work:
                 job.objects = self._objects(job, terrain)
         if self._steps:
             with job.watch.stage("postprocess"):
-                changed = postprocess(job.canvas.labels, job.volume, self._segmenter.written, self._steps)
+                changed = postprocess(job.canvas.labels, job.grid, self._segmenter.written, self._steps)
             job.canvas.look_again()
             job.changed = {s.describe(job.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
         return job
@@ -383,7 +399,7 @@ class _Work:
     def _objects(self, job: _Job, terrain: Terrain) -> Objects:
         assert self._request.objects is not None, "objects are asked for"
         work = Workspace(self._scratch, self._segmenter.settings.memory)
-        return find_objects_of(terrain, self._request.objects, job.volume.spacing, work)
+        return find_objects_of(terrain, self._request.objects, job.grid.spacing, work)
 
     def _announce(self, job: _Job) -> None:
         """Say how the scan is segmented, where it is another way than the last one."""
@@ -391,6 +407,13 @@ class _Work:
         if self._said is None and self._steps:
             words = ", ".join(step.describe(job.volume.dimensions) for step in self._steps)
             self._bar.say(f"post-processing: {words} (chosen by cross-validation; --no-postprocess leaves it out)")
+        if job.assumed and not self._assumed:
+            size = f"{'×'.join(f'{length:g}' for length in job.grid.spacing)} {job.grid.unit}"
+            self._bar.say(
+                f"{name}: NOTE: its file states no voxel size; it is taken to be {size}, as dataset.json declared of "
+                "the scans that the model learned from; so are all others that state none"
+            )
+            self._assumed = True
         if job.plan.kind != self._said:
             self._bar.say(f"{name}: {job.plan.describe()}")
             self._said = job.plan.kind
@@ -418,7 +441,7 @@ class _Work:
             write_together(job.volume, results, request.overwrite)
             if objects is not None:
                 ids, names = job.volume.with_array(objects.ids), self._segmenter.card.channels
-                request.object_files.write(job.target, ids, job.volume, names, request.overwrite)
+                request.object_files.write(job.target, ids, job.grid, names, request.overwrite)
         if request.record:
             job.checksums = {str(path): _sha256(path) for path in (*job.case.images, job.target) if path.is_file()}
         if table.has_background and not canvas.found:

@@ -284,7 +284,8 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     reference: Path | Volume = case.label
     if held.inside:
         reference = volume.with_array(_held_out_labels(case, volume, scan.undo, held))
-    return Pair(case.name, target, reference, case.images[0], held.axes, EVERYTHING if held.inside else case.annotation)
+    annotation = EVERYTHING if held.inside else case.annotation
+    return Pair(case.name, target, reference, case.images[0], held.axes, annotation, case.size)
 
 
 def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:

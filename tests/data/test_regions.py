@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.data.catalogue import declared_labels
+from medunet.data.declaration import declared_labels
 from medunet.data.labels import LabelTable, table_from_names, with_regions
 from medunet.data.regions import DeclaredRegions, Region
 from medunet.errors import DataError

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import medunet
 from medunet.cli import run
@@ -68,6 +70,15 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     assert scores["summary"]["mean"]["dice"] > 0.5, "a network that saw bright discs finds some"
     mask = medunet.read_volume(next((out / "validation").glob("*.tif"))).array
     assert set(np.unique(mask)) <= {0, 1}
+    shown = EventAccumulator(str(out / "tensorboard"))
+    shown.Reload()
+    pooled = scores["summary"]["objects"]["pooled"]
+    for tag, key in {"SEG": "seg", "AP50": "ap50", "mAP": "mean_ap", "PQ": "pq"}.items():
+        (event,) = shown.Scalars(f"final objects/{tag}")
+        assert (event.step, event.value) == (25, pytest.approx(pooled[key]))
+    data_of = shown.PluginTagToContent("hparams")[metadata.EXPERIMENT_TAG]
+    columns = [info.name.tag for info in metadata.parse_experiment_plugin_data(data_of).metric_infos]
+    assert {"final/Dice", "final objects/SEG", "final objects/PQ"} <= set(columns)
 
 
 def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,9 +115,11 @@ def test_one_image_is_split_inside(tmp_path: Path) -> None:
     assert train(data, out, "--set", "instances.target=border", "--set", "weight_map.kind=unet2015") == 0
     scores = json.loads((out / "validation" / "scores.json").read_text())
     assert list(scores["labels"]) == ["cell"]
-    # Objects are those of the held-out part, the last fifth of the rows, but for the strip without annotation.
+    # Objects are those of the held-out part, a fifth of the rows, but for the strip without annotation.
+    fold = load_config(out / "config.yaml").config.data.fold
+    first, last = (48 - round(48 * (fold + n) / 5) for n in (1, 0))
     ids, true = (
-        medunet.read_volume(path).array[0, -10:, 2:].astype(int)
+        medunet.read_volume(path).array[0, first:last, 2:].astype(int)
         for path in (out / "validation" / "objects" / "c0.tif", data / "labels" / "c0.tif")
     )
     counts, pooled = count_objects(ids, true), scores["summary"]["objects"]["pooled"]
