@@ -25,14 +25,14 @@ from medunet import __version__
 from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, by_model_channels, load_image
-from medunet.data.formats import default_suffix, write_volume
+from medunet.data.formats import check_target, default_suffix, write_volume
 from medunet.data.pairs import probabilities_path
 from medunet.data.postprocess import PostStep, postprocess
 from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.devices import find_device
 from medunet.errors import ConfigError, MedunetError, OutputError, is_out_of_memory
-from medunet.files import check_free, write_text
+from medunet.files import put_in_place, write_text
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Progress
 from medunet.inference.instances import ObjectRule
@@ -322,7 +322,7 @@ class _Work:
             chosen = by_model_channels(case, self._segmenter.card.channels, self._request.axes)
             volume = load_image(chosen, self._request.axes, self._scratch)
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
-            check_free(target, self._request.overwrite)
+            check_target(target, self._request.overwrite)
         with watch.stage("preprocess"):
             scan = self._segmenter.open(volume)
             plan = self._segmenter.plan(scan, _file_axis(volume, scan))
@@ -423,7 +423,7 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
         write_volume(like.with_array(array), path, overwrite=overwrite, labels=True)
         return
     for path in results:
-        check_free(path, overwrite)
+        check_target(path, overwrite)
     place = next(iter(results)).parent
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -431,7 +431,7 @@ def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bo
             for path, array in results.items():
                 write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
             for file in sorted(Path(staging).iterdir()):
-                file.replace(place / file.name)
+                put_in_place(file, place / file.name)
     except OutputError as error:
         raise OutputError(str(error).replace(staging, str(place))) from error
 

@@ -15,7 +15,7 @@ from medunet.data.catalogue import (
     group_cases,
     scan_files,
 )
-from medunet.data.formats import case_stem, read_volume, suffix_of
+from medunet.data.formats import case_stem, is_zarr, read_volume, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.volume import MILLIMETRES, Volume
 from medunet.errors import DataError
@@ -46,6 +46,8 @@ def label_folder(references: Path) -> Path:
     """The folder (or file) that holds the label maps themselves."""
     if not references.exists():
         raise DataError(f"{references}: no such file or folder; give the reference labels or a data set")
+    if is_zarr(references):  # its own label images lie in a folder of that name, too
+        return references
     return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
 
 
@@ -72,7 +74,7 @@ def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[
         raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
     predicted, true = _files(predictions), _files(references)
     images = _images(references, true)
-    if predictions.is_file() and references.is_file():
+    if _is_one(predictions) and _is_one(references):
         case = case_stem(references)
         return [Pair(case, predictions, references, images.get(case))], [], ()
     both = sorted(set(predicted) & set(true))
@@ -82,14 +84,19 @@ def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[
             f"predictions: {_few(predicted)}; references: {_few(true)}\ngive both the same names up to the ending"
         )
     pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
-    missing = [] if predictions.is_file() else sorted(set(true) - set(predicted))
-    extra = [] if references.is_file() else sorted(set(predicted) - set(true))
+    missing = [] if _is_one(predictions) else sorted(set(true) - set(predicted))
+    extra = [] if _is_one(references) else sorted(set(predicted) - set(true))
     notes = (f"Not scored, for want of a reference: {', '.join(extra)}.",) if extra else ()
     return pairs, missing, notes
 
 
 def _files(place: Path) -> dict[str, Path]:
-    return by_stem([place] if place.is_file() else scan_files(place))
+    return by_stem([place] if _is_one(place) else scan_files(place))
+
+
+def _is_one(place: Path) -> bool:
+    """Whether this is one label map and no folder of them."""
+    return place.is_file() or is_zarr(place)
 
 
 def _few(names: Iterable[str]) -> str:
@@ -99,7 +106,7 @@ def _few(names: Iterable[str]) -> str:
 
 def _images(references: Path, labels: Mapping[str, Path]) -> dict[str, Path]:
     """The first channel's file of each case, where the label maps belong to a data set with images."""
-    folder = references if references.is_dir() else references.parent
+    folder = references.parent if _is_one(references) else references
     images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
     if images == folder.resolve() or not images.is_dir():
         return {}
