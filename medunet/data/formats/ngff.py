@@ -236,7 +236,7 @@ def _multiscale(node: Node, said: Mapping[str, Any]) -> Image:
         raise DataError(f"{node.folder}: its full resolution {place.name!r} is missing; copy the whole folder again")
     level = open_node(place)
     if level.array is None:
-        raise DataError(f"{place}: is a group, but the metadata of {node.folder.name} say it is an array")
+        raise DataError(f"{place}: no array, as {node.folder.name} says it is: its .zarray is missing; copy it again")
     names = [(axis, "") if isinstance(axis, str) else (axis.get("name"), axis.get("type")) for axis in _axes(first)]
     axes = "".join(_letter(str(name), str(kind or "")) for name, kind in names)
     units = tuple(str(axis.get("unit") or "") if isinstance(axis, Mapping) else "" for axis in _axes(first))

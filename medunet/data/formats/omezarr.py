@@ -255,15 +255,14 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Refuse to touch what is there unasked, and a folder that is no Zarr even then.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false, or is a folder of other files.
+        OutputError: `path` exists and `overwrite` is false, or is a folder that is no Zarr.
     """
     if not path.exists():
         return
     if not overwrite:
         raise OutputError(f"{path}: exists already; choose another place, or say --overwrite to replace it")
-    marked = path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"))
-    if path.is_dir() and not marked and any(path.iterdir()):
-        raise OutputError(f"{path}: is a folder of other files, no Zarr, and is not replaced; choose another name")
+    if path.is_dir() and not zarrnodes.documents(path):
+        raise OutputError(f"{path}: is a folder, but no Zarr, and is not replaced; choose another name")
 
 
 def _space_for(volume: Volume) -> Space:
