@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ SMALL = 512
 """Voxels along the longest axis up to which an image needs no lower resolution: a viewer shows it as it is."""
 
 MOST_LEVELS = 8
-BOX = 4 * BLOCK
+BOX = BLOCK
 """Bytes that are decoded at a time; a single chunk may be more."""
 
 
@@ -73,14 +73,25 @@ def write_levels(
         shape = tuple(math.ceil(n / step) for n, step in zip(whole, factor, strict=True))
         level = _create(group, name, shape, dtype, axes)
         for box in boxes(shape, level.chunks, dtype.itemsize):
+            held = np.empty(tuple(part.stop - part.start for part in box), dtype)
             if above is None:
-                held = np.empty(tuple(part.stop - part.start for part in box), dtype)
                 copy_in_tiles(held, array[box])
             else:
-                wide = zip(box, factor, whole, strict=True)
-                held = above[tuple(slice(b.start * f, min(b.stop * f, n), f) for b, f, n in wide)]
+                _reduce(above, held, [part.start for part in box], factor)
             level[box] = held
         above, before = level, steps
+
+
+def _reduce(above: Any, held: NDArray[Any], corner: Sequence[int], factor: Sequence[int]) -> None:
+    """Take every `factor`-th voxel of the level above, of a few of its chunks at a time.
+
+    Args:
+        corner: where `held` begins in its own level.
+    """
+    chunks = tuple(math.ceil(chunk / f) for chunk, f in zip(above.chunks, factor, strict=True))
+    for part in boxes(held.shape, chunks, held.itemsize * math.prod(factor)):
+        ends = zip(part, corner, factor, above.shape, strict=True)
+        held[part] = above[tuple(slice((a + p.start) * f, min((a + p.stop) * f, n), f) for p, a, f, n in ends)]
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], axes: str) -> Any:
