@@ -58,9 +58,9 @@ class FoldNumber(click.ParamType[int | str]):
 _PATH = click.Path(path_type=Path)
 _DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 _MINUTES = click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Wall time to fit into.")
-_FRAME = click.option("--frame", type=click.IntRange(min=1), help="Which time point of a TIFF series, from 1 on.")
+_FRAME = click.option("--frame", type=click.IntRange(min=1), help="Which time point of a TIFF or OME-Zarr, from 1 on.")
 _STACK = click.option("--stack", is_flag=True, help="A folder of PNG, JPEG or TIFF sections is one 3-D scan.")
-_AXES = click.option("--axes", help="Axis letters of TIFF files that do not state them, such as ZYX.")
+_AXES = click.option("--axes", help="Axes of TIFF files and Zarr arrays that do not state them, such as ZYX.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -20,7 +20,7 @@ import numpy as np
 
 from medunet.data.catalogue import Case, check_pairs
 from medunet.data.colours import Decoded
-from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, suffix_of, write_volume
+from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, is_zarr, suffix_of, write_volume
 from medunet.data.labels import table_from_names
 from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
 from medunet.data.maskrules import Rule
@@ -252,6 +252,9 @@ def place_file(source: Path, folder: Path, stem: str, link: bool) -> None:
         DataError: a header that names another file would have to be renamed.
     """
     folder.mkdir(exist_ok=True)
+    if is_zarr(source):
+        shutil.copytree(source, folder / f"{stem}{suffix_of(source) or '.zarr'}", copy_function=_placed(link))
+        return
     files = [file for file in files_of(source) if file.is_file()]
     if len(files) > 1 and stem != case_stem(source):
         raise DataError(
@@ -262,8 +265,17 @@ def place_file(source: Path, folder: Path, stem: str, link: bool) -> None:
         target = folder / (
             f"{stem}{file.name[len(case_stem(source)) :]}" if file.name.startswith(case_stem(source)) else file.name
         )
-        if not (link and _linked(file.resolve(), target)):
+        _placed(link)(str(file), str(target))
+
+
+def _placed(link: bool) -> Callable[[str, str], None]:
+    """Links a file where that is wanted and possible, or copies it."""
+
+    def place(file: str, target: str) -> None:
+        if not (link and _linked(Path(file).resolve(), Path(target))):
             shutil.copyfile(file, target)
+
+    return place
 
 
 def _linked(file: Path, target: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.formats import case_stem
+from medunet.data.formats import case_stem, is_zarr
 from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
 from medunet.data.membranes import best_probability, border_index, cell_probability
 from medunet.data.pairs import (
@@ -140,7 +140,7 @@ def evaluate_folders(
     """
     settings = settings or EvaluateSettings()
     folder = label_folder(references)
-    beside = folder if folder.is_dir() else folder.parent
+    beside = folder if folder.is_dir() and not is_zarr(folder) else folder.parent
     labels, annotation = settings.labels or labels_beside(beside), annotation_beside(beside)
     stack = settings.stack or stack_beside(beside)
     pairs, missing, notes = pair_by_stem(predictions, folder, stack, settings.axes)

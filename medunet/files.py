@@ -66,15 +66,16 @@ def write_text(path: Path, text: str, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def folder_written_aside(folder: Path) -> Iterator[Path]:
+def folder_written_aside(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a new folder beside the target; rename it onto `folder` if the block ends well.
 
-    After any exception the new folder is removed, and nothing is left.
+    After any exception the new folder is removed, and what was there is untouched.
 
     Raises:
-        OutputError: `folder` exists, or cannot be written.
+        OutputError: `folder` exists and `overwrite` is false, or cannot be written.
     """
-    check_new_folder(folder)
+    if not overwrite:
+        check_new_folder(folder)
     aside = folder.absolute().with_name(f".{secrets.token_hex(4)}.{folder.name}")
     try:
         aside.mkdir(parents=True)
@@ -83,13 +84,41 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
-        aside.rename(folder)
+        put_in_place(aside, folder)
     except OutputError:
         raise
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Rename a finished file or folder onto a target on the same disk, which may be a folder with files in it.
+
+    A folder cannot be replaced in one step: the old one is moved aside, and removed once the new one stands, or moved
+    back if that fails. A program that is killed in between leaves it beside the target, under a hidden name.
+
+    Raises:
+        OSError: the disk refuses; `target` is as it was.
+    """
+    if not (target.is_dir() and not target.is_symlink()) and not new.is_dir():
+        new.replace(target)
+        return
+    old = target.absolute().with_name(f".{secrets.token_hex(4)}.old.{target.name}")
+    there = target.exists() or target.is_symlink()
+    if there:
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if there:
+            old.rename(target)
+        raise
+    if there and old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    elif there:
+        old.unlink()
 
 
 def check_new_folder(folder: Path) -> None:

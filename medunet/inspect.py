@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medunet.data.catalogue import Case, DataSet, load_image, load_label, read_data_set, size_notes, with_labels
-from medunet.data.formats import default_suffix, is_dicom_series, read_grid, read_volume, stack_files
+from medunet.data.formats import default_suffix, is_folder_scan, read_grid, read_volume, stack_files
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.volume import Grid, Volume
 from medunet.errors import DataError
@@ -19,14 +19,14 @@ Finding = dict[str, Any]
 
 
 def inspect_path(path: Path, axes: str | None = None, frame: int | None = None, stack: bool = False) -> Finding:
-    """Describe a scan file, a DICOM folder or a data set as a plain record; `problems` lists what is wrong with it.
+    """Describe a scan (a file, an OME-Zarr, a DICOM folder) or a data set as a plain record with its `problems`.
 
     Args:
-        frame: the time point of a TIFF that is looked at, counted from 1.
+        frame: the time point of a TIFF or an OME-Zarr that is looked at, counted from 1.
         stack: a folder of pictures is one scan.
     """
     try:
-        if path.is_dir() and not is_dicom_series(path) and not (stack and stack_files(path)):
+        if path.is_dir() and not is_folder_scan(path) and not (stack and stack_files(path)):
             return _inspect_data_set(read_data_set(path), axes)
         return _inspect_scan(path, axes, frame)
     except DataError as error:

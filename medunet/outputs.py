@@ -9,7 +9,17 @@ from pathlib import Path
 
 from medunet.data.catalogue import Case, group_cases, scan_files, stack_folders
 from medunet.data.channels import Channel
-from medunet.data.formats import WRITABLE, case_stem, is_dicom_series, stack_files, suffix_of
+from medunet.data.formats import (
+    WRITABLE,
+    ZARR_SUFFIXES,
+    case_stem,
+    check_target,
+    enclosing,
+    is_folder_scan,
+    is_zarr,
+    stack_files,
+    suffix_of,
+)
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_free
 from medunet.inference.instances import ObjectRule
@@ -43,7 +53,7 @@ class PredictRequest:
 
 
 def find_inputs(paths: Sequence[Path], stack: bool = False) -> list[Path]:
-    """Scans from files, folders of scans and DICOM folders.
+    """Scans from files, OME-Zarr and DICOM folders, and folders of scans.
 
     Args:
         stack: a folder of pictures is one volume, and a folder of such folders several.
@@ -56,7 +66,7 @@ def find_inputs(paths: Sequence[Path], stack: bool = False) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        if path.is_dir() and not is_dicom_series(path) and not (stack and stack_files(path)):
+        if path.is_dir() and not is_folder_scan(path) and not (stack and stack_files(path)):
             found = stack_folders(path) if stack else scan_files(path)
             if not found:
                 raise DataError(f"{path}: holds no scan that medunet reads, and is no DICOM series")
@@ -99,7 +109,7 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest, masks: Sequence
     """
     output = request.output
     named = suffix_of(output) in WRITABLE or (len(cases) == 1 and output.suffix != "")
-    as_file = named and not output.is_dir()
+    as_file = named and (not output.is_dir() or suffix_of(output) in ZARR_SUFFIXES)
     if as_file and suffix_of(output) not in WRITABLE:
         raise ConfigError(
             f"-o {output}: cannot be written; expected a folder or a name ending in {', '.join(WRITABLE)}"
@@ -111,6 +121,10 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest, masks: Sequence
     if request.record:
         check_free(request.record, request.overwrite)
     place = output.absolute().parent if as_file else output.absolute()
+    if outer := enclosing(place):
+        raise OutputError(
+            f"-o {output}: lies inside the OME-Zarr {outer}, which is a scan; choose a place outside of it"
+        )
     probe = existing_folder(place)
     if not probe.is_dir() or not os.access(probe, os.W_OK):
         raise OutputError(f"-o {output}: cannot be written ({probe} is no folder that may be written to)")
@@ -134,16 +148,20 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest, masks: Sequence
 
 
 def existing_folder(place: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists (which may be a file that is in the way)."""
+    """The folder itself, or the nearest one above it that exists (which may be a file that is in the way).
+
+    Of an output that is a scan already, the folder that it lies in.
+    """
     place = place.absolute()
     found = next(p for p in (place, *place.parents) if p.exists())
-    return found.parent if found.is_file() and found == place else found
+    return found.parent if found == place and (found.is_file() or is_zarr(found)) else found
 
 
 def _refuse_existing(path: Path, inputs: set[Path], overwrite: bool, only: str | None) -> None:
     if only is not None and suffix_of(path) != only:
         return
-    if path.resolve() in inputs:
+    if any(path.resolve() in (given, *given.parents) for given in inputs):
         raise OutputError(f"{path}: is one of the scans; a segmentation must not replace it, choose another folder")
     if not overwrite:
         raise OutputError(f"{path}: exists already; choose another folder, or say --overwrite")
+    check_target(path, overwrite)

@@ -24,7 +24,7 @@ from medunet import __version__
 from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, by_model_channels, load_image
-from medunet.data.formats import default_suffix
+from medunet.data.formats import check_target, default_suffix
 from medunet.data.pairs import probabilities_path
 from medunet.data.postprocess import PostStep, postprocess
 from medunet.data.regionmasks import mask_path, mask_values, region_mask
@@ -33,7 +33,7 @@ from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.devices import find_device
 from medunet.errors import ConfigError, MedunetError, is_out_of_memory
-from medunet.files import check_free, write_text
+from medunet.files import write_text
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Progress
 from medunet.inference.instances import ObjectRule
@@ -356,7 +356,7 @@ class _Work:
             chosen = by_model_channels(case, self._segmenter.card.channels, self._request.axes)
             volume = load_image(chosen, self._request.axes, self._scratch)
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
-            check_free(target, self._request.overwrite)
+            check_target(target, self._request.overwrite)
         with watch.stage("preprocess"):
             grid = self._segmenter.sized(volume)
             scan = self._segmenter.open(grid)

@@ -11,7 +11,7 @@ from medunet.data.catalogue import by_stem, group_cases, scan_files
 from medunet.data.colourfiles import declared_colours, read_colours, read_json
 from medunet.data.colours import ColourTable, code_of
 from medunet.data.declaration import declared_labels
-from medunet.data.formats import case_stem, suffix_of, write_volume
+from medunet.data.formats import case_stem, is_zarr, suffix_of, write_volume
 from medunet.data.labels import LabelTable
 from medunet.data.maskrules import values_of
 from medunet.data.masks import read_mask
@@ -73,7 +73,7 @@ def _bar(paths: Sequence[Path]) -> Iterable[Path]:
 
 def _files(source: Path) -> tuple[list[Path], list[Path]]:
     """Images (none but for a data set) and label maps."""
-    if source.is_file():
+    if source.is_file() or is_zarr(source):
         return [], [source]
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder; give a data set, a folder of label maps, or one")

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from medunet import __version__
 from medunet.data.catalogue import Case
-from medunet.data.formats import files_of, is_dicom_series, suffix_of
+from medunet.data.formats import files_of, is_dicom_series, is_zarr, suffix_of
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.data.patches import PreparedCase
@@ -53,7 +53,19 @@ SHARE = 0.1
 MOST = 100_000_000_000
 """Bytes that the default cache takes at most: file systems of clusters are huge, and home folders have quotas."""
 
-_PACKAGES = ("numpy", "scipy", "monai", "nibabel", "itk", "pydicom", "tifffile", "imagecodecs", "pillow")
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "monai",
+    "nibabel",
+    "itk",
+    "pydicom",
+    "tifffile",
+    "imagecodecs",
+    "pillow",
+    "zarr",
+    "numcodecs",
+)
 _DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm")
 """Of compressed DICOM; pydicom takes those that happen to be installed."""
 
@@ -146,6 +158,8 @@ def case_key(
 
 def _content(path: Path) -> list[str]:
     """What is in a scan, and the suffix, which decides how it is read; no other part of its name."""
+    if is_zarr(path):  # the place of a chunk is in its name
+        return [suffix_of(path), *(f"{file.relative_to(path)} {_digest(file)}" for file in files_of(path))]
     digests = [_digest(file) for file in files_of(path)]
     # A DICOM series is ordered by positions: the names of its files, and so their order here, say nothing.
     return ["", *sorted(digests)] if is_dicom_series(path) else [suffix_of(path), *digests]

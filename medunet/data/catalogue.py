@@ -173,7 +173,10 @@ def stack_folders(folder: Path) -> list[Path]:
 
 
 def scan_files(folder: Path) -> list[Path]:
-    """The readable scans directly inside a folder, sorted; DICOM series are subfolders. Hidden files are skipped."""
+    """The readable scans directly inside a folder, sorted; OME-Zarr and DICOM series are subfolders.
+
+    What is hidden is skipped.
+    """
     return [path for path in sorted(folder.iterdir()) if is_readable(path)]
 
 

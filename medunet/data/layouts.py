@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medunet.data.catalogue import by_stem, group_cases, scan_files
-from medunet.data.formats import case_stem, is_readable
+from medunet.data.formats import case_stem, is_readable, is_zarr
 from medunet.errors import DataError
 
 _MASK_WORDS = (
@@ -109,7 +109,7 @@ def find_layout(source: Path, pattern: str | None = None) -> Layout:
         layout = finder(source)
         if layout is not None:
             return replace(layout, others=_others(source))
-    folders = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = [path.name for path in _folders(source)]
     scans = scan_files(source)
     found = [f"{len(scans)} scans (first: {scans[0].name})"] if scans else ["no scan that medunet reads"]
     found += [f"folders {', '.join(folders[:6])}{', …' if len(folders) > 6 else ''}"] if folders else []
@@ -209,7 +209,7 @@ def _by_pattern(source: Path, pattern: str) -> Layout:
         path: (path.name[len(before) : len(path.name) - len(after)] if after else path.name[len(before) :])
         for path in found
     }
-    places = [source, *sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    places = [source, *_folders(source)]
     candidates = [path for place in places for path in scan_files(place) if path not in keys]
     masks: dict[Path, list[Path]] = defaultdict(list)
     orphans: list[Path] = []
@@ -226,6 +226,12 @@ def _by_pattern(source: Path, pattern: str) -> Layout:
         )
     alone = tuple(path for path in candidates if path not in masks)
     return Layout(f"masks {pattern}", _cases(masks), False, alone, tuple(orphans), _others(source))
+
+
+def _folders(source: Path) -> list[Path]:
+    """Visible ones that are no scans of their own."""
+    found = (path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in found if not is_zarr(path))
 
 
 def _own_layout(source: Path) -> Layout | None:

@@ -20,7 +20,7 @@ from medunet.data.declaration import (
     declared_stack,
     declared_voxel_size,
 )
-from medunet.data.formats import case_stem, read_grid, read_volume, stack_files, suffix_of
+from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, stack_files, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.volume import MILLIMETRES, Volume
 from medunet.data.voxelsize import VoxelSize
@@ -55,6 +55,8 @@ def label_folder(references: Path) -> Path:
     """The folder (or file) that holds the label maps themselves."""
     if not references.exists():
         raise DataError(f"{references}: no such file or folder; give the reference labels or a data set")
+    if is_zarr(references):  # its own label images lie in a folder of that name, too
+        return references
     return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
 
 
@@ -129,7 +131,7 @@ def pair_by_stem(
 
 
 def _side(place: Path, stack: bool, axes: str | None) -> _Side:
-    if place.is_file():
+    if _is_one(place):
         return _Side(place, by_stem([place]), True)
     if stack and _is_sections(place, axes):
         folder = place.resolve()
@@ -160,6 +162,11 @@ def _nothing_in_common(predicted: _Side, true: _Side, stack: bool) -> str:
     )
 
 
+def _is_one(place: Path) -> bool:
+    """Whether this is one label map and no folder of them."""
+    return place.is_file() or is_zarr(place)
+
+
 def _few(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
@@ -167,7 +174,7 @@ def _few(names: Iterable[str]) -> str:
 
 def _images(references: Path, labels: Mapping[str, Path], stack: bool) -> dict[str, Path]:
     """The first channel's file of each case, where the label maps belong to a data set with images."""
-    folder = references if references.is_dir() else references.parent
+    folder = references.parent if _is_one(references) else references
     images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
     if images == folder.resolve() or not images.is_dir():
         return {}

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from medunet.data.formats import write_volume
+from medunet.data.formats import check_target, write_volume
 from medunet.data.volume import Volume
 from medunet.errors import OutputError
-from medunet.files import check_free
+from medunet.files import put_in_place
 
 Result: TypeAlias = Callable[[], NDArray[Any]]
 """Makes the array `(channel, *spatial)` of a file."""
@@ -37,7 +37,7 @@ def write_together(like: Volume, results: Mapping[Path, Result], overwrite: bool
         write_volume(like.with_array(make()), path, overwrite=overwrite, labels=True)
         return
     for path in results:
-        check_free(path, overwrite)
+        check_target(path, overwrite)
     place = next(iter(results)).parent
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,6 @@ def write_together(like: Volume, results: Mapping[Path, Result], overwrite: bool
                 array = make()
                 write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
             for file in sorted(Path(staging).iterdir()):
-                file.replace(place / file.name)
+                put_in_place(file, place / file.name)
     except OutputError as error:
         raise OutputError(str(error).replace(staging, str(place))) from error

@@ -21,7 +21,7 @@ class Origin:
     """Where a volume was read from, and what its format must be told to write another array on the same grid.
 
     Attributes:
-        format: the family that read it: ``nifti``, ``itk``, ``dicom``, ``tiff``, ``picture``.
+        format: the family that read it: ``nifti``, ``itk``, ``dicom``, ``tiff``, ``zarr``, ``picture``.
         header: that family's own record (a nibabel header, TIFF axes and resolution, …); opaque to everybody else.
     """
 
@@ -105,7 +105,7 @@ class Grid:
         shape: spatial, ``(x, y, z)`` or ``(x, y)``.
         affine: ``(4, 4)`` float64, as in `Volume`.
         dtype: numpy name of the array's type, after a scaling the header asks for.
-        format: ``nifti``, ``itk``, ``dicom``, ``tiff`` or ``picture``.
+        format: ``nifti``, ``itk``, ``dicom``, ``tiff``, ``zarr`` or ``picture``.
         details: further lines for a reader, such as ``{"TIFF axes": "ZYX"}``; never anything about a patient.
         channel_names: as the file has them; empty if it has none.
     """

@@ -9,19 +9,27 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from medunet.data.formats.zarrnodes import SUFFIXES as ZARR_SUFFIXES
+from medunet.data.formats.zarrnodes import enclosing, is_zarr
 from medunet.data.scratch import Scratch
 from medunet.data.volume import Grid, Volume
 from medunet.errors import DataError, OutputError
+from medunet.files import check_free
 
 __all__ = [
     "READABLE",
     "WRITABLE",
+    "ZARR_SUFFIXES",
     "Grid",
     "case_stem",
+    "check_target",
     "default_suffix",
+    "enclosing",
     "files_of",
     "is_dicom_series",
+    "is_folder_scan",
     "is_readable",
+    "is_zarr",
     "read_grid",
     "read_volume",
     "stack_files",
@@ -45,10 +53,18 @@ _FAMILIES = {
     ".png": "picture",
     ".jpg": "picture",
     ".jpeg": "picture",
+    ".ome.zarr": "omezarr",
+    ".zarr": "omezarr",
 }
 
+_BY_AXES = ("tiff", "omezarr")
+"""Families whose files may leave their axes unsaid, or hold several time points, and that colour or mark labels."""
+
 READABLE = tuple(suffix for suffix in _FAMILIES if suffix != ".img")
-"""Suffixes of files that are scans; a pair ``.hdr``/``.img`` is listed once, under ``.hdr``, but either name reads."""
+"""Suffixes of scans, which are files but for ``.zarr``, a folder.
+
+A pair ``.hdr``/``.img`` is listed once, under ``.hdr``, but either name reads.
+"""
 
 WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"))
 
@@ -56,13 +72,15 @@ WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"
 def read_volume(
     path: Path | str, *, axes: str | None = None, frame: int | None = None, scratch: Scratch | None = None
 ) -> Volume:
-    """Read a scan or a label map: a file, or a folder that is one DICOM series or a stack of pictures.
+    """Read a scan or a label map: a file, or a folder that is OME-Zarr, one DICOM series or a stack of pictures.
 
     Args:
-        axes: states a TIFF's axes, slowest first, such as ``ZYX``; other formats know theirs and ignore it.
-        frame: which time point of a TIFF is read, counted from 1; a scan without time has none to choose.
+        axes: states the axes of a TIFF or a Zarr array, slowest first, such as ``ZYX``; other formats know theirs and
+            ignore it.
+        frame: which time point of a TIFF or an OME-Zarr is read, counted from 1; a scan without time has none.
         scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
-            and MetaImage written as text, and single TIFF pages or DICOM slices, which are decoded as a whole.
+            and MetaImage written as text, and single TIFF pages, DICOM slices and Zarr chunks, which are decoded as a
+            whole.
 
     Returns:
         ``(channel, x, y)`` or ``(channel, x, y, z)`` in the type on disk (float32 where the file asks for a scaling),
@@ -70,37 +88,42 @@ def read_volume(
 
     Raises:
         DataError: missing, empty, damaged, ambiguous, or of a format that is not read.
+        MissingExtra: an OME-Zarr without the library for it.
         OutputError: `scratch` has no room.
     """
     path = Path(path)
     family = _family(path)
-    if family is _module("tiff"):
+    if _by_axes(family):
         return family.read(path, axes, scratch, frame)
     _refuse_frame(path, frame)
     return family.read(path, scratch)
 
 
+def _by_axes(family: ModuleType) -> bool:
+    return family.__name__.rpartition(".")[2] in _BY_AXES
+
+
 def _refuse_frame(path: Path, frame: int | None) -> None:
     if frame is not None:
-        raise DataError(f"{path}: --frame {frame}: only TIFF files are read by time points; leave --frame out")
+        raise DataError(f"{path}: --frame {frame}: only TIFF and OME-Zarr are read by time points; leave --frame out")
 
 
 def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = None) -> Grid:
     """What a file's header says about shape, position and type, without reading voxels; agrees with `read_volume`.
 
     Raises:
-        DataError: as `read_volume`, as far as a header can tell.
+        DataError, MissingExtra: as `read_volume`, as far as a header can tell.
     """
     path = Path(path)
     family = _family(path)
-    if family is _module("tiff"):
+    if _by_axes(family):
         return family.look(path, axes, frame)
     _refuse_frame(path, frame)
     return family.look(path)
 
 
 def files_of(path: Path | str) -> list[Path]:
-    """All files that `read_volume` takes bytes from: the voxel file beside a header, the slices of a DICOM series.
+    """All files that `read_volume` takes bytes from: the voxel file beside a header, a DICOM series' slices, chunks.
 
     Raises:
         DataError: missing, or a header that names a file that is.
@@ -115,25 +138,40 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False, l
 
     A volume whose origin is of the same family keeps that header, so a label map written for a scan has exactly the
     scan's grid. Integers stay integers, in their type or the smallest that fits and that the format has; several
-    channels (probabilities) go to NIfTI, NRRD, MetaImage and TIFF. An array that lives in a file is written part by
-    part (but to PNG); where its memory runs across the file's order, the target's folder holds a copy meanwhile.
+    channels (probabilities) go to NIfTI, NRRD, MetaImage, TIFF and OME-Zarr. An array that lives in a file is written
+    part by part (but to PNG); where its memory runs across the file's order, the target's folder holds a copy
+    meanwhile (but of OME-Zarr).
 
     Args:
-        labels: the volume is a label map: as an ImageJ TIFF it gets a lookup table that gives every label a colour.
+        labels: the volume is a label map: as an ImageJ TIFF it gets a lookup table that gives every label a colour,
+            as OME-Zarr the mark of a label image.
 
     Raises:
         OutputError: the file exists and `overwrite` is false, the suffix is not writable, the format cannot hold the
             array, or the disk refuses.
+        MissingExtra: OME-Zarr without the library for it.
     """
     path = Path(path)
     suffix = suffix_of(path)
     if suffix not in _FAMILIES:
         raise OutputError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose one of {_list(WRITABLE)}")
     family = _module(_FAMILIES[suffix])
-    if family is _module("tiff"):
+    if _by_axes(family):
         family.write(volume, path, overwrite, labels)
     else:
         family.write(volume, path, overwrite)
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse to replace what is there unasked, before any work.
+
+    Raises:
+        OutputError: `path` exists and `overwrite` is false, or is a folder that this format does not replace.
+    """
+    if suffix_of(path) in ZARR_SUFFIXES:
+        _module("omezarr").check_free(path, overwrite)
+    else:
+        check_free(path, overwrite)
 
 
 def suffix_of(path: Path | str) -> str:
@@ -144,28 +182,40 @@ def suffix_of(path: Path | str) -> str:
 
 
 def case_stem(path: Path | str) -> str:
-    """The name without its suffix; a folder (a DICOM series) keeps all of its name."""
+    """The name without its suffix; a folder (a DICOM series) keeps all of its name.
+
+    What lies inside an OME-Zarr is named after all of its path: ``plate_A_1_0`` for ``plate.zarr/A/1/0``.
+    """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and (outer := enclosing(path)) not in (None, path.absolute()):
+        return "_".join((case_stem(outer), *path.absolute().relative_to(outer).parts))
+    if path.is_dir() and suffix_of(path) not in ZARR_SUFFIXES:
         return path.resolve().name
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def is_readable(path: Path | str) -> bool:
-    """Whether this is a file with a readable suffix, or a folder that is a DICOM series; hidden files are not.
+    """Whether this is a file with a readable suffix, or a folder that is OME-Zarr or a DICOM series; hidden are not.
 
     Of a pair ``.hdr``/``.img`` only the ``.hdr`` counts, so that a folder's listing has each scan once.
     """
     path = Path(path)
     if path.name.startswith("."):
         return False
-    return is_dicom_series(path) if path.is_dir() else path.is_file() and suffix_of(path) in READABLE
+    return is_folder_scan(path) if path.is_dir() else path.is_file() and suffix_of(path) in READABLE
+
+
+def is_folder_scan(folder: Path | str) -> bool:
+    """Whether a folder is itself a scan: OME-Zarr (or any Zarr), or a DICOM series."""
+    return is_zarr(Path(folder)) or is_dicom_series(folder)
 
 
 def is_dicom_series(folder: Path | str) -> bool:
     """Whether a folder holds DICOM files (by their magic number, not their names) and no scans of other formats."""
     folder = Path(folder)
-    return folder.is_dir() and bool(_module("dicom").files(folder)) and not _scans(folder)
+    if not folder.is_dir() or is_zarr(folder):  # whose chunks may be a million files
+        return False
+    return bool(_module("dicom").files(folder)) and not _scans(folder)
 
 
 def stack_files(folder: Path | str) -> list[Path]:
@@ -174,7 +224,7 @@ def stack_files(folder: Path | str) -> list[Path]:
     Empty for anything else, such as a DICOM series or a folder of mixed scans.
     """
     folder = Path(folder)
-    if not folder.is_dir() or _module("dicom").files(folder):
+    if not folder.is_dir() or is_zarr(folder) or _module("dicom").files(folder):
         return []
     kinds = {suffix_of(path) for path in folder.iterdir() if suffix_of(path) in READABLE and path.name[:1] != "."}
     return _module("stack").files(folder) if len(kinds) == 1 else []
@@ -183,11 +233,14 @@ def stack_files(folder: Path | str) -> list[Path]:
 def default_suffix(volume: Volume) -> str:
     """The suffix an output made for this volume gets: its input's, where that can be written.
 
-    ``.nii.gz`` for DICOM and for arrays made in memory, ``.png`` for pictures, or ``.tif`` where the array
-    is nothing a PNG can hold; ``.tif`` for stacks.
+    ``.zarr`` for all that lies in one; ``.nii.gz`` for DICOM and for arrays made in memory, ``.png`` for pictures, or
+    ``.tif`` where the array is nothing a PNG can hold; ``.tif`` for stacks.
     """
     suffix = suffix_of(volume.origin.path) if volume.origin else ""
     family = volume.origin.format if volume.origin else ""
+    if volume.origin and family == "zarr":
+        outer = enclosing(volume.origin.path)
+        return suffix_of(outer) if outer else ".zarr"
     if family == "stack":
         return ".tif"
     if family == "picture":
@@ -199,7 +252,7 @@ def default_suffix(volume: Volume) -> str:
 def _family(path: Path) -> ModuleType:
     """The module that reads this file or folder."""
     if path.is_dir():
-        return _folder_family(path)
+        return _module("omezarr") if is_zarr(path) else _folder_family(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the name")
     suffix = suffix_of(path)
@@ -211,6 +264,8 @@ def _family(path: Path) -> ModuleType:
         raise DataError(f"{path}: is not a regular file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty (0 bytes); copy it again")
+    if suffix in ZARR_SUFFIXES:
+        raise DataError(f"{path}: is a file, but Zarr is a folder; unpack it, or copy the whole folder")
     return _module(_FAMILIES[suffix])
 
 
@@ -220,8 +275,8 @@ def _folder_family(folder: Path) -> ModuleType:
         if stack_files(folder):
             return _module("stack")
         raise DataError(
-            f"{folder}: a folder without DICOM files; give a file, or the folder of one DICOM series, or of the "
-            "PNG, JPEG or TIFF sections of one stack"
+            f"{folder}: a folder without DICOM files; give a file, or the folder of an OME-Zarr, of one DICOM "
+            "series, or of the PNG, JPEG or TIFF sections of one stack"
         )
     if scans := _scans(folder):
         raise DataError(f"{folder}: holds DICOM files and other scans ({scans[0].name}); give each a folder of its own")

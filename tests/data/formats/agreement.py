@@ -56,6 +56,11 @@ def error_of(path: Path, scratch: Scratch | None = None) -> str:
     return ""
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def write_and_read(volume: Volume, path: Path) -> Volume:
     write_volume(volume, path, overwrite=True)
     return read_checked(path)

@@ -22,7 +22,7 @@ from medunet.data.formats import (
 )
 from medunet.data.volume import Origin, Volume
 from medunet.errors import DataError, OutputError
-from tests.data.formats.agreement import read_checked
+from tests.data.formats.agreement import files_in, read_checked
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ from tests.data.formats.agreement import read_checked
         ("a.OME.TIFF", "a", ".ome.tiff"),
         ("a.some.tif", "a.some", ".tif"),
         ("a.jpeg", "a", ".jpeg"),
+        ("a.b.zarr", "a.b", ".zarr"),
+        ("a.OME.zarr", "a", ".ome.zarr"),
         ("a.npy", "a", ".npy"),
         ("a", "a", ""),
         (".nii.gz", ".nii", ".gz"),
@@ -65,6 +67,7 @@ def volume_from(name: str, family: str, array: np.ndarray) -> Volume:
         ("a.tiff", "tiff", ".tiff"),
         ("a.png", "picture", ".png"),
         ("a.jpg", "picture", ".png"),
+        ("a.zarr", "zarr", ".zarr"),
         ("series.tif", "dicom", ".nii.gz"),
     ],
 )
@@ -85,12 +88,12 @@ def test_whatever_is_writable_is_whole_or_absent(tmp_path: Path, suffix: str) ->
     path = tmp_path / "new" / f"a{suffix}"
     write_volume(volume, path)
     np.testing.assert_array_equal(read_checked(path).array, volume.array)
-    before = {p: p.read_bytes() for p in path.parent.iterdir()}
+    before = files_in(path.parent)
     with pytest.raises(OutputError, match="exists already"):
         write_volume(volume, path)
-    assert {p: p.read_bytes() for p in path.parent.iterdir()} == before
+    assert files_in(path.parent) == before
     write_volume(volume, path, overwrite=True)
-    assert set(path.parent.iterdir()) == set(before)
+    assert set(files_in(path.parent)) == set(before)
     assert is_readable(path) and not is_readable(path.rename(path.with_name(f".a{suffix}")))
 
 
@@ -136,7 +139,7 @@ def test_importing_the_formats_is_quick() -> None:
     """`medunet --help` must not wait for readers: none of their libraries is imported with this package."""
     code = (
         "import sys, medunet.data.formats\n"
-        "print(sorted({'itk', 'monai', 'torch', 'nibabel', 'pydicom', 'tifffile', 'PIL'} & set(sys.modules)))"
+        "print(sorted({'itk', 'monai', 'torch', 'nibabel', 'pydicom', 'tifffile', 'PIL', 'zarr'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
