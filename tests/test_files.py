@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import OutputError
-from medunet.files import folder_written_aside, write_text, written_aside
+from medunet.files import folder_written_aside, put_in_place, write_text, written_aside
 
 
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
@@ -86,3 +86,38 @@ def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(OutputError, match="cannot be written"), folder_written_aside(Path("/proc/nothing/set")):
         pass
+
+
+def folder_of(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / text).write_text(text)
+    return path
+
+
+def test_a_folder_that_may_be_replaced_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_of(tmp_path / "set", "old")
+    with pytest.raises(ValueError, match="in between"), folder_written_aside(target, overwrite=True) as aside:
+        raise ValueError("in between")
+    assert [path.name for path in target.iterdir()] == ["old"]
+    with folder_written_aside(target, overwrite=True) as aside:
+        (aside / "new").write_text("new")
+        assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in target.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [target]
+    new, rename = folder_of(tmp_path / "newer", "newer"), Path.rename
+    monkeypatch.setattr(Path, "rename", lambda a, b: rename(a, b if a != new else tmp_path / "no" / "where"))
+    with pytest.raises(OSError, match="where"):
+        put_in_place(new, target)
+    assert [path.name for path in target.iterdir()] == ["new"] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_whatever_stands_there_is_replaced_by_a_folder_and_a_link_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    other = folder_of(tmp_path / "other", "mine")
+    (tmp_path / "link").symlink_to(other)
+    for name in ("file", "link", "nothing"):
+        put_in_place(folder_of(tmp_path / "new", "new"), tmp_path / name)
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["new"]
+    assert (other / "mine").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "nothing", "other"]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.data.blocks import Empty, copy_in_tiles
-from medunet.data.formats import ngff, zarrnodes
+from medunet.data.formats import ngff, zarrchunks, zarrnodes
 from medunet.data.formats.ngff import Image, Space
 from medunet.data.formats.payload import stored_type
 from medunet.data.formats.tiffaxes import chosen_frame, known_axes, stated_axes
@@ -100,7 +100,8 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
     """
     zarr = _library()
     contents = _contents(path, axes, frame)
-    zarrnodes.count_chunks(contents.array)
+    zarrchunks.count_chunks(contents.array)
+    zarrchunks.check_files(contents.array)
     empty: Empty = scratch or np.empty
     array = empty([contents.array.shape[contents.axes.index(axis)] for axis in contents.kept], contents.dtype)
     with _chunks_noticed(path):
@@ -131,7 +132,7 @@ def files(path: Path) -> list[Path]:
     image = ngff.find_image(path)
     above = [place for place in (path, image.group.folder) if place != image.level.folder]
     documents = [file for place in dict.fromkeys(above) for file in zarrnodes.documents(place)]
-    return [*documents, *zarrnodes.all_files(image.level.folder)]
+    return [*documents, *zarrchunks.all_files(image.level.folder)]
 
 
 def _contents(path: Path, stated: str | None, frame: int | None) -> _Contents:
@@ -177,7 +178,7 @@ def _known(axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _details(contents: _Contents) -> dict[str, str]:
     array, image, space = contents.array, contents.image, contents.space
-    found, possible = zarrnodes.count_chunks(array)
+    found, possible = zarrchunks.count_chunks(array)
     shards = f" in shards of {_times(array.files)}" if array.files != array.chunks else ""
     what = "files" if shards else "chunks"
     details = {

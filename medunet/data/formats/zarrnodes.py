@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +20,7 @@ from medunet.errors import DataError
 SUFFIXES = (".ome.zarr", ".zarr")
 
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
-_DOCUMENTS = (*_MARKS, ".zattrs", ".zmetadata")
+DOCUMENTS = (*_MARKS, ".zattrs", ".zmetadata")
 _LARGEST = 64 * 2**20
 """Bytes of a metadata file that are read; consolidated ones of large plates have some megabytes."""
 
@@ -52,6 +51,21 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """Where the frames of blosc lie in the files of an array.
+
+    Attributes:
+        tail: bytes of a checksum after each of them.
+        shard: how many chunks a file has an index of; 0 where a file is one chunk.
+        index_first: whether that index stands at the start of the file.
+    """
+
+    tail: int
+    shard: int = 0
+    index_first: bool = False
+
+
+@dataclass(frozen=True)
 class StoredArray:
     """An array whose type and codecs were checked.
 
@@ -59,6 +73,8 @@ class StoredArray:
         chunks: what is read or written at a time; the inner chunks of shards.
         files: the part of the array that one file holds; larger than `chunks` where there are shards.
         codecs: how chunks are compressed, in words.
+        key: the name of a chunk's file below `folder`, a group for each axis.
+        frames: None where blosc takes no part.
     """
 
     folder: Path
@@ -69,6 +85,7 @@ class StoredArray:
     dtype: np.dtype[Any]
     codecs: str
     key: re.Pattern[str]
+    frames: Frames | None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -159,14 +176,15 @@ def stored_array(node: Node) -> StoredArray:
 def _of_version_2(node: Node, found: Mapping[str, Any]) -> StoredArray:
     folder, shape = node.folder, _lengths(found["shape"], "shape")
     chunks = _lengths(found["chunks"], "chunks")
-    said = [part for part in (found.get("compressor"), *(found.get("filters") or ())) if part is not None]
+    said = [part for part in (*(found.get("filters") or ()), found.get("compressor")) if part is not None]
     names = [_allowed(part["id"], part, folder) for part in said]
     separator = found.get("dimension_separator", ".")
     dtype = found["dtype"]
     if not isinstance(dtype, str) or np.dtype(dtype).kind not in "buif":
         raise _foreign_type(folder, dtype)
     key = _key(separator, len(shape), "")
-    return _checked(StoredArray(folder, 2, shape, chunks, chunks, np.dtype(dtype), _words(names), key))
+    frames = _frames(names, folder)
+    return _checked(StoredArray(folder, 2, shape, chunks, chunks, np.dtype(dtype), _words(names), key, frames))
 
 
 def _of_version_3(node: Node, found: Mapping[str, Any]) -> StoredArray:
@@ -183,8 +201,34 @@ def _of_version_3(node: Node, found: Mapping[str, Any]) -> StoredArray:
     plain = encoding["name"] == "v2"
     separator = (encoding.get("configuration") or {}).get("separator", "." if plain else "/")
     key = _key(separator, len(shape), "" if plain else f"c{re.escape(separator)}")
+    frames = _sharded(found["codecs"], files, chunks, folder) if shards else _frames(names, folder)
     dtype = np.dtype(dtype)
-    return _checked(StoredArray(folder, 3, shape, chunks, files, dtype, _words(names), key))
+    return _checked(StoredArray(folder, 3, shape, chunks, files, dtype, _words(names), key, frames))
+
+
+def _frames(names: Sequence[str], folder: Path) -> Frames | None:
+    """Of a chain of codecs; its last ones are those that bytes on disk are in."""
+    if "blosc" not in names:
+        return None
+    after = list(names[names.index("blosc") + 1 :])
+    if after not in ([], ["crc32c"]):
+        raise DataError(
+            f"{folder}: its chunks are coded with blosc and then {', '.join(after)}, which medunet cannot check\n"
+            "save it with one compressor"
+        )
+    return Frames(4 if after else 0)
+
+
+def _sharded(codecs: Any, files: Sequence[int], chunks: Sequence[int], folder: Path) -> Frames | None:
+    if "blosc" not in _codec_names(codecs, folder):
+        return None
+    shard = codecs[-1]["configuration"] if _codec_name(codecs[-1]) == "sharding_indexed" else {"codecs": ()}
+    frames = _frames([_codec_name(codec).removeprefix("numcodecs.") for codec in shard["codecs"]], folder)
+    index = [_codec_name(codec) for codec in shard.get("index_codecs", ())]
+    if frames is None or index != ["bytes", "crc32c"] or any(n % m for n, m in zip(files, chunks, strict=True)):
+        raise DataError(f"{folder}: its shards are coded in a way that medunet cannot check; save it with zstd or gzip")
+    count = math.prod(n // m for n, m in zip(files, chunks, strict=True))
+    return Frames(frames.tail, count, shard.get("index_location", "end") == "start")
 
 
 def _checked(array: StoredArray) -> StoredArray:
@@ -236,52 +280,9 @@ def _key(separator: str, axes: int, before: str) -> re.Pattern[str]:
     return re.compile(before + re.escape(separator).join([r"(\d+)"] * axes))
 
 
-def count_chunks(array: StoredArray) -> tuple[int, int]:
-    """How many of the array's files are there, and how many it can have.
-
-    One that is missing means the fill value everywhere, as Zarr has it: writers leave out what is empty.
-
-    Raises:
-        DataError: none is there, but other files are: the metadata say another naming, and all would seem empty.
-    """
-    found = others = 0
-    for name in _relative_files(array.folder):
-        match = array.key.fullmatch(name)
-        if match and all(int(n) < length for n, length in zip(match.groups(), array.grid, strict=True)):
-            found += 1
-        elif not name.rpartition("/")[2].startswith(".") and name != "zarr.json":
-            others += 1
-    if others and not found:
-        raise DataError(
-            f"{array.folder}: none of its {others} files has the name of a chunk, as its metadata say they are called, "
-            "such as " + repr(_example(array)) + "\nthe metadata are damaged, or of another array; copy it again"
-        )
-    return found, math.prod(array.grid)
-
-
-def _example(array: StoredArray) -> str:
-    return array.key.pattern.replace("(\\d+)", "0").replace("\\", "")
-
-
 def documents(folder: Path) -> list[Path]:
     """The metadata files that lie in a node's folder."""
-    return [folder / name for name in _DOCUMENTS if (folder / name).is_file()]
-
-
-def all_files(folder: Path) -> list[Path]:
-    """Every file below a folder, sorted; those of the system and of editors (hidden, but no metadata) left out."""
-    names = (name for name in _relative_files(folder) if _belongs(name.rpartition("/")[2]))
-    return [folder / name for name in sorted(names)]
-
-
-def _belongs(name: str) -> bool:
-    return not name.startswith(".") or name in _DOCUMENTS
-
-
-def _relative_files(folder: Path) -> Iterator[str]:
-    for place, _, names in os.walk(folder):
-        inside = Path(place).relative_to(folder).as_posix()
-        yield from (name if inside == "." else f"{inside}/{name}" for name in names)
+    return [folder / name for name in DOCUMENTS if (folder / name).is_file()]
 
 
 def _object(found: Any, path: Path) -> dict[str, Any]:

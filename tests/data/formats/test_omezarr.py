@@ -15,7 +15,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BytesCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from medunet.data.formats import (
     case_stem,
@@ -244,6 +244,24 @@ PACKED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+BLOSC = BloscCodec(cname="lz4")
+PACKED |= {
+    "blosc 3": (3, {"compressors": BLOSC}),
+    "blosc and checksum 3": (3, {"compressors": [BLOSC, Crc32cCodec()]}),
+    "blosc in shards 3": (3, {"shards": (8, 8, 8), "compressors": BLOSC}),
+    "blosc in shards, index first 3": (
+        3,
+        {
+            "chunks": (8, 8, 8),
+            "compressors": None,
+            "serializer": ShardingCodec(
+                chunk_shape=(4, 4, 4), codecs=[BytesCodec(), BLOSC, Crc32cCodec()], index_location="start"
+            ),
+        },
+    ),
+}
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_usual_codecs_and_layouts_are_read(tmp_path: Path, name: str) -> None:
     zarr_format, options = PACKED[name]
@@ -252,6 +270,26 @@ def test_usual_codecs_and_layouts_are_read(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(read_checked(path, "zyx").array[0], array.T)
     stored = read_grid(path, axes="ZYX").details["stored"]
     assert stored == ("8 of 8 files" if "shards" in name else "27 of 27 chunks")
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_cut_chunk_is_noticed_whatever_it_is_packed_with(tmp_path: Path, name: str) -> None:
+    zarr_format, options = PACKED[name]
+    random = np.random.default_rng(0).integers(0, 2**16, (9, 10, 11)).astype(np.uint16)
+    path = save_array(tmp_path / "scan.zarr", random, zarr_format, **options)
+    chunks = [p for p in path.rglob("*") if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs")]
+    largest = max(chunks, key=lambda p: p.stat().st_size)
+    content = largest.read_bytes()
+    for end in (0, 1, 15, 16, 40, len(content) // 2, len(content) - 1):
+        largest.write_bytes(content[:end])
+        with pytest.raises(DataError, match=r"a chunk is damaged"):
+            read_volume(path, axes="ZYX")
+
+
+def test_blosc_below_another_codec_is_refused_as_its_length_is_not_known(tmp_path: Path) -> None:
+    path = save_array(tmp_path / "scan.zarr", counted((8, 8, 8)), 3, compressors=[BLOSC, GzipCodec()])
+    with pytest.raises(DataError, match="blosc and then gzip"):
+        read_volume(path, axes="ZYX")
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
