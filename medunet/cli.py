@@ -328,7 +328,8 @@ def evaluate(
     overwrite: bool,
 ) -> int:
     """Score segmentations of any tool against references."""
-    from medunet.evaluate import EvaluateSettings, evaluate_command
+    from medunet.evaluate import EvaluateSettings
+    from medunet.scorefiles import evaluate_command
 
     settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries, stack=stack)
     lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)

@@ -33,7 +33,6 @@ from medunet.data.splits import (
     splits_text,
 )
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.evaluate import write_evaluation
 from medunet.experiment import (
     CHECKPOINT,
     CONFIG_FILE,
@@ -52,6 +51,7 @@ from medunet.learning.distributed import world_of
 from medunet.learning.monitor import ProgressLine
 from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
 from medunet.scorecard import summary_lines
+from medunet.scorefiles import write_evaluation
 from medunet.segmentation.postselection import choose_postprocessing
 from medunet.train import Outcome, loss_of, train_run
 from medunet.validate import OBJECTS, compare_predictions, fold_of_voxels, objects_of

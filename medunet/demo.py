@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from medunet.data.formats import write_volume
 from medunet.data.volume import Volume
 from medunet.errors import MissingExtra, OutputError
-from medunet.evaluate import EvaluateSettings, Evaluation, case_picture, evaluate_folders, write_evaluation
+from medunet.evaluate import EvaluateSettings, Evaluation, evaluate_folders
 from medunet.experiment import TrainRequest
 from medunet.files import write_text, written_aside
 from medunet.outputs import PredictRequest
 from medunet.plan import Budget, write_plan
 from medunet.predict import segment_files
+from medunet.scorefiles import case_picture, write_evaluation
 from medunet.segmentation.planning import PredictSettings
 from medunet.train import train_run
 

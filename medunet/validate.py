@@ -27,7 +27,7 @@ from medunet.data.restore import restore_labels
 from medunet.data.splits import Fold
 from medunet.data.volume import Volume
 from medunet.errors import DataError, MedunetError
-from medunet.evaluate import EvaluateSettings, Evaluation, Pair, case_picture, evaluate_pairs, write_evaluation
+from medunet.evaluate import EvaluateSettings, Evaluation, Pair, evaluate_pairs
 from medunet.files import write_text
 from medunet.inference.instances import ObjectRule
 from medunet.learning.monitor import ProgressLine
@@ -37,6 +37,7 @@ from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.report.raster import outlined
 from medunet.scorecard import summary_lines
+from medunet.scorefiles import case_picture, write_evaluation
 from medunet.segmentation.objects import Terrain, Workspace, find_objects_of
 from medunet.segmentation.planning import PredictSettings
 from medunet.segmentation.relief import relief_of

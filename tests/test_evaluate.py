@@ -15,15 +15,8 @@ from medunet.data.formats import read_volume, write_volume
 from medunet.data.labels import table_from_names, table_from_values
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError, OutputError
-from medunet.evaluate import (
-    EvaluateSettings,
-    Pair,
-    evaluate_command,
-    evaluate_folders,
-    evaluate_pairs,
-    report_page,
-    write_evaluation,
-)
+from medunet.evaluate import EvaluateSettings, Pair, evaluate_folders, evaluate_pairs
+from medunet.scorefiles import evaluate_command, report_page, write_evaluation
 
 SPACING = (1.0, 1.0, 2.0)
 AFFINE = np.diag((*SPACING, 1.0))

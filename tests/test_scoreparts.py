@@ -18,16 +18,8 @@ from medunet.data.formats import write_volume
 from medunet.data.labels import table_from_names
 from medunet.data.volume import Volume
 from medunet.errors import ConfigError, DataError
-from medunet.evaluate import (
-    EvaluateSettings,
-    Pair,
-    case_picture,
-    evaluate_command,
-    evaluate_folders,
-    evaluate_pairs,
-    report_page,
-    write_evaluation,
-)
+from medunet.evaluate import EvaluateSettings, Pair, evaluate_folders, evaluate_pairs
+from medunet.scorefiles import case_picture, evaluate_command, report_page, write_evaluation
 
 CELLS = table_from_names({"background": 0, "cell": 1}, None, "instances")
 
