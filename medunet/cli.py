@@ -201,6 +201,9 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 @click.option("--memory", type=MemorySize(), default="4G", show_default=True, help="Memory the computation may use.")
 @_DEVICE
 @click.option("--probabilities", is_flag=True, help="Write the probabilities of all classes as well.")
+@click.option(
+    "--region-masks", is_flag=True, help="Write a mask of each region as well (CASE_REGION), as structures may overlap."
+)
 @click.option("--tta", is_flag=True, help="Average over mirrored versions of the scan.")
 @click.option(
     "--tta-rotations",
@@ -265,7 +268,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     request = PredictRequest(
         inputs, output, options["device"], options["axes"], options["probabilities"], options["overwrite"], record,
         options["verify"], _object_rule(options), tuple(int(c) if c.isdigit() else c for c in options["channels"]),
-        options["frame"], options["stack"], ObjectFiles(options["table"], options["rois"]),
+        options["frame"], options["stack"], ObjectFiles(options["table"], options["rois"]), options["region_masks"],
     )  # fmt: skip
     summary = segment_files(model, request, settings)
     for line in summary.lines:
@@ -286,6 +289,8 @@ def _object_rule(options: dict[str, Any]) -> Any:
         raise click.UsageError(f"{', '.join(given)}: is about numbered objects; say --instances, too")
     if not options["instances"]:
         return None
+    if options["region_masks"]:
+        raise click.UsageError("--region-masks is about label maps; leave it or --instances out")
     return ObjectRule(options["min_size"], options["fill_holes"], options["drop_edge_objects"], options["split"])
 
 
@@ -308,6 +313,7 @@ def _object_rule(options: dict[str, Any]) -> Any:
     help="Compare membrane maps as partitions into cells: V_rand and V_info; by probabilities where they lie beside.",
 )
 @_AXES
+@_STACK
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(
     predictions: Path,
@@ -318,12 +324,13 @@ def evaluate(
     instances: bool | None,
     boundaries: bool,
     axes: str | None,
+    stack: bool,
     overwrite: bool,
 ) -> int:
     """Score segmentations of any tool against references."""
     from medunet.evaluate import EvaluateSettings, evaluate_command
 
-    settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries)
+    settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries, stack=stack)
     lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)
     for line in lines:
         click.echo(line)
@@ -361,11 +368,13 @@ def convert(
     Colour masks:   medunet convert CAMVID -o DATASET --colours Labels.txt --ignore Unlabelled
     One folder:     medunet convert CELLS -o DATASET        cell.tif with cell_mask.tif; shows the pairs
     Objects:        medunet convert NUCLEI -o DATASET --instances
+    Structures:     medunet convert SCANS -o DATASET        labels/CASE/liver.nii.gz, …; they may overlap
     And back:       medunet convert DATASET -o COLOURS --to-colours
 
     Recognised are images/ with masks/ (and similar names), images and masks in one folder (*_mask, *_seg, *_label,
-    *_gt, mask_*, …), the Cell Tracking Challenge (01/ with 01_GT/SEG/) and the Data Science Bowl (one folder per
-    image, one mask per nucleus). Masks may be RGB, palette, black and white (0 and 255) or label values.
+    *_gt, mask_*, …), the Cell Tracking Challenge (01/ with 01_GT/SEG/), the Data Science Bowl (one folder per image,
+    one mask per nucleus), and one binary mask per structure: labels/CASE/liver.nii.gz, CASE/segmentations/liver.nii.gz,
+    or a channel each. Masks may be RGB, palette, black and white (0 and 255) or label values.
     A colour TABLE has lines `R G B name` or `name R G B`, or is JSON: {"name": [R, G, B]}. Images are taken byte by
     byte; a colour that means nothing is refused with its count, and then nothing is written.
     """

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, 
 from medunet.data.labels import table_from_names
 from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
 from medunet.data.maskrules import Rule
-from medunet.data.masks import Mask, read_mask
+from medunet.data.masks import Mask
+from medunet.data.structurefolders import find_structures
+from medunet.data.structures import has_structure_channels
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_new_folder, folder_written_aside, write_text
-from medunet.maskmeaning import ConvertRequest, Meaning, meaning_of, progress, source_json
+from medunet.maskmeaning import ConvertRequest, Meaning, masks_of, meaning_of, progress, source_json
 
 Say = Callable[[str], None]
 _SHOWN = 10
@@ -45,7 +48,7 @@ def convert(request: ConvertRequest, say: Say) -> None:
     """
     _check_options(request)
     check_new_folder(request.output)
-    layout = find_layout(request.source, request.masks)
+    layout = _layout_of(request)
     _say_layout(layout, request, say)
     _check_cases(layout, request)
     meaning = meaning_of(layout, request)
@@ -57,7 +60,7 @@ def convert(request: ConvertRequest, say: Say) -> None:
         raise DataError(f"{request.source}: is a data set already, with label maps; medunet reads it as it is")
     totals = _Totals()
     for case in progress(layout.cases):
-        totals.add(case, meaning.rule.apply([read_mask(path, request.axes) for path in case.masks]))
+        totals.add(case, meaning.rule.apply(masks_of(case, layout, request)))
     _refuse_unknown(totals, meaning.rule, request)
     declaration = _completed(meaning, totals, request)
     for line in totals.lines(declaration):
@@ -67,9 +70,23 @@ def convert(request: ConvertRequest, say: Say) -> None:
         return
     with folder_written_aside(request.output) as aside:
         for case in progress(layout.cases):
-            _write_case(case, meaning.rule, request, aside)
+            _write_case(case, masks_of(case, layout, request), meaning.rule, request, aside)
         write_declaration(aside / "dataset.json", declaration)
     say(f"wrote {request.output}: {len(layout.cases)} cases, images/, labels/ and dataset.json")
+
+
+def _layout_of(request: ConvertRequest) -> Layout:
+    """The layout; of masks that hold objects only what `find_layout` knows, as files are no structures then."""
+    if request.objects is not None:
+        return find_layout(request.source, request.masks)
+    found = find_structures(request.source, request.masks)
+    if found is not None:
+        return found
+    layout = find_layout(request.source, request.masks)
+    plain = request.colours is None and all(len(case.masks) == 1 for case in layout.cases)
+    if plain and not layout.objects and has_structure_channels(layout.cases[0].masks[0], request.axes):
+        return replace(layout, form=f"{layout.form}, one channel per structure", structures=True)
+    return layout
 
 
 def _check_options(request: ConvertRequest) -> None:
@@ -107,7 +124,7 @@ def _relative(path: Path, source: Path) -> str:
 
 def _check_cases(layout: Layout, request: ConvertRequest) -> None:
     """All that names and headers can tell, of every case."""
-    if not layout.objects and request.objects is None:
+    if not layout.objects and not layout.structures and request.objects is None:
         several = [case for case in layout.cases if len(case.masks) > 1]
         if several:
             names = ", ".join(path.name for path in several[0].masks[:3])
@@ -118,7 +135,12 @@ def _check_cases(layout: Layout, request: ConvertRequest) -> None:
     twice = [name for name, count in Counter(case.name for case in layout.cases).items() if count > 1]
     if twice:
         raise DataError(f"{request.source}: two cases would be called {twice[0]}; rename one of the images")
-    check_pairs((Case(case.name, case.images, case.masks[0]) for case in layout.cases), request.axes)
+    if layout.structures:
+        # Named after the mask: of a hundred, a message has to say which one.
+        named = ((_relative(mask, request.source), case, mask) for case in layout.cases for mask in case.masks)
+        check_pairs((Case(name, case.images, mask) for name, case, mask in named), request.axes)
+    else:
+        check_pairs((Case(case.name, case.images, case.masks[0]) for case in layout.cases), request.axes)
 
 
 class _Totals:
@@ -202,11 +224,10 @@ def _completed(meaning: Meaning, totals: _Totals, request: ConvertRequest) -> di
     return declaration
 
 
-def _write_case(case: FoundCase, rule: Rule, request: ConvertRequest, folder: Path) -> None:
+def _write_case(case: FoundCase, masks: Sequence[Mask], rule: Rule, request: ConvertRequest, folder: Path) -> None:
     for number, image in enumerate(case.images):
         ending = f"_{number:04d}" if len(case.images) > 1 else ""
         place_file(image, folder / "images", case.name + ending, request.link)
-    masks = [read_mask(path, request.axes) for path in case.masks]
     if rule.unchanged and _usable(masks[0]):
         place_file(case.masks[0], folder / "labels", case.name, request.link)
         return

@@ -318,7 +318,8 @@ def _out_of_fold(folds: Folds, case: Case) -> Pair:
         _write_joined(folds, case, files, target)
     else:
         _copy(files[0], target)
-    pair = Pair(case.name, target, case.label, case.images[0], folds.setup.config.data.axes, case.annotation)
+    axes = folds.setup.config.data.axes
+    pair = Pair(case.name, target, case.label, case.images[0], axes, case.annotation, case.size)
     objects = files[0].parent / OBJECTS / files[0].name
     if objects.exists() and not folds.inside:
         _copy(objects, objects_of(pair))

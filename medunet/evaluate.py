@@ -26,7 +26,9 @@ from medunet.data.pairs import (
     labels_beside,
     pair_by_stem,
     require_same_grid,
+    stack_beside,
     volume_of,
+    voxel_size_beside,
     with_voxel_size,
 )
 from medunet.data.volume import Volume
@@ -73,6 +75,8 @@ class EvaluateSettings:
         boundaries: compare maps of membranes as partitions into cells (ISBI 2012), and as masks besides; predictions
             may be probabilities of being inside a cell, and those that `predict --probabilities` wrote beside a label
             map are taken in its place.
+        stack: a folder of sections (PNG, JPEG, TIFF) is one three-dimensional label map; so it is where a
+            `dataset.json` beside the references says so.
     """
 
     labels: LabelTable | None = None
@@ -81,6 +85,7 @@ class EvaluateSettings:
     axes: str | None = None
     instances: bool | None = None
     boundaries: bool = False
+    stack: bool = False
 
     def __post_init__(self) -> None:
         if self.instances and self.boundaries:
@@ -126,6 +131,7 @@ def evaluate_folders(
     References without a prediction are named in `Evaluation.failed`; predictions without a reference in a note.
 
     Args:
+        predictions: label files; with `EvaluateSettings.stack` also folders of sections, likewise of references.
         references: a folder of label files, or a data set with `labels/` or `labelsTr/`; its images, where it has
             any, are shown in the report's pictures.
 
@@ -136,8 +142,10 @@ def evaluate_folders(
     folder = label_folder(references)
     beside = folder if folder.is_dir() and not is_zarr(folder) else folder.parent
     labels, annotation = settings.labels or labels_beside(beside), annotation_beside(beside)
-    pairs, missing, notes = pair_by_stem(predictions, folder)
-    pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case)) for pair in pairs]
+    stack = settings.stack or stack_beside(beside)
+    pairs, missing, notes = pair_by_stem(predictions, folder, stack, settings.axes)
+    size = voxel_size_beside(beside)
+    pairs = [replace(pair, axes=settings.axes, annotation=annotation.of(pair.case), size=size) for pair in pairs]
     evaluation = evaluate_pairs(pairs, replace(settings, labels=labels), track)
     failed = {**evaluation.failed, **dict.fromkeys(missing, "no prediction of this name")}
     card = replace(evaluation.card, failed=failed, notes=(*evaluation.card.notes, *notes))
@@ -265,7 +273,7 @@ def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> byt
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
     reference, prediction = volume_of(pair.reference, pair.axes), volume_of(pair.prediction, pair.axes)
-    grid = with_voxel_size(reference, prediction)
+    grid = with_voxel_size(pair, reference, prediction)
     overlay = Overlay(
         names=table.scored,
         spacing=grid.spacing,
@@ -348,7 +356,7 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
     """The scores of one pair, and the unit of their distances."""
     prediction, reference = volume_of(pair.prediction, pair.axes), volume_of(pair.reference, pair.axes)
     require_same_grid(pair.case, prediction, reference)
-    grid = with_voxel_size(reference, prediction)
+    grid = with_voxel_size(pair, reference, prediction)
     tolerance = how.tolerance
     if tolerance is None:
         tolerance = 1.0 if grid.unit == "mm" else 2 * min(grid.spacing)

@@ -14,8 +14,8 @@ import torch
 
 from medunet import __version__
 from medunet.config import Config, ConfigFile, load_config, parse_config, to_plain
-from medunet.data.catalogue import Case, DataSet, annotated, check_pairs, read_data_set, with_labels
-from medunet.data.fingerprint import take_fingerprint
+from medunet.data.catalogue import Case, DataSet, annotated, check_pairs, read_data_set, size_notes, with_labels
+from medunet.data.fingerprint import Fingerprint, take_fingerprint
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Normalisation
@@ -249,6 +249,8 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
     require_library(file.config.network)
     data = _data_set(file)
     check_pairs(data.labelled, file.config.data.axes)
+    for line in size_notes(data, file.config.data.axes):
+        say(line)
     return file, data
 
 
@@ -321,10 +323,22 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
             config.preprocess,
             normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,
             unit=found.cases[0].unit,
+            fallback_spacing=_fallback(file, data, found),
         ),
         loss=loss,
     )
     return file.resolved(resolved)
+
+
+def _fallback(file: ConfigFile, data: DataSet, found: Fingerprint) -> tuple[float, ...] | None:
+    """The voxel size of scans to come that state none, as the files that were learned from: what is declared of them.
+
+    Nothing where the config says its own, or where the files learned from have no physical size either.
+    """
+    stated = file.config.preprocess.fallback_spacing
+    if stated is not None or data.size is None or found.cases[0].unit == "pixel":
+        return stated
+    return data.size.in_unit(found.cases[0].unit, found.dimensions)
 
 
 def _check_objects(config: Config, labels: LabelTable, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medunet.data.catalogue import Case, DataSet, load_image, load_label, read_data_set, with_labels
+from medunet.data.catalogue import Case, DataSet, load_image, load_label, read_data_set, size_notes, with_labels
 from medunet.data.formats import default_suffix, is_folder_scan, read_grid, read_volume, stack_files
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.volume import Grid, Volume
@@ -112,10 +112,19 @@ def _inspect_data_set(data: DataSet, axes: str | None) -> Finding:
         "label_kind": labels.kind if labels else None,
         "shapes": _counted(case["shape"] for case in readable),
         "spacings": _counted(case["spacing"] for case in readable),
+        "declared spacing": f"{data.size}, of files that state none" if data.size else None,
         "voxels per label": _totals(readable, labels),
         "annotated": _annotated(data, readable),
+        "notes": _size_notes(data, axes),
         "problems": problems,
     }
+
+
+def _size_notes(data: DataSet, axes: str | None) -> list[str]:
+    try:
+        return [note.removeprefix("NOTE: ") for note in size_notes(data, axes)]
+    except DataError:
+        return []  # the case that cannot be read is a problem already
 
 
 def _inspect_case(case: Case, labels: LabelTable | None, axes: str | None, problems: list[str]) -> Finding:
@@ -178,12 +187,13 @@ def as_text(finding: Mapping[str, Any]) -> str:
     """A finding as lines for people."""
     lines = [str(finding["path"])]
     for key, value in finding.items():
-        if key in ("path", "problems") or value in (None, [], {}):
+        if key in ("path", "notes", "problems") or value in (None, [], {}):
             continue
         if key == "becomes":
             lines += [f"  {key if number == 0 else '':<18} {line}" for number, line in enumerate(value)]
             continue
         lines.append(f"  {key:<18} {_shown(value)}")
+    lines += [f"  NOTE     {note}" for note in finding.get("notes", ())]
     problems = [problem.replace("\n", "\n           ") for problem in finding["problems"]]
     lines += [f"  PROBLEM  {problem}" for problem in problems] or ["  no problem found"]
     return "\n".join(lines)

@@ -21,7 +21,8 @@ from medunet.data.maskrules import (
     OneMaskPerObject,
     Rule,
 )  # fmt: skip
-from medunet.data.masks import read_mask
+from medunet.data.masks import Mask, read_mask
+from medunet.data.structures import JoinedStructures, StructureCensus, StructureMasks
 from medunet.errors import ConfigError, DataError
 
 
@@ -104,6 +105,8 @@ def source_json(request: ConvertRequest) -> dict[str, Any]:
 
 def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
     """Decide what masks hold: by what was said, by a table or `dataset.json` beside them, or by looking at them."""
+    if layout.structures:
+        return _structures(layout, request)
     if any(len(case.masks) > 1 for case in layout.cases) or layout.one_each:
         return _object_meaning("one per object, black and white", OneMaskPerObject(request.tolerance), request)
     if request.colours is not None:
@@ -128,6 +131,56 @@ def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
             "number that means not annotated in grey masks"
         )
     return _grey(census, declared, request)
+
+
+def masks_of(case: FoundCase, layout: Layout, request: ConvertRequest) -> Sequence[Mask]:
+    """The masks of a case; those of structures are read when it is their turn, because there may be a hundred."""
+    if layout.structures:
+        return StructureMasks(case.masks, request.axes)
+    return [read_mask(path, request.axes) for path in case.masks]
+
+
+def _structures(layout: Layout, request: ConvertRequest) -> Meaning:
+    """A label value for each combination of structures."""
+    said = {"--colours": request.colours, "--tolerance": request.tolerance, "--ignore": request.ignore,
+            "--foreground": request.foreground}  # fmt: skip
+    given = [option for option, value in said.items() if value]
+    if given:
+        raise ConfigError(
+            f"{request.source}: {', '.join(given)}: not for masks of one structure each, which are named by their files"
+            f"\nfound were {layout.form}; leave it out, or say which files are masks with --masks"
+        )
+    census = StructureCensus()
+    for case in progress(layout.cases):
+        census.add(masks_of(case, layout, request), request.source)
+    if not census.voxels:
+        raise DataError(
+            f"{request.source}: all masks of its {len(census.named)} structures are empty; nothing to learn"
+        )
+    notes = []
+    if census.empty:
+        notes.append(f"left out, as all their masks are empty: {_few(census.empty)}")
+    if census.incomplete:
+        cases = max(census.incomplete.values())
+        notes.append(
+            f"without a mask in up to {cases} of {census.cases} cases, where they are taken for absent: "
+            f"{_few(list(census.incomplete))}"
+        )
+    declaration = census.declaration()
+    names = census.structures
+    words = f"one for each of {len(names)} structure{'' if len(names) == 1 else 's'} ({_few(names)})"
+    if census.shared:
+        several = sum(len(combination) > 1 for combination in census.voxels)
+        words += f", which overlap in {several} combination{'' if several == 1 else 's'}"
+        notes.append(
+            f"{census.shared:,} voxels are in several structures, so each structure becomes a region that is learned "
+            "by itself; correct the masks if that is an accident"
+        )
+    return Meaning(words, JoinedStructures(census.values()), declaration, tuple(notes))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
 
 
 def _table_beside(source: Path) -> Path | None:

@@ -33,6 +33,7 @@ class PredictRequest:
     Attributes:
         objects: which objects are numbered, and how; None for label maps.
         object_files: what is written beside their id maps.
+        region_masks: whether a binary mask of each region is written beside a label map.
     """
 
     inputs: Sequence[Path]
@@ -48,6 +49,7 @@ class PredictRequest:
     frame: int | None = None
     stack: bool = False
     object_files: ObjectFiles = field(default_factory=ObjectFiles)
+    region_masks: bool = False
 
 
 def find_inputs(paths: Sequence[Path], stack: bool = False) -> list[Path]:
@@ -94,12 +96,15 @@ def as_cases(files: Sequence[Path], channels: int) -> list[Case]:
     return [Case(name, (file,)) for name, file in zip(names, files, strict=True)]
 
 
-def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | None]:
+def plan_outputs(cases: Sequence[Case], request: PredictRequest, masks: Sequence[str] = ()) -> list[Path | None]:
     """Where each result goes; None means a name in the output folder whose suffix the scan decides.
 
+    Args:
+        masks: of the regions whose masks are written beside each result, what their files are called after `CASE_`.
+
     Raises:
-        OutputError: one file for several scans, a folder's name that is a file, or outputs that exist, are inputs or
-            cannot be written.
+        OutputError: one file for several scans, a folder's name that is a file, two results of one name, or outputs
+            that exist, are inputs or cannot be written.
         ConfigError: a file name whose suffix cannot be written.
     """
     output = request.output
@@ -126,8 +131,15 @@ def plan_outputs(cases: Sequence[Case], request: PredictRequest) -> list[Path | 
     wanted = {case_stem(output)} if as_file else {case.name for case in cases}
     for name in (beside for case in sorted(wanted) for beside in request.object_files.names(case)):
         check_free(place / name, request.overwrite)
-    if request.probabilities:
-        wanted |= {f"{name}_probabilities" for name in wanted}
+    endings = [*(["probabilities"] if request.probabilities else []), *masks]
+    beside = [f"{name}_{ending}" for name in sorted(wanted) for ending in endings]
+    twice = sorted(wanted.intersection(beside)) or sorted({name for name in beside if beside.count(name) > 1})
+    if twice:
+        raise OutputError(
+            f"-o {output}: two results would be called {twice[0]}, one of them what is written beside another scan's "
+            "label map\npredict these scans into different folders"
+        )
+    wanted.update(beside)
     inputs = {path.resolve() for case in cases for path in case.images}
     for path in sorted(place.iterdir()) if place.is_dir() else []:
         if suffix_of(path) in WRITABLE and case_stem(path) in wanted:
@@ -139,7 +151,7 @@ def existing_folder(place: Path) -> Path:
     """The folder itself, or the nearest one above it that exists (which may be a file that is in the way).
 
     Of an output that is a scan already, the folder that it lies in.
-    ."""
+    """
     place = place.absolute()
     found = next(p for p in (place, *place.parents) if p.exists())
     return found.parent if found == place and (found.is_file() or is_zarr(found)) else found

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from medunet.config import Config, TrainingSettings, annotated_yaml
-from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, with_labels
+from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, size_notes, with_labels
 from medunet.data.fingerprint import Fingerprint, choose_cases, take_fingerprint
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import IGNORE, LabelTable
@@ -107,7 +107,8 @@ def plan_data_set(
     """
     if not data.labelled:
         raise DataError(
-            f"{data.folder}: no case has a label file of the same name in the labels folder; nothing to learn from"
+            f"{data.folder}: no case has a label file of the same name in the labels folder; nothing to learn from\n"
+            f"a folder of masks for each case becomes a label map with: medunet convert {data.folder} -o NEW_FOLDER"
         )
     check_pairs(data.labelled, axes)
     labels = with_labels(data, data.labelled, axes)
@@ -127,7 +128,12 @@ def plan_data_set(
     return replace(
         planned,
         config=replace(planned.config, data=paths),
-        header=(_title(data, found, budget), *_measurements(planned, budget), *_notes_of_warning(found)),
+        header=(
+            _title(data, found, budget),
+            *_measurements(planned, budget),
+            *_notes_of_warning(found),
+            *size_notes(data, axes),
+        ),
     )
 
 

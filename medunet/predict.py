@@ -8,9 +8,8 @@ import json
 import platform
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,14 +24,16 @@ from medunet import __version__
 from medunet.data.blocks import slowest_axis
 from medunet.data.canvas import Canvas
 from medunet.data.catalogue import Case, by_model_channels, load_image
-from medunet.data.formats import check_target, default_suffix, write_volume
+from medunet.data.formats import check_target, default_suffix
 from medunet.data.pairs import probabilities_path
 from medunet.data.postprocess import PostStep, postprocess
+from medunet.data.regionmasks import mask_path, mask_values, region_mask
+from medunet.data.resultfiles import Result, write_together
 from medunet.data.scratch import Scratch, lives_in_file
 from medunet.data.volume import Volume
 from medunet.devices import find_device
-from medunet.errors import ConfigError, MedunetError, OutputError, is_out_of_memory
-from medunet.files import put_in_place, write_text
+from medunet.errors import ConfigError, MedunetError, is_out_of_memory
+from medunet.files import write_text
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Progress
 from medunet.inference.instances import ObjectRule
@@ -96,11 +97,11 @@ def segment_volume(
     """
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
-    scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
+    scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
     steps = _post_steps(segmenter)
     canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False, values=segmenter.values)
     segmenter.segment(scan, segmenter.plan(scan), canvas.put)
-    grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     postprocess(canvas.labels, grid, segmenter.written, steps)
     return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
 
@@ -146,10 +147,10 @@ def segment_objects(
     given = volume if isinstance(volume, Volume) else Volume(volume)
     rule = rule or ObjectRule()
     relief = relief_of(segmenter.models, rule)
-    scan = segmenter.open(given, stored=not isinstance(volume, Volume))
+    grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
+    scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
     terrain = Terrain.blank(relief, scan.undo, given.shape, np.empty)
     segmenter.segment(scan, segmenter.plan(scan), terrain.put, terrain.needs_scores)
-    grid = volume if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     work = Workspace(np.empty, segmenter.settings.memory)
     ids = find_objects_of(terrain, rule, grid.spacing, work).ids
     return given.with_array(ids) if isinstance(volume, Volume) else ids
@@ -195,8 +196,9 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         replace(case, channels=request.channels, frame=request.frame)
         for case in as_cases(files, models[0].card.network.in_channels)
     ]
-    targets = plan_outputs(cases, request)
     segmenter = Segmenter(models, settings)
+    masks = _region_values(segmenter, model_source) if request.region_masks else {}
+    targets = plan_outputs(cases, request, tuple(masks))
     if request.verify:
         require_verifiable(segmenter)
     relief = relief_of(models, request.objects) if request.objects else None
@@ -222,6 +224,21 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     return summary
 
 
+def _region_values(segmenter: Segmenter, model_source: str) -> dict[str, tuple[int, ...]]:
+    """See `mask_values`.
+
+    Raises:
+        ConfigError: the models' label maps have no regions.
+    """
+    labels = segmenter.written
+    if not labels.regions:
+        raise ConfigError(
+            f"{model_source}: --region-masks writes a mask for each region, but this model learned no regions: its "
+            f'labels are {labels.describe()}\nleave it out, or train on a data set whose dataset.json has "regions"'
+        )
+    return mask_values(labels)
+
+
 class _Stopwatch:
     """Seconds per stage."""
 
@@ -241,11 +258,17 @@ class _Stopwatch:
 
 @dataclass
 class _Job:
-    """One scan on its way: opened, segmented, written."""
+    """One scan on its way: opened, segmented, written.
+
+    Attributes:
+        volume: as its file has it, which results are written like.
+        grid: the same with the voxel size that it is taken to have, where its file states none.
+    """
 
     case: Case
     target: Path
     volume: Volume
+    grid: Volume
     scan: Scan
     plan: ScanPlan
     watch: _Stopwatch
@@ -256,13 +279,23 @@ class _Job:
     checksums: dict[str, str] | None = None
     changed: dict[str, int] = field(default_factory=dict)
     count: int | None = None
+    masks: list[Path] = field(default_factory=list)
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the voxel size, or a part of it, is not the file's own."""
+        return self.grid is not self.volume
 
     def record(self) -> dict[str, Any]:
         return {
             "case": self.case.name,
             "inputs": [str(path) for path in self.case.images],
             "output": str(self.target),
+            "region_masks": [str(path) for path in self.masks],
             "shape": list(self.volume.shape),
+            "spacing": list(self.grid.spacing),
+            "unit": self.grid.unit,
+            "spacing_assumed": self.assumed,
             "network_shape": list(self.scan.shape),
             "plan": self.plan.record(),
             "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
@@ -291,6 +324,7 @@ class _Work:
         self._segmenter, self._relief, self._steps, self._request = segmenter, relief, steps, request
         self._scratch, self._bar = scratch, bar
         self._said: Any = None
+        self._assumed = False
 
     def run(self, tasks: Sequence[tuple[Case, Path | None]]) -> Iterator[tuple[Case, Outcome]]:
         """Each case with its finished job, or with the error that the user can act on; in order."""
@@ -324,10 +358,11 @@ class _Work:
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
             check_target(target, self._request.overwrite)
         with watch.stage("preprocess"):
-            scan = self._segmenter.open(volume)
+            grid = self._segmenter.sized(volume)
+            scan = self._segmenter.open(grid)
             plan = self._segmenter.plan(scan, _file_axis(volume, scan))
         by_name = f"{case.name}: channels taken by their names: {', '.join(map(str, chosen.channels))}"
-        return _Job(case, target, volume, scan, plan, watch, lines=[by_name] if chosen != case else [])
+        return _Job(case, target, volume, grid, scan, plan, watch, lines=[by_name] if chosen != case else [])
 
     def _segment(self, opened: Future[_Job], report: Progress) -> _Job:
         job = opened.result()
@@ -351,7 +386,7 @@ class _Work:
                 job.objects = self._objects(job, terrain)
         if self._steps:
             with job.watch.stage("postprocess"):
-                changed = postprocess(job.canvas.labels, job.volume, self._segmenter.written, self._steps)
+                changed = postprocess(job.canvas.labels, job.grid, self._segmenter.written, self._steps)
             job.canvas.look_again()
             job.changed = {s.describe(job.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
         return job
@@ -364,7 +399,7 @@ class _Work:
     def _objects(self, job: _Job, terrain: Terrain) -> Objects:
         assert self._request.objects is not None, "objects are asked for"
         work = Workspace(self._scratch, self._segmenter.settings.memory)
-        return find_objects_of(terrain, self._request.objects, job.volume.spacing, work)
+        return find_objects_of(terrain, self._request.objects, job.grid.spacing, work)
 
     def _announce(self, job: _Job) -> None:
         """Say how the scan is segmented, where it is another way than the last one."""
@@ -372,6 +407,13 @@ class _Work:
         if self._said is None and self._steps:
             words = ", ".join(step.describe(job.volume.dimensions) for step in self._steps)
             self._bar.say(f"post-processing: {words} (chosen by cross-validation; --no-postprocess leaves it out)")
+        if job.assumed and not self._assumed:
+            size = f"{'×'.join(f'{length:g}' for length in job.grid.spacing)} {job.grid.unit}"
+            self._bar.say(
+                f"{name}: NOTE: its file states no voxel size; it is taken to be {size}, as dataset.json declared of "
+                "the scans that the model learned from; so are all others that state none"
+            )
+            self._assumed = True
         if job.plan.kind != self._said:
             self._bar.say(f"{name}: {job.plan.describe()}")
             self._said = job.plan.kind
@@ -386,14 +428,20 @@ class _Work:
     def _write(self, job: _Job) -> _Job:
         request, canvas, objects, table = self._request, job.canvas, job.objects, self._segmenter.card.labels
         assert canvas is not None, "segmented before it is written"
-        results = {job.target: canvas.labels if objects is None else objects.ids}
+        labels = canvas.labels
+        results: dict[Path, Result] = {job.target: lambda: labels if objects is None else objects.ids}
         if canvas.probabilities is not None:
-            results[probabilities_path(job.target)] = canvas.probabilities
+            scores = canvas.probabilities
+            results[probabilities_path(job.target)] = lambda: scores
+        for name, values in mask_values(self._segmenter.written).items() if request.region_masks else ():
+            path = mask_path(job.target, name)
+            results[path] = functools.partial(region_mask, labels, values, self._scratch)
+            job.masks.append(path)
         with job.watch.stage("write"):
-            _write_all(job.volume, results, request.overwrite)
+            write_together(job.volume, results, request.overwrite)
             if objects is not None:
                 ids, names = job.volume.with_array(objects.ids), self._segmenter.card.channels
-                request.object_files.write(job.target, ids, job.volume, names, request.overwrite)
+                request.object_files.write(job.target, ids, job.grid, names, request.overwrite)
         if request.record:
             job.checksums = {str(path): _sha256(path) for path in (*job.case.images, job.target) if path.is_file()}
         if table.has_background and not canvas.found:
@@ -407,33 +455,11 @@ class _Work:
             job.count = objects.count
             dropped = f" ({objects.dropped} left out)" if objects.dropped else ""
             how = f"{objects.count} object{'' if objects.count == 1 else 's'}{dropped}, {how}"
+        if job.masks:
+            how = f"with masks of {len(job.masks)} region{'' if len(job.masks) == 1 else 's'}, {how}"
         job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
         job.canvas = job.objects = None
         return job
-
-
-def _write_all(like: Volume, results: Mapping[Path, NDArray[Any]], overwrite: bool) -> None:
-    """All files of a scan or none: labels without the probabilities that were asked for would be half a result.
-
-    Several are written into a hidden folder beside their places and moved there once all are whole, so that what they
-    replace is not lost either.
-    """
-    if len(results) == 1:
-        ((path, array),) = results.items()
-        write_volume(like.with_array(array), path, overwrite=overwrite, labels=True)
-        return
-    for path in results:
-        check_target(path, overwrite)
-    place = next(iter(results)).parent
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
-            for path, array in results.items():
-                write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
-            for file in sorted(Path(staging).iterdir()):
-                put_in_place(file, place / file.name)
-    except OutputError as error:
-        raise OutputError(str(error).replace(staging, str(place))) from error
 
 
 def _both(canvas: Canvas, terrain: Terrain) -> Sink:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from medunet.convert import Say, place_file, write_declaration
-from medunet.data.catalogue import by_stem, declared_labels, group_cases, scan_files
+from medunet.data.catalogue import by_stem, group_cases, scan_files
 from medunet.data.colourfiles import declared_colours, read_colours, read_json
 from medunet.data.colours import ColourTable, code_of
+from medunet.data.declaration import declared_labels
 from medunet.data.formats import case_stem, is_zarr, suffix_of, write_volume
 from medunet.data.labels import LabelTable
 from medunet.data.maskrules import values_of

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
 from medunet.config import Config, to_plain
 from medunet.metrics import MEASURES
 from medunet.scorecard import Scorecard, shown_unit
+from medunet.scoreparts import OBJECT_SCORES, ScorePart
 
 _HYPER_PARAMETERS = (
     "network.architecture",
@@ -71,22 +72,49 @@ def _scalar(value: Any) -> float | str:
 
 
 def final_scores(card: Scorecard) -> dict[str, float]:
-    """The means over all structures by tag, such as `final/Dice` and `final/HD95 (mm)`."""
+    """The means over all structures by tag, such as `final/Dice` and `final/HD95 (mm)`.
+
+    Where objects were compared one by one, also their pooled scores, such as `final objects/AP50`.
+    """
     chosen = [measure for measure in MEASURES if measure.key in _FINAL]
-    return {f"final/{_titled(measure.title, measure.is_distance, card)}": card.summary.mean[measure.key]
-            for measure in chosen}  # fmt: skip
+    scores = {f"final/{_titled(measure.title, measure.is_distance, card)}": card.summary.mean[measure.key]
+              for measure in chosen}  # fmt: skip
+    objects = _objects(card)
+    if objects is not None:
+        scores |= {f"final objects/{title}": objects.record["pooled"][key] for key, title in OBJECT_SCORES.items()}
+    return scores
+
+
+def _objects(card: Scorecard) -> ScorePart | None:
+    return next((part for part in card.parts if part.key == "objects"), None)
 
 
 def score_markdown(card: Scorecard) -> str:
-    """One row per structure with means over the cases, as a Markdown table."""
+    """One row per structure with means over the cases, as a Markdown table; a second one of objects, if there are."""
     chosen = [measure for measure in MEASURES if measure.key in _FINAL]
     titles = ["label", "cases", *(_titled(measure.title, measure.is_distance, card) for measure in chosen)]
     rows = [titles, ["---"] * len(titles)]
     for label in card.summary.labels:
         means = [label.statistics[measure.key].mean for measure in chosen]
         cases = label.statistics[MEASURES[0].key].count
-        rows.append([_cell(label.label), str(cases), *("–" if isnan(mean) else f"{mean:.3f}" for mean in means)])
+        rows.append([_cell(label.label), str(cases), *map(_number, means)])
+    objects = _objects(card)
+    return _table(rows) if objects is None else f"{_table(rows)}\n\n{_table(_object_rows(objects))}"
+
+
+def _object_rows(objects: ScorePart) -> list[list[str]]:
+    titles = ["objects", *OBJECT_SCORES.values()]
+    found = (("pooled", objects.record["pooled"]), ("mean by image", objects.record["by_image"]))
+    rows = [[name, *(_number(values[key]) for key in OBJECT_SCORES)] for name, values in found]
+    return [titles, ["---"] * len(titles), *rows]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.3f}"
 
 
 def _titled(title: str, is_distance: bool, card: Scorecard) -> str:

@@ -47,10 +47,11 @@ class ScorePart:
 
 _Titles = Mapping[str, str]
 
-_OBJECT_SCORES: _Titles = {
+OBJECT_SCORES: _Titles = {
     "seg": "SEG", "det": "DET", "ap50": "AP50", "ap75": "AP75", "mean_ap": "mAP", "pq": "PQ", "sq": "SQ", "rq": "RQ",
     "f1": "F1", "precision": "Precision", "recall": "Recall",
 }  # fmt: skip
+"""Titles of `ObjectCounts`' scores."""
 _OBJECT_HINTS: _Titles = {
     "seg": "Cell Tracking Challenge, mean over reference objects",
     "det": "Cell Tracking Challenge, on masks",
@@ -89,7 +90,7 @@ def object_part(cases: Sequence[CaseScores], label: str) -> ScorePart | None:
     if not scored:
         return None
     pooled = sum(list(scored.values())[1:], next(iter(scored.values())))
-    by_image = {key: _by_image(scored, key) for key in _OBJECT_SCORES}
+    by_image = {key: _by_image(scored, key) for key in OBJECT_SCORES}
     return ScorePart(
         key="objects",
         columns=tuple(Column(_OBJECT_KEYS.get(key, key), title) for key, title in _shown_objects().items()),
@@ -116,7 +117,7 @@ _OBJECT_KEYS: _Titles = {
 
 
 def _shown_objects() -> dict[str, str]:
-    return {**_OBJECT_SCORES, **_OBJECT_COUNTS}
+    return {**OBJECT_SCORES, **_OBJECT_COUNTS}
 
 
 def _by_image(scored: Mapping[str, ObjectCounts], key: str) -> Statistics:
@@ -172,7 +173,7 @@ def _object_headlines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) 
 def _object_section(
     scored: Mapping[str, ObjectCounts], pooled: ObjectCounts, by_image: Mapping[str, Statistics]
 ) -> Section:
-    scores = [Column(key, title, hint=_OBJECT_HINTS[key], share=key == "seg") for key, title in _OBJECT_SCORES.items()]
+    scores = [Column(key, title, hint=_OBJECT_HINTS[key], share=key == "seg") for key, title in OBJECT_SCORES.items()]
     counts = [Column(key, title, hint=_COUNT_HINTS[key]) for key, title in _OBJECT_COUNTS.items()]
     spreads = [Spread(found.mean, found.deviation) for found in by_image.values()]
     rows: list[tuple[Cell, ...]] = [("all objects pooled", *(getattr(pooled, key) for key in _shown_objects()))]
@@ -213,10 +214,10 @@ def _object_lines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> l
         kinds.append(f"{pooled.unjudged} on ignored voxels not judged")
     lines = [
         f"{counted}; {', '.join(kinds)}",
-        "  pooled    " + ", ".join(f"{_OBJECT_SCORES[key]} {_shown(getattr(pooled, key))}" for key in keys),
+        "  pooled    " + ", ".join(f"{OBJECT_SCORES[key]} {_shown(getattr(pooled, key))}" for key in keys),
     ]
     if by_image["pq"].count > 1:
-        lines.append("  by image  " + ", ".join(f"{_OBJECT_SCORES[key]} {_shown(by_image[key].mean)}" for key in keys))
+        lines.append("  by image  " + ", ".join(f"{OBJECT_SCORES[key]} {_shown(by_image[key].mean)}" for key in keys))
     return lines
 
 

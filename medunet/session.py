@@ -187,7 +187,7 @@ def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, l
         _clear(setup.folder)
     write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
     columns = ["epoch", "step", "minutes", "loss", "rate", "gradient_norm", "seconds_per_iteration"]
-    columns += ["patches_per_second", "waiting_share"]
+    columns += ["patches_per_second", "waiting_share", *(f"loss:{term}" for term in config.loss.terms)]
     columns += ["validation_dice", "validation_iou", *(f"dice:{name}" for name in setup.labels.scored)]
     board = Board(setup.folder / BOARD, resumed_at=state.step if resume else None)
     board.text("config", setup.file.to_yaml(), state.step, code=True)

@@ -375,7 +375,13 @@ def _log_epoch(session: Session, loss: float, watch: _Watch, scores: Validation 
         "waiting_share": watch.waiting,
     }
     speed = {f"speed/{name.replace('_', ' ')}": float(value) for name, value in list(row.items())[-3:]}
-    session.board.scalars({"loss/epoch": loss, **speed, **memory_used(session.setup.device)}, state.step)
+    parts = state.tally.mean_parts
+    row |= {f"loss:{name}": value for name, value in parts.items()}
+    losses = {
+        "loss/epoch": loss,
+        **({f"loss/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}),
+    }
+    session.board.scalars({**losses, **speed, **memory_used(session.setup.device)}, state.step)
     text = f"epoch {state.epoch}: loss {loss:.4f}, {watch.seconds:.2f} s/it"
     if scores:
         row |= {"validation_dice": scores.mean_dice, "validation_iou": scores.mean_iou}

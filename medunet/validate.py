@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunet.data.annotation import EVERYTHING
-from medunet.data.catalogue import Case, load_image, load_label
+from medunet.data.catalogue import Case, load_image, load_label, load_label_values
 from medunet.data.formats import default_suffix, write_volume
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase
@@ -42,6 +42,8 @@ from medunet.segmentation.planning import PredictSettings
 from medunet.segmentation.relief import relief_of
 from medunet.segmentation.segmenter import Segmenter
 
+NO_ID = 2**32
+"""Marks what is not judged in a map of object ids; files of 32 bits have no such id."""
 OBJECTS = "objects"
 """The folder beside the predictions of held-out cases where, for a model of objects, their numbered objects are."""
 _PAGE_PICTURES = 3
@@ -180,7 +182,6 @@ def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.de
 
 
 def _compared(pairs: Sequence[Pair], segmenter: Segmenter, held: HeldOut) -> Evaluation:
-    """Of a scan that was split, the objects of both parts were numbered together, so masks alone are compared."""
     labels = widened(held.labels) if held.inside else held.labels
     return compare_predictions(pairs, labels, f"Held-out cases of {segmenter.card.name}")
 
@@ -282,10 +283,9 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     write_volume(predicted, target, overwrite=True, labels=True)
     reference: Path | Volume = case.label
     if held.inside:
-        truth = load_label(case, held.labels, volume, held.axes)
-        truth[fold_of_voxels(scan.undo, held.inside.count) != held.inside.number] = IGNORE
-        reference = volume.with_array(_values(truth, widened(held.labels)))
-    return Pair(case.name, target, reference, case.images[0], held.axes, EVERYTHING if held.inside else case.annotation)
+        reference = volume.with_array(_held_out_labels(case, volume, scan.undo, held))
+    annotation = EVERYTHING if held.inside else case.annotation
+    return Pair(case.name, target, reference, case.images[0], held.axes, annotation, case.size)
 
 
 def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
@@ -319,17 +319,30 @@ def fold_of_voxels(undo: Undo, folds: int) -> NDArray[np.uint8]:
 
 
 def widened(labels: LabelTable) -> LabelTable:
-    """A table with a value for voxels outside the held-out part; instance tables become plain ones of two classes."""
+    """A table with a value for voxels outside the held-out part."""
+    if labels.kind == "instances":
+        return replace(labels, ignore=NO_ID)
     ignore = labels.ignore
     if ignore is None:
         ignore = next(value for value in range(len(labels.values) + 1) if value not in labels.values)
-    return replace(labels, ignore=ignore, kind="classes")
+    return replace(labels, ignore=ignore)
 
 
-def _values(indices: NDArray[np.uint8], labels: LabelTable) -> NDArray[np.int64]:
-    assert labels.ignore is not None
-    known = np.where(indices == IGNORE, 0, indices)
-    return np.where(indices == IGNORE, labels.ignore, labels.to_values(known).astype(np.int64))
+def _held_out_labels(case: Case, volume: Volume, undo: Undo, held: HeldOut) -> NDArray[np.int64]:
+    """`(1, *spatial)`, the label file in the held-out part, and the ignore value of `widened` everywhere else.
+
+    An object that goes on in the part that was learned from is judged by what of it is held out.
+    """
+    assert held.inside is not None
+    table = widened(held.labels)
+    assert table.ignore is not None
+    indices = load_label(case, held.labels, volume, held.axes)
+    unknown = (indices == IGNORE) | (fold_of_voxels(undo, held.inside.count) != held.inside.number)
+    if table.kind == "instances":
+        values = load_label_values(case, volume, held.axes)
+    else:
+        values = table.to_values(np.where(unknown, 0, indices))
+    return np.where(unknown, table.ignore, values.astype(np.int64))
 
 
 def epoch_records(path: Path) -> list[EpochRecord]:

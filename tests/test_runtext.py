@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from medunet.config import Config, annotated_yaml, parse_config
-from medunet.metrics import CaseScores, score_case, summarise
+from medunet.metrics import CaseScores, count_objects, score_case, summarise
 from medunet.runtext import final_scores, hyper_parameters, plan_notes, score_markdown
 from medunet.scorecard import Scorecard
 
@@ -51,3 +52,30 @@ def test_final_scores_are_those_of_the_card() -> None:
     assert table[0] == "| label | cases | Dice | IoU | Surface Dice | HD95 (mm) | ASSD (mm) |"
     assert table[2].startswith("| a\\|b | 1 | 0.667 | 0.500 |")
     assert table[3] == "| none | 0 | – | – | – | – | – |"
+    assert len(table) == 4 and not [tag for tag in final if "objects" in tag]
+
+
+def test_final_scores_of_objects_are_pooled_and_by_image() -> None:
+    """Three of four objects are found in all, half of one image's and both of the other's."""
+    truth = np.zeros((10, 10), np.uint16)
+    truth[1:4, 1:4], truth[6:9, 6:9] = 5, 9
+    half = np.where(truth == 5, 1, 0).astype(np.uint16)
+    cases = tuple(
+        CaseScores(name, tuple(score_case(found > 0, truth > 0, (1.0, 1.0), {"cell": 1})), 0.9, 1.0,
+                   objects=count_objects(found, truth))
+        for name, found in (("a", half), ("b", truth))
+    )  # fmt: skip
+    card = Scorecard("t", cases, summarise(cases), "um")
+    final = final_scores(card)
+    objects = {tag: value for tag, value in final.items() if tag.startswith("final objects/")}
+    assert objects == {
+        f"final objects/{title}": pytest.approx(value)
+        for title, value in {
+            "SEG": 0.75, "DET": 0.75, "AP50": 0.75, "AP75": 0.75, "mAP": 0.75, "PQ": 6 / 7, "SQ": 1, "RQ": 6 / 7,
+            "F1": 6 / 7, "Precision": 1, "Recall": 0.75,
+        }.items()
+    }  # fmt: skip
+    assert next(iter(final)) == "final/Dice"
+    table = score_markdown(card).split("\n\n")[1].splitlines()
+    assert table[0].startswith("| objects | SEG | DET | AP50 |")
+    assert table[2].startswith("| pooled | 0.750 |") and "| 0.857 |" in table[2] and "| 0.833 |" in table[3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -176,7 +177,8 @@ def test_object_ids_of_a_single_scan_are_all_scored(tmp_path: Path) -> None:
 def test_widened_tables_find_a_free_value() -> None:
     assert widened(table_from_names({"background": 0, "a": 1, "b": 3}, None)).ignore == 2
     assert widened(table_from_names({"background": 0, "a": 1}, 9)).ignore == 9
-    assert widened(table_from_names({"background": 0, "a": 1}, None, "instances")).kind == "classes"
+    of_ids = widened(table_from_names({"background": 0, "a": 1}, 7, "instances"))
+    assert of_ids.kind == "instances" and of_ids.ignore == 2**32  # no id of 32 bits
 
 
 def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memory_and_mapped(
@@ -211,6 +213,7 @@ def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Pa
     events.Reload()
     steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
     assert steps["loss/step"] == steps["optimiser/learning rate"] == list(range(1, 9))
+    assert steps["loss/dice"] == steps["loss/cross_entropy"] == steps["loss/epoch"] == [2, 4, 6, 8]
     assert steps["loss/epoch"] == steps["speed/patches per second"] == steps["speed/waiting share"] == [2, 4, 6, 8]
     assert steps["config/text_summary"] == [0, 4]
     assert steps["validation/worst 1"] == steps["validation/dice"] == sorted(set(steps["validation/dice"]))
@@ -219,8 +222,11 @@ def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Pa
     start = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
     assert start.hparams["length"].string_value == "4 x 2 steps"
     assert not [path for path in (out / "tensorboard").iterdir() if path.is_dir()]
-    rows = (out / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 5 and "patches_per_second,waiting_share" in rows[0]
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+    assert len(rows) == 4 and "patches_per_second" in rows[0]
+    for row in rows:
+        terms = float(row["loss:dice"]), float(row["loss:cross_entropy"])
+        assert min(terms) > 0 and sum(terms) == pytest.approx(float(row["loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize(

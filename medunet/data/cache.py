@@ -143,7 +143,7 @@ def case_key(
     parts = {
         "images": [_content(path) for path in case.images],
         "label": _content(case.label),
-        "settings": asdict(settings),
+        "settings": {key: value for key, value in asdict(settings).items() if key != "fallback_spacing"},
         "labels": asdict(labels),
         "axes": axes,
         "annotation": asdict(case.annotation),
@@ -151,6 +151,7 @@ def case_key(
         "frame": case.frame,
         "objects": [None if made is None else asdict(made) for made in objects],
         "made by": makers(),
+        **({} if case.size is None else {"size": asdict(case.size)}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

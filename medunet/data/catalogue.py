@@ -6,13 +6,11 @@ Decathlon and nnU-Net. Several channels are `CASE_0000.ext`, `CASE_0001.ext`, �
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,11 +23,12 @@ from medunet.data.annotation import (
 )
 from medunet.data.blocks import copy_in_tiles
 from medunet.data.channels import Channel, channel_indices, chosen_names
+from medunet.data.declaration import channel_names, label_table, read_declaration, says_stack
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume, stack_files
-from medunet.data.labels import LabelTable, table_from_names, table_from_values, with_regions
-from medunet.data.regions import split_declaration
+from medunet.data.labels import LabelTable, table_from_values
 from medunet.data.scratch import Scratch
-from medunet.data.volume import Volume
+from medunet.data.volume import Grid, Volume
+from medunet.data.voxelsize import Scan, VoxelSize, declared_size
 from medunet.errors import DataError
 from medunet.geometry.grids import grid_distance
 
@@ -48,6 +47,7 @@ class Case:
         annotation: what of the label file was annotated; the rest is IGNORE.
         channels: which channels are taken, in this order; empty takes all.
         frame: which time point is read, counted from 1.
+        size: the voxel size that its images have where they state none.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Case:
     annotation: Annotation = EVERYTHING
     channels: tuple[Channel, ...] = ()
     frame: int | None = None
+    size: VoxelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DataSet:
     Attributes:
         channels: one name per channel; empty names mean that nothing was declared.
         labels: the label table, None where nothing was declared and nothing was looked at yet.
-        annotation: what `dataset.json` declares of it; the cases know it already.
+        annotation, size: what `dataset.json` declares of them; the cases know it already.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class DataSet:
     channels: tuple[str, ...]
     labels: LabelTable | None
     annotation: AnnotationSettings = NOTHING_SAID
+    size: VoxelSize | None = None
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -92,8 +94,8 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a data set with images/ and labels/ (or imagesTr/, labelsTr/)")
     images, labels = _layout(folder)
-    declared = _read_declaration(folder / "dataset.json")
-    if _is_stack(declared, folder):
+    declared = read_declaration(folder / "dataset.json")
+    if says_stack(declared, folder / "dataset.json"):
         cases, label_files = _stack_cases(folder, images, labels)
     else:
         label_files = by_stem(scan_files(labels)) if labels.is_dir() else {}
@@ -109,18 +111,20 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
             f"{labels}: {len(orphans)} label file(s) without an image of the same name, first: {orphans[0]}\n"
             f"images are named {', '.join(case.name for case in cases[:3])}, …; rename one or the other"
         )
-    names = _channel_names(declared)
+    names = channel_names(declared)
     known = {name.casefold(): number for number, name in enumerate(names)}
     wanted = tuple(
         known.get(channel.casefold(), channel) if isinstance(channel, str) else channel for channel in channels
     )
+    size = declared_size(declared, str(folder / "dataset.json"))
     found = DataSet(
         folder=folder,
         name=str(declared.get("name") or folder.resolve().name),
-        cases=tuple(replace(case, channels=wanted) for case in cases),
+        cases=tuple(replace(case, channels=wanted, size=size) for case in cases),
         channels=chosen_names(wanted, names) if wanted else names,
-        labels=_label_table(declared, folder / "dataset.json"),
+        labels=label_table(declared, folder / "dataset.json"),
         annotation=declared_annotation(declared, str(folder / "dataset.json")),
+        size=size,
     )
     return annotated(found, NOTHING_SAID)
 
@@ -147,13 +151,6 @@ def _layout(folder: Path) -> tuple[Path, Path]:
     raise DataError(
         f"{folder}: is no data set: expected images/ and labels/, or imagesTr/ and labelsTr/; found {found}"
     )
-
-
-def _is_stack(declared: Mapping[str, Any], folder: Path) -> bool:
-    stack = declared.get("stack", False)
-    if not isinstance(stack, bool):
-        raise DataError(f'{folder / "dataset.json"}: "stack" must be true or false, found {stack!r}')
-    return stack
 
 
 def _stack_cases(folder: Path, images: Path, labels: Path) -> tuple[list[Case], dict[str, Path]]:
@@ -222,87 +219,6 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
     ]
 
 
-def declared_labels(path: Path) -> LabelTable | None:
-    """The label table of a `dataset.json`, None where it declares no labels or is missing.
-
-    Raises:
-        DataError: the file is no JSON object, or its labels cannot be used.
-    """
-    return _label_table(_read_declaration(path), path)
-
-
-def declared_annotations(path: Path) -> AnnotationSettings:
-    """What a `dataset.json` says of the annotation; nothing where it is missing.
-
-    Raises:
-        DataError: the file is no JSON object, or what it says cannot be used.
-    """
-    return declared_annotation(_read_declaration(path), str(path))
-
-
-def _read_declaration(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        declared = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not valid JSON ({error})") from error
-    if not isinstance(declared, dict):
-        raise DataError(f'{path}: expected an object like {{"labels": {{"background": 0, …}}}}')
-    return declared
-
-
-def _channel_names(declared: Mapping[str, Any]) -> tuple[str, ...]:
-    """From medunet's list, nnU-Net's `channel_names` or the Decathlon's `modality` ({"0": "MRI"})."""
-    channels = declared.get("channels", declared.get("channel_names", declared.get("modality", ())))
-    if isinstance(channels, dict):
-        return tuple(str(channels[key]) for key in sorted(channels, key=lambda k: (len(k), k)))
-    return tuple(str(c) for c in channels) if isinstance(channels, list) else ()
-
-
-def _label_table(declared: Mapping[str, Any], path: Path) -> LabelTable | None:
-    labels = declared.get("labels")
-    kind = str(declared.get("label_kind", "classes"))
-    if kind not in ("classes", "instances"):
-        raise DataError(f'{path}: "label_kind" must be "classes" or "instances", found "{kind}"')
-    if not labels and kind == "classes":
-        if declared.get("regions"):
-            raise DataError(f'{path}: declares "regions" but no "labels"; declare the values that regions are made of')
-        return None
-    labels = labels or {"background": 0, "object": 1}
-    if not isinstance(labels, dict):
-        raise DataError(f'{path}: "labels" must be an object like {{"background": 0, "liver": 1}}, found {labels!r}')
-    try:
-        plain, regions = split_declaration(labels, declared)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    named = _named_values(plain, path)
-    ignore = declared.get("ignore", named.pop("ignore", None))
-    if ignore is not None and not isinstance(ignore, int):
-        raise DataError(f'{path}: "ignore" must be the integer value of unannotated voxels, found {ignore!r}')
-    try:
-        table = table_from_names(named, ignore, kind)
-        return table if regions is None else with_regions(table, regions)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-
-
-def _named_values(labels: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """`{"liver": 1}` or the Decathlon's `{"1": "liver"}`."""
-    named: dict[str, int] = {}
-    for key, value in labels.items():
-        if isinstance(value, str) and re.fullmatch(r"-?\d+", key):
-            named[value] = int(key)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            named[key] = value
-        else:
-            raise DataError(
-                f'{path}: label "{key}" must have one integer value, found {value!r}\n'
-                f"colour-coded masks become label maps with: medunet convert {path.parent} -o NEW_FOLDER"
-            )
-    return named
-
-
 def with_labels(data: DataSet, cases: Iterable[Case], axes: str | None = None) -> LabelTable:
     """The declared label table or, where nothing was declared, one made of all values in the label files.
 
@@ -347,7 +263,7 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
     paths = case.images
     if len(paths) > 1 and case.channels:
         paths = tuple(paths[n] for n in channel_indices(case.channels, (), len(paths), case.name))
-    volumes = [read_volume(path, axes=axes, frame=case.frame, scratch=scratch) for path in paths]
+    volumes = [_sized(read_volume(path, axes=axes, frame=case.frame, scratch=scratch), case) for path in paths]
     first = volumes[0]
     for other in volumes[1:]:
         _require_same_grid(case.name, first, other, "channel")
@@ -359,6 +275,39 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
         chosen = channel_indices(case.channels, names, first.channels, case.name)
         arrays = [first.array[n : n + 1] for n in chosen]
     return first.with_array(np.concatenate(arrays) if scratch is None else _joined(arrays, scratch))
+
+
+def image_grid(case: Case, axes: str | None = None) -> Grid:
+    """What the header of a case's first image says, with the voxel size that `load_image` gives it.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    return _sized(read_grid(case.images[0], axes=axes, frame=case.frame), case)
+
+
+def _sized(scan: Scan, case: Case) -> Scan:
+    return scan if case.size is None else case.size.given_to(scan)
+
+
+def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
+    """What there is to say of images that state another voxel size than `dataset.json`; theirs is taken.
+
+    Raises:
+        DataError: a header cannot be read.
+    """
+    if data.size is None:
+        return []
+    grids = {case.name: read_grid(case.images[0], axes=axes) for case in data.cases}
+    other = [name for name, grid in grids.items() if data.size.contradicts(grid)]
+    if not other:
+        return []
+    first = grids[other[0]]
+    stated = "×".join(f"{length:.4g}" for length in first.spacing)
+    return [
+        f"NOTE: {len(other)} of {len(grids)} images state another voxel size than dataset.json ({data.size}): "
+        f"{other[0]} has {stated} {first.unit}; what the files state is taken"
+    ]
 
 
 def channel_count(case: Case, found: int) -> int:
@@ -409,8 +358,8 @@ def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.
     if label.channels != 1:
         raise DataError(
             f"{case.label}: a label map needs one channel, found {label.channels}\n"
-            f"colour-coded masks become label maps with: medunet convert {case.label.parent.parent} -o NEW_FOLDER "
-            "--colours TABLE"
+            "masks in colours, or with a channel for each structure, become label maps with: medunet convert "
+            f"{case.label.parent.parent} -o NEW_FOLDER (--colours TABLE)"
         )
     _require_same_grid(case.name, image, label, "label")
     return label.array

@@ -1,4 +1,5 @@
-"""From scores to labels: the largest class wins, or regions are painted one over the other where they are likely.
+"""From scores to labels: the largest class wins, or regions are painted one over the other where they are likely, or
+the combination of regions that is the most probable one.
 
 The same decision is taken on a device, where a slab of scores is whole, and in memory, where one interpolated class is
 held at a time.
@@ -20,6 +21,12 @@ from medunet.data.labels import LabelTable
 THRESHOLD = 0.5
 """A region is there where its probability is larger."""
 
+SUREST = 2.0**-24
+"""Probabilities count as at least this far from 0 and 1, which is as near as float32 comes to 1."""
+
+_TOGETHER = 2**20
+"""Scores that are compared at a time, of all regions together, so that no slab of many regions is held twice."""
+
 
 @dataclass(frozen=True)
 class LargestWins:
@@ -38,6 +45,10 @@ class LargestWins:
         """`(*spatial)` uint8 class indices of `(class, *spatial)` logits or probabilities."""
         return scores.argmax(dim=0).to(torch.uint8)
 
+    def held(self, count: int) -> int:
+        """How many of `count` channels are held at a time by `decide_one_by_one`."""
+        return 1
+
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
         """The same of `count` classes, each `(*spatial)`, of which one is held at a time."""
         best = scores(0).copy()
@@ -52,7 +63,7 @@ class LargestWins:
 
 @dataclass(frozen=True)
 class PaintedRegions:
-    """Regions overlap: a sigmoid each, and those above the threshold are painted in their order, later ones over.
+    """Regions lie inside each other: a sigmoid each; those above the threshold are painted in order, later ones over.
 
     Attributes:
         paints: the class index that each region paints; 0 stays where there is no region.
@@ -76,6 +87,10 @@ class PaintedRegions:
             painted.masked_fill_(score > THRESHOLD, index)
         return painted
 
+    def held(self, count: int) -> int:
+        """How many of `count` channels are held at a time by `decide_one_by_one`."""
+        return 1
+
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
         """The same of `count` regions, each `(*spatial)`, of which one is held at a time."""
         assert count == len(self.paints), "one channel per region"
@@ -86,9 +101,63 @@ class PaintedRegions:
         return painted
 
 
-Decision: TypeAlias = LargestWins | PaintedRegions
+@dataclass(frozen=True)
+class ProbableCombination:
+    """Regions overlap in any way: a sigmoid each, and the class whose combination of regions is the most probable.
+
+    Regions being independent, the log-probability of a class is the sum of log p over the regions that it is in and of
+    log(1 - p) over the others; less that of the background, which is in none, it is the sum of the logits of the
+    regions that it is in. Only classes that were declared can be the answer, so no combination is invented.
+
+    Attributes:
+        combined: each class with the places of the regions that it is in, the background left out.
+    """
+
+    combined: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Means of several opinions are probabilities; so labels do not depend on whether these are asked for."""
+        return True
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Probabilities `(region, *spatial)`; they do not sum to 1."""
+        return logits.sigmoid()
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """`(*spatial)` uint8 class indices of `(region, *spatial)` probabilities; the first class in a tie."""
+        rows = max(1, _TOGETHER * scores.shape[1] // max(1, scores.numel()))
+        return torch.cat([self._decided(part.logit(SUREST)) for part in scores.split(rows, dim=1)])
+
+    def _decided(self, logits: Tensor) -> Tensor:
+        best = torch.zeros_like(logits[0])  # of the background, to which all others are relative
+        winner = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for index, (first, *others) in self.combined:
+            # Summed one by one: a matrix product rounds by the size of its blocks, and on GPUs to fewer digits.
+            total = logits[first].clone()
+            for place in others:
+                total += logits[place]
+            larger = total > best
+            winner.masked_fill_(larger, index)
+            torch.maximum(best, total, out=best)
+        return winner
+
+    def held(self, count: int) -> int:
+        """How many of `count` channels are held at a time by `decide_one_by_one`: all are needed, and a copy."""
+        return 2 * count
+
+    def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
+        """The same of `count` regions, each `(*spatial)`, all of which are held at a time."""
+        return self.decide(torch.from_numpy(np.stack([scores(index) for index in range(count)]))).numpy()
+
+
+Decision: TypeAlias = LargestWins | PaintedRegions | ProbableCombination
 
 
 def decision_of(labels: LabelTable) -> Decision:
     """How a network with these labels decides."""
-    return PaintedRegions(tuple(region.paints for region in labels.regions)) if labels.regions else LargestWins()
+    if not labels.regions:
+        return LargestWins()
+    if labels.painted:
+        return PaintedRegions(tuple(region.paints for region in labels.regions if region.paints is not None))
+    return ProbableCombination(tuple(labels.combined.items()))

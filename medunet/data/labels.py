@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.regions import DeclaredRegions, Region
+from medunet.data.regions import DeclaredRegions, Region, alike, combinations
 from medunet.errors import DataError
 
 IGNORE = 255
@@ -61,8 +61,10 @@ class LabelTable:
         if len(set(names)) != len(names) or len(names) >= IGNORE:
             raise DataError(f"regions need different names, at most {IGNORE - 1}; found {', '.join(names[:20])}")
         for region in self.regions:
-            if not set(region.indices) <= set(range(1, self.classes)) or region.paints not in region.indices:
+            if not set(region.indices) <= set(range(1, self.classes)) or region.paints not in (None, *region.indices):
                 raise DataError(f'region "{region.name}" must be made of foreground labels, and write one of them')
+        if len({region.paints is None for region in self.regions}) > 1 or (not self.painted and alike(self.combined)):
+            raise DataError("regions write one label each, or every label is in a combination of regions of its own")
 
     @property
     def classes(self) -> int:
@@ -90,6 +92,16 @@ class LabelTable:
         if self.regions:
             return {region.name: region.indices for region in self.regions}
         return {self.names[index]: (index,) for index in self.foreground}
+
+    @property
+    def painted(self) -> bool:
+        """Whether regions write a label each, in their order; if not, the combination of regions decides."""
+        return all(region.paints is not None for region in self.regions)
+
+    @property
+    def combined(self) -> dict[int, tuple[int, ...]]:
+        """The places of the regions that each class is in; empty without regions."""
+        return combinations([region.indices for region in self.regions])
 
     @property
     def unlearned(self) -> tuple[str, ...]:
@@ -146,12 +158,14 @@ class LabelTable:
         return f"{text}; regions {self._described_regions()}" if self.regions else text
 
     def _described_regions(self) -> str:
-        """`core (2+3, writes 2), …`, in file values."""
-        return ", ".join(
-            f"{region.name} ({'+'.join(str(self.values[i]) for i in region.indices)}, "
-            f"writes {self.values[region.paints]})"
+        """`core (2+3, writes 2), …`, or `a (1+3), b (2+3), decided together`; in file values."""
+        parts = [
+            f"{region.name} ({'+'.join(str(self.values[i]) for i in region.indices)}"
+            + ("" if region.paints is None else f", writes {self.values[region.paints]}")
+            + ")"
             for region in self.regions
-        )
+        ]
+        return ", ".join(parts) + ("" if self.painted else ", decided together")
 
 
 def _as_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
@@ -206,7 +220,7 @@ def with_regions(table: LabelTable, declared: DeclaredRegions) -> LabelTable:
             )
     written = declared.written()
     regions = tuple(
-        Region(name, tuple(sorted(known[value] for value in values)), known[value])
-        for (name, values), value in zip(declared.values.items(), written, strict=True)
+        Region(name, tuple(sorted(known[value] for value in values)), None if written is None else known[written[n]])
+        for n, (name, values) in enumerate(declared.values.items())
     )
     return replace(table, regions=regions)

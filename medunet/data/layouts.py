@@ -21,12 +21,12 @@ _MASK_WORDS = (
     "ground[_ -]truth", "annotations?", "annot", "manual", "targets?",
 )  # fmt: skip
 _IMAGE_WORDS = ("images?", "img", "im", "imgs", "raw", "volumes?", "frames?", "scans?", "input", "pic", "photo")
-_MASK_FOLDERS = (
+MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "annotations", "annotation", "annots", "annot", "gt", "gts", "groundtruth",
     "ground_truth", "seg", "segs", "segmentation", "segmentations", "segmentationclass", "targets", "target",
     "manual", "labelmaps", "trainannot",
 )  # fmt: skip
-_IMAGE_FOLDERS = (
+IMAGE_FOLDERS = (
     "images", "image", "imgs", "img", "raw", "jpegimages", "frames", "scans", "inputs", "input", "photos", "data",
     "volumes",
 )  # fmt: skip
@@ -44,7 +44,7 @@ _MASK_NUMBER = re.compile(r"[_\-. ]*\(?\d+\)?$")
 
 @dataclass(frozen=True)
 class FoundCase:
-    """One case: its image, or one file per channel, and the file or files of its mask (one per object)."""
+    """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each."""
 
     name: str
     images: tuple[Path, ...]
@@ -63,6 +63,7 @@ class Layout:
         orphans: masks without an image.
         others: files that are no scans.
         own: whether this is already the layout of a data set.
+        structures: whether masks show structures that may overlap, with a file or a channel each.
     """
 
     form: str
@@ -73,6 +74,7 @@ class Layout:
     others: tuple[Path, ...] = ()
     own: bool = False
     one_each: bool = False
+    structures: bool = False
 
 
 @dataclass
@@ -307,8 +309,8 @@ def _beside(source: Path) -> Layout | None:
 
 
 def _folder_pairs(folders: Mapping[str, Path]) -> list[tuple[Path, Path]]:
-    images = [folders[name] for name in _IMAGE_FOLDERS if name in folders]
-    masks = [folders[name] for name in _MASK_FOLDERS if name in folders]
+    images = [folders[name] for name in IMAGE_FOLDERS if name in folders]
+    masks = [folders[name] for name in MASK_FOLDERS if name in folders]
     if len(images) == 1 and len(masks) == 1:
         return [(images[0], masks[0])]
     pairs = []

@@ -10,19 +10,26 @@ from medunet.data.annotation import EVERYTHING, Annotation, AnnotationSettings
 from medunet.data.catalogue import (
     GRID_TOLERANCE,
     by_stem,
-    declared_annotations,
-    declared_labels,
     group_cases,
     scan_files,
+    stack_folders,
 )
-from medunet.data.formats import case_stem, is_zarr, read_volume, suffix_of
+from medunet.data.declaration import (
+    declared_annotations,
+    declared_labels,
+    declared_stack,
+    declared_voxel_size,
+)
+from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, stack_files, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.volume import MILLIMETRES, Volume
+from medunet.data.voxelsize import VoxelSize
 from medunet.errors import DataError
 from medunet.geometry.grids import grid_distance
 
 Source = Path | str | Volume
 
+_PROBABILITIES = "_probabilities"
 _LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
 
 
@@ -32,6 +39,7 @@ class Pair:
 
     Attributes:
         annotation: what of the reference was annotated; the rest is not scored.
+        size: the voxel size where neither file states one.
     """
 
     case: str
@@ -40,6 +48,7 @@ class Pair:
     image: Source | None = None
     axes: str | None = None
     annotation: Annotation = EVERYTHING
+    size: VoxelSize | None = None
 
 
 def label_folder(references: Path) -> Path:
@@ -63,35 +72,94 @@ def annotation_beside(folder: Path) -> AnnotationSettings:
     return AnnotationSettings() if declaration is None else declared_annotations(declaration)
 
 
+def voxel_size_beside(folder: Path) -> VoxelSize | None:
+    """The voxel size that the same `dataset.json` declares for files that state none."""
+    declaration = _beside(folder)
+    return None if declaration is None else declared_voxel_size(declaration)
+
+
+def stack_beside(folder: Path) -> bool:
+    """Whether the same `dataset.json` says that folders of sections are scans."""
+    declaration = _beside(folder)
+    return declaration is not None and declared_stack(declaration)
+
+
 def _beside(folder: Path) -> Path | None:
-    places = (place / "dataset.json" for place in (folder, folder.resolve().parent))
-    return next((path for path in places if path.is_file()), None)
+    above = folder.resolve().parent
+    # The folder may be one stack of a data set's labels.
+    places = (folder, above, *([above.parent] if above.name in _LABEL_FOLDERS else []))
+    return next((path for path in (place / "dataset.json" for place in places) if path.is_file()), None)
 
 
-def pair_by_stem(predictions: Path, references: Path) -> tuple[list[Pair], list[str], tuple[str, ...]]:
-    """Pairs by stem, references without a prediction, and notes."""
+@dataclass(frozen=True)
+class _Side:
+    """The label maps of one side by case; `single` where the one that was given is a scan, and no folder of scans."""
+
+    place: Path
+    scans: Mapping[str, Path]
+    single: bool
+
+
+def pair_by_stem(
+    predictions: Path, references: Path, stack: bool = False, axes: str | None = None
+) -> tuple[list[Pair], list[str], tuple[str, ...]]:
+    """Pairs by stem, references without a prediction, and notes.
+
+    Args:
+        stack: a folder of sections is one scan, and a folder of such folders several, beside files of volumes.
+        axes: of TIFF files that do not state them: a folder of volumes is no folder of sections.
+
+    Raises:
+        DataError: nothing there, or no name in common. One scan and one scan are a pair whatever they are called.
+    """
     if not predictions.exists():
         raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
-    predicted, true = _files(predictions), _files(references)
-    images = _images(references, true)
-    if _is_one(predictions) and _is_one(references):
-        case = case_stem(references)
+    predicted, true = (_side(place, stack, axes) for place in (predictions, references))
+    images = _images(references, true.scans, stack)
+    if predicted.single and true.single:
+        (case,) = true.scans
         return [Pair(case, predictions, references, images.get(case))], [], ()
-    both = sorted(set(predicted) & set(true))
+    both = sorted(set(predicted.scans) & set(true.scans))
     if not both:
-        raise DataError(
-            f"{predictions} and {references} have no file name in common\n"
-            f"predictions: {_few(predicted)}; references: {_few(true)}\ngive both the same names up to the ending"
-        )
-    pairs = [Pair(case, predicted[case], true[case], images.get(case)) for case in both]
-    missing = [] if _is_one(predictions) else sorted(set(true) - set(predicted))
-    extra = [] if _is_one(references) else sorted(set(predicted) - set(true))
-    notes = (f"Not scored, for want of a reference: {', '.join(extra)}.",) if extra else ()
+        raise DataError(_nothing_in_common(predicted, true, stack))
+    pairs = [Pair(case, predicted.scans[case], true.scans[case], images.get(case)) for case in both]
+    missing = [] if predicted.single else sorted(set(true.scans) - set(predicted.scans))
+    unpaired = set() if true.single else set(predicted.scans) - set(true.scans)
+    extra = sorted(case for case in unpaired if not _are_probabilities(case, predicted.scans))
+    notes = (f"Not scored, for want of a reference: {_few(extra)} ({len(extra)}).",) if extra else ()
     return pairs, missing, notes
 
 
-def _files(place: Path) -> dict[str, Path]:
-    return by_stem([place] if _is_one(place) else scan_files(place))
+def _side(place: Path, stack: bool, axes: str | None) -> _Side:
+    if _is_one(place):
+        return _Side(place, by_stem([place]), True)
+    if stack and _is_sections(place, axes):
+        folder = place.resolve()
+        # The labels of a data set whose only case are the sections in it.
+        return _Side(place, {folder.parent.name if folder.name in _LABEL_FOLDERS else folder.name: place}, True)
+    return _Side(place, by_stem([*(stack_folders(place) if stack else ()), *scan_files(place)]), False)
+
+
+def _is_sections(folder: Path, axes: str | None) -> bool:
+    """Whether the files in a folder are the sections of one stack, and not volumes each."""
+    files = stack_files(folder)
+    if not files:
+        return False
+    try:
+        return read_grid(files[0], axes=axes).dimensions == 2
+    except DataError:
+        return True  # what is wrong with it is said where the stack is read
+
+
+def _nothing_in_common(predicted: _Side, true: _Side, stack: bool) -> str:
+    folders = not stack and any(
+        side.place.is_dir() and not side.scans and stack_folders(side.place) for side in (predicted, true)
+    )
+    hint = "folders of sections are compared with --stack" if folders else "give both the same names up to the ending"
+    return (
+        f"{predicted.place} and {true.place} have no file name in common\n"
+        f"predictions: {_few(predicted.scans)}; references: {_few(true.scans)}\n{hint}"
+    )
 
 
 def _is_one(place: Path) -> bool:
@@ -104,14 +172,17 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
 
 
-def _images(references: Path, labels: Mapping[str, Path]) -> dict[str, Path]:
+def _images(references: Path, labels: Mapping[str, Path], stack: bool) -> dict[str, Path]:
     """The first channel's file of each case, where the label maps belong to a data set with images."""
     folder = references.parent if _is_one(references) else references
     images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
     if images == folder.resolve() or not images.is_dir():
         return {}
     try:
-        return {case.name: case.images[0] for case in group_cases(scan_files(images), labels)}
+        if stack and stack_files(images):
+            return dict.fromkeys(labels, images) if len(labels) == 1 else {}
+        stacks = {path.name: path for path in stack_folders(images)} if stack else {}
+        return stacks | {case.name: case.images[0] for case in group_cases(scan_files(images), labels)}
     except DataError:
         # Scores need no image: a data set with odd images is not this command's business.
         return {}
@@ -122,15 +193,17 @@ def volume_of(source: Source, axes: str | None = None) -> Volume:
     return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
-def with_voxel_size(reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known; the reference where both are, or neither."""
-    return prediction if reference.unit == "pixel" else reference
+def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
+    """The side whose voxel size is known, the reference where both are; with the declared size where neither is."""
+    known = prediction if reference.unit == "pixel" else reference
+    return known if pair.size is None else pair.size.given_to(known)
 
 
 def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
     """Raises:
     DataError: the two cannot be compared voxel by voxel.
     """
+    _require_same_sections(case, prediction, reference)
     if prediction.shape != reference.shape:
         raise DataError(
             f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
@@ -151,6 +224,34 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
         )
 
 
+def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> None:
+    """Of stacks: as many sections, and not named as if they were shifted against each other."""
+    folders = [
+        volume.origin.path for volume in (prediction, reference) if volume.origin and volume.origin.path.is_dir()
+    ]
+    stacks = [folder for folder in folders if stack_files(folder)]
+    if not stacks or prediction.dimensions != 3 or reference.dimensions != 3:
+        return
+    counts = prediction.shape[2], reference.shape[2]
+    if counts[0] != counts[1]:
+        where = [volume.origin.path if volume.origin else volume.name for volume in (prediction, reference)]
+        raise DataError(
+            f"{case}: prediction {where[0]} has {counts[0]} sections, but reference {where[1]} has {counts[1]}\n"
+            "give all sections of both, and no others"
+        )
+    if len(stacks) < 2:
+        return
+    named = [[path.stem for path in stack_files(folder)] for folder in stacks]
+    shared = set(named[0]) & set(named[1])
+    if shared and named[0] != named[1]:
+        first = next((one, other) for one, other in zip(*named, strict=True) if one != other)
+        raise DataError(
+            f"{case}: sections of {stacks[0]} and {stacks[1]} have names in common, but not in the same places: "
+            f"{first[0]} would be compared with {first[1]}\n"
+            "give the same sections of both, under the same names or all under others"
+        )
+
+
 def _rounded(volume: Volume) -> tuple[float, ...]:
     return tuple(round(length, 4) for length in volume.spacing)
 
@@ -158,4 +259,10 @@ def _rounded(volume: Volume) -> tuple[float, ...]:
 def probabilities_path(target: Path) -> Path:
     """`CASE_probabilities` beside the label map; PNG cannot hold them, so they become TIFF."""
     suffix = suffix_of(target)
-    return target.with_name(f"{case_stem(target)}_probabilities{'.tif' if suffix == '.png' else suffix}")
+    return target.with_name(f"{case_stem(target)}{_PROBABILITIES}{'.tif' if suffix == '.png' else suffix}")
+
+
+def _are_probabilities(case: str, cases: Iterable[str]) -> bool:
+    """Whether this file belongs to the label map of another case, and is no case itself."""
+    owner = case.removesuffix(_PROBABILITIES)
+    return owner != case and owner in cases

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.data.cache import Cache, case_key, entry_size, write_array
-from medunet.data.catalogue import Case, channel_count, load_image, load_label, load_label_values
-from medunet.data.formats import read_grid
+from medunet.data.catalogue import Case, channel_count, image_grid, load_image, load_label, load_label_values
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase, find_foreground
@@ -261,7 +260,7 @@ def _require_room(jobs: Sequence[_Job], folder: Path) -> None:
 
 def _size(case: Case, how: Preparation) -> int:
     """Most bytes of a prepared case, by its header: crops are not known yet."""
-    grid = read_grid(case.images[0], axes=how.axes)
+    grid = image_grid(case, how.axes)
     shape = target_shape(case.images[0].name, grid, how.settings)
     channels = channel_count(case, grid.channels)
     return entry_size(shape, channels, len(how.learned.foreground), how.weight_map is not None)

@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from medunet.data.blocks import slowest_axis
 from medunet.data.scratch import release
 from medunet.data.volume import MILLIMETRES, UNITS, Grid, Volume
+from medunet.data.voxelsize import VoxelSize
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import (
@@ -74,6 +75,8 @@ class PreprocessSettings:
             `stored` leaves the axes as they are in the file.
         spacing: target voxel size per axis after orientation; None keeps each scan's own.
         unit: of `spacing`; scans in another unit are converted, scans without a physical size refused.
+        fallback_spacing: the voxel size in `unit`, in x, y, z as in the file, that a scan without a physical size is
+            taken to have; filled in from the `spacing` of `dataset.json`. Without it such scans are refused.
         crop: `nonzero` cuts away the border of zeros around the scan's content.
         normalise: one entry per channel; a single entry serves all channels.
     """
@@ -83,14 +86,25 @@ class PreprocessSettings:
     unit: str = "mm"
     crop: Literal["none", "nonzero"] = "none"
     normalise: tuple[Normalisation, ...] = (Normalisation(),)
+    fallback_spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        fallback = self.fallback_spacing
+        if fallback is not None and (len(fallback) not in (2, 3) or min(fallback) <= 0):
+            raise ConfigError(f"preprocess.fallback_spacing needs 2 or 3 positive numbers, found {fallback}")
+        if fallback is not None and self.unit == "pixel":
+            raise ConfigError("preprocess.fallback_spacing is a physical size; set preprocess.unit to mm, um or nm")
         if self.spacing is not None and (len(self.spacing) not in (2, 3) or min(self.spacing) <= 0):
             raise ConfigError(f"preprocess.spacing needs 2 or 3 positive numbers, found {self.spacing}")
         if self.unit not in UNITS:
             raise ConfigError(f"preprocess.unit must be one of {', '.join(UNITS)}, found {self.unit}")
         if not self.normalise:
             raise ConfigError("preprocess.normalise needs at least one entry")
+
+    @property
+    def fallback(self) -> VoxelSize | None:
+        """The voxel size of scans that state none; None where nothing is known."""
+        return None if self.fallback_spacing is None else VoxelSize(self.fallback_spacing, self.unit)
 
     def channel(self, index: int) -> Normalisation:
         return self.normalise[index] if len(self.normalise) > 1 else self.normalise[0]

@@ -1,9 +1,11 @@
-"""Regions: unions of labels that a network learns one by one, so that they may lie inside each other.
+"""Regions: unions of labels that a network learns one by one, so that they may overlap.
 
 A voxel of the enhancing tumour of BraTS also belongs to the tumour's core and to the whole tumour. Label maps hold one
-value per voxel still; regions say which values make up what is learned, scored and thresholded, and which value each
-writes. Regions are written one after the other in their order, later ones over earlier ones (nnU-Net's
-`regions_class_order`).
+value per voxel still; each value stands for a combination of regions.
+
+Regions inside each other are written one after the other in their order, later ones over earlier ones (nnU-Net's
+`regions_class_order`): each writes a value. Where regions overlap in other ways no order says what is in both, and the
+value is written whose combination of regions is the most probable one. See `data/decision.py` for both.
 """
 
 from __future__ import annotations
@@ -21,12 +23,33 @@ class Region:
 
     Attributes:
         indices: the classes that it is made of, ascending; never the background.
-        paints: the class that is written where this region was the last one found.
+        paints: the class that is written where this region was the last one found; None, then for all regions of a
+            table, where classes are decided on by the combination of regions.
     """
 
     name: str
     indices: tuple[int, ...]
-    paints: int
+    paints: int | None
+
+
+def combinations(regions: Sequence[Sequence[int]]) -> dict[int, tuple[int, ...]]:
+    """The places of the regions that each class is in, by class, ascending; classes that no region holds are left out.
+
+    Args:
+        regions: of each, its classes (or their values in label files).
+    """
+    members = sorted({member for region in regions for member in region})
+    return {one: tuple(place for place, region in enumerate(regions) if one in region) for one in members}
+
+
+def alike(combined: Mapping[int, tuple[int, ...]]) -> tuple[int, int] | None:
+    """The first two classes that are in the same regions, which no decision could tell apart; None without such."""
+    seen: dict[tuple[int, ...], int] = {}
+    for one, places in combined.items():
+        if places in seen:
+            return seen[places], one
+        seen[places] = one
+    return None
 
 
 @dataclass(frozen=True)
@@ -41,42 +64,61 @@ class DeclaredRegions:
     values: Mapping[str, tuple[int, ...]]
     order: tuple[int, ...] | None = None
 
-    def written(self) -> tuple[int, ...]:
-        """The value that each region writes: the only one of its values that no later region holds.
+    def written(self) -> tuple[int, ...] | None:
+        """The value that each region writes; None where values are decided on by the combination of regions.
 
-        So the label map that is painted from the regions of a label map is that label map.
+        Without an order, regions that lie inside each other or apart write the only one of their values that no later
+        region holds. Where there is no such value, or two regions overlap in another way, combinations decide. Either
+        way the label map that is made from the regions of a label map is that label map.
 
         Raises:
-            DataError: there is none or more than one such value and no order says which; or the order does not fit.
+            DataError: two values are in the same regions and no order says which is written; or the order does not fit.
         """
-        if self.order is None:
-            return tuple(self._own(place) for place in range(len(self.values)))
-        if len(self.order) != len(self.values):
+        if self.order is not None:
+            return self._checked(self.order)
+        combined = combinations(list(self.values.values()))
+        twins = alike(combined)
+        if twins:
+            names = list(self.values)
+            shared = ", ".join(f'"{names[place]}"' for place in combined[twins[0]])
             raise DataError(
-                f'"regions_class_order" has {len(self.order)} values, but there are {len(self.values)} regions '
+                f"the label values {twins[0]} and {twins[1]} are in the same regions ({shared}), so it is not clear "
+                "which one is written there\ngive one of them a region of its own, make them one value, or say "
+                '"regions_class_order": one value per region, regions from the largest to the smallest'
+            )
+        own = [self._own(place) for place in range(len(self.values))]
+        if None in own or self._crossing():
+            return None
+        return tuple(value for value in own if value is not None)
+
+    def _checked(self, order: tuple[int, ...]) -> tuple[int, ...]:
+        if len(order) != len(self.values):
+            raise DataError(
+                f'"regions_class_order" has {len(order)} values, but there are {len(self.values)} regions '
                 f"({', '.join(self.values)}); give one value per region, in the same order"
             )
-        for (name, values), value in zip(self.values.items(), self.order, strict=True):
+        for (name, values), value in zip(self.values.items(), order, strict=True):
             if value not in values:
                 raise DataError(
                     f'"regions_class_order" writes {value} for region "{name}", which is made of {_listed(values)}; '
                     "expected one of these, or it would be scored as something else"
                 )
-        return self.order
+        return order
 
-    def _own(self, place: int) -> int:
-        name, values = list(self.values.items())[place]
-        later = {value for other in list(self.values.values())[place + 1 :] for value in other}
-        own = [value for value in values if value not in later]
-        if len(own) == 1:
-            return own[0]
-        if own:
-            problem = f"its values {_listed(own)} lie in no later region, so it is not clear which one it writes"
-        else:
-            problem = "all its values lie in later regions, which would be written over it"
-        raise DataError(
-            f'region "{name}" ({_listed(values)}): {problem}\n'
-            'declare regions from the largest to the smallest, or say "regions_class_order": one value per region'
+    def _own(self, place: int) -> int | None:
+        """The only value of a region that no later one holds; None where there is none, or more than one."""
+        regions = list(self.values.values())
+        later = {value for other in regions[place + 1 :] for value in other}
+        own = [value for value in regions[place] if value not in later]
+        return own[0] if len(own) == 1 else None
+
+    def _crossing(self) -> bool:
+        """Whether two regions overlap, and neither lies inside the other."""
+        regions = [set(values) for values in self.values.values()]
+        return any(
+            one & other and one - other and other - one
+            for place, one in enumerate(regions)
+            for other in regions[place + 1 :]
         )
 
 

@@ -1,6 +1,6 @@
 """What was predicted beside what is true: log-probabilities, truth and weights, and the sums that overlaps are made of.
 
-Two kinds of networks are judged: classes that exclude each other (softmax), and regions that may lie inside each other
+Two kinds of networks are judged: classes that exclude each other (softmax), and regions that may overlap
 (a sigmoid each). The terms of `medunet.learning.terms` see both through the same record.
 """
 

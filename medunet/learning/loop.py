@@ -7,7 +7,7 @@ and the step alone, so a run that was stopped goes on exactly as if it had not b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,14 +38,21 @@ class Diverged(MedunetError):
 
 @dataclass
 class Tally:
-    """Sums over the steps of the epoch under way, or of the last one where the next has not begun."""
+    """Sums over the steps of the epoch under way, or of the last one where the next has not begun.
+
+    Attributes:
+        parts: of each of the loss's terms, in their weights.
+    """
 
     steps: int = 0
     loss: float = 0.0
     norm: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
 
     def add(self, facts: StepFacts) -> None:
         self.steps, self.loss, self.norm = self.steps + 1, self.loss + facts.loss, self.norm + facts.norm
+        for name, value in facts.parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + value
 
     @property
     def mean_loss(self) -> float:
@@ -55,6 +62,11 @@ class Tally:
     @property
     def mean_norm(self) -> float:
         return self.norm / self.steps if self.steps else math.nan
+
+    @property
+    def mean_parts(self) -> dict[str, float]:
+        """They add up to `mean_loss`; empty where there was no step."""
+        return {name: value / self.steps for name, value in self.parts.items()}
 
 
 @dataclass
@@ -130,11 +142,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What one step showed: loss, gradient norm before clipping, learning rate."""
+    """What one step showed: loss, gradient norm before clipping, learning rate, and what the loss was added up from."""
 
     loss: float
     norm: float
     rate: float
+    parts: Mapping[str, float]
 
 
 def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float) -> StepFacts:
@@ -149,11 +162,14 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     # Each process drops other voxels; the first one those that it would drop alone.
     torch.manual_seed((recipe.seed << 32) + (recipe.world.rank << 24) + state.step)
     state.remember_buffers()
-    loss = _forward(state, batch, recipe, progress)
+    parts: dict[str, Tensor] = {}
+    loss = _forward(state, batch, recipe, progress, parts)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip if recipe.clip > 0 else math.inf)
-    facts = StepFacts(float(loss.detach()), float(norm), rate)
+    # One read, since the first one waits for the GPU.
+    total, *each = torch.stack([loss.detach(), *parts.values()]).tolist()
+    facts = StepFacts(total, float(norm), rate, dict(zip(parts, each, strict=True)))
     if recipe.world.highest(not (math.isfinite(facts.loss) and math.isfinite(facts.norm))):
         state.restore_buffers()
         raise Diverged(_what_diverged(facts, state.step, recipe.world.all(", ".join(batch.cases))))
@@ -177,7 +193,7 @@ def placed(network: nn.Module, dimensions: int, device: torch.device) -> nn.Modu
     return network.to(device, memory_format=_INNERMOST[dimensions + 2])  # type: ignore[call-overload]
 
 
-def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float) -> Tensor:
+def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float, parts: dict[str, Tensor]) -> Tensor:
     image = batch.image.to(recipe.device, non_blocking=True)
     image = image.contiguous(memory_format=_INNERMOST[image.ndim])
     label = batch.label.to(recipe.device, non_blocking=True)
@@ -186,7 +202,7 @@ def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float) -
     with precision:
         logits = (recipe.forward or state.network)(image)
     # What a loss has warmed in stays in where a longer run is less far.
-    return recipe.loss(logits, label, weight, progress=max(progress, state.progress))
+    return recipe.loss(logits, label, weight, progress=max(progress, state.progress), parts=parts)
 
 
 def _what_diverged(facts: StepFacts, step: int, cases: list[str]) -> str:

@@ -8,7 +8,7 @@ are in `terms.py`, what they are made of in `agreement.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,10 @@ from medunet.learning.agreement import IGNORE, Reduce, judge_classes, judge_regi
 __all__ = ["IGNORE", "Loss", "LossSettings", "balanced_weights", "deeply_supervised", "make_loss"]
 
 Loss: TypeAlias = Callable[..., Tensor]
-"""``loss(logits, target, weight=None, progress=1.0)``; see `make_loss`."""
+"""``loss(logits, target, weight=None, progress=1.0, parts=None)``; see `make_loss`."""
+
+Parts: TypeAlias = MutableMapping[str, Tensor]
+"""What a loss adds up, by term: scalars without gradients, weighted as they are in the sum."""
 
 Kind: TypeAlias = Literal[
     "dice",
@@ -103,6 +106,11 @@ class LossSettings:
         if isinstance(weights, tuple) and not (all(0 <= w < float("inf") for w in weights) and sum(weights) > 0):
             raise ConfigError(f"loss.class_weights must be finite, not negative and not all 0; found {weights}")
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of what the loss adds up, at least one; `parts` of a loss have the same names in the same order."""
+        return tuple(term.__name__ for term, _ in _weighted(self, 1.0))
+
 
 def make_loss(
     settings: LossSettings,
@@ -123,11 +131,13 @@ def make_loss(
             through. All that the loss knows of other processes goes through it, equally often in each of them.
 
     Returns:
-        ``loss(logits, target, weight=None, progress=1.0)``, a scalar float32 tensor. Logits are
+        ``loss(logits, target, weight=None, progress=1.0, parts=None)``, a scalar float32 tensor. Logits are
         ``(batch, outputs, *spatial)``, or a sequence of them from fine to coarse (deep supervision,
         `deeply_supervised`); the target holds class indices of any integer type, ``(batch, 1, *spatial)`` or
         ``(batch, *spatial)``, and `IGNORE`; the weight holds one number per voxel in the target's shape; the progress
-        is the share of the training that is over. Where every voxel is ignored, loss and gradient are 0.
+        is the share of the training that is over; into the parts, where they are given, goes each term as it is added
+        up, the same in all processes, so that their sum is the loss but for rounding. Where every voxel is ignored,
+        loss and gradient are 0.
 
     Raises:
         ConfigError: there are fewer than two classes, or the weights do not fit them.
@@ -147,24 +157,31 @@ def make_loss(
         reduce=reduce,
     )
 
-    def loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, progress: float = 1.0) -> Tensor:
+    def loss(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        progress: float = 1.0,
+        parts: Parts | None = None,
+    ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             if membership is None:
                 judged = judge_classes(logits, target, weight)
             else:
                 judged = judge_regions(logits, target, weight, membership.to(logits.device))
-            values = [term(judged, how) for term in _KINDS[settings.kind]]
-            values += [factor * term(judged, how) for term, factor in _additions(settings, progress)]
-            return torch.stack(values).sum()
+            values = {term.__name__: factor * term(judged, how) for term, factor in _weighted(settings, progress)}
+            if parts is not None:
+                parts.update({name: value.detach() for name, value in values.items()})
+            return torch.stack(list(values.values())).sum()
 
     return deeply_supervised(loss)
 
 
-def _additions(settings: LossSettings, progress: float) -> list[tuple[terms.Term, float]]:
-    """Terms beside the kind's own, with their weights. Which ones there are does not depend on the progress."""
-    added: list[tuple[terms.Term, float]] = []
+def _weighted(settings: LossSettings, progress: float) -> list[tuple[terms.Term, float]]:
+    """Terms with their weights. Which ones there are does not depend on the progress."""
+    added = [(term, 1.0) for term in _KINDS[settings.kind]]
     if settings.blob_weight > 0:
-        added.append((terms.blobs, settings.blob_weight))
+        added.append((terms.blob, settings.blob_weight))
     surface = _SURFACES[settings.surface]
     if surface is not None:
         warm = min(1.0, progress / settings.surface_warm_in) if settings.surface_warm_in > 0 else 1.0
@@ -188,16 +205,23 @@ def deeply_supervised(loss: Loss) -> Loss:
     """
 
     def supervised(
-        logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None, progress: float = 1.0
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor,
+        weight: Tensor | None = None,
+        progress: float = 1.0,
+        parts: Parts | None = None,
     ) -> Tensor:
         if isinstance(logits, Tensor):
-            return loss(logits, target, weight, progress)
+            return loss(logits, target, weight, progress, parts)
         shares = [0.5**level for level in range(len(logits))]
         values = []
-        for level in logits:
+        for level, share in zip(logits, shares, strict=True):
             size = level.shape[2:]
             thinner = None if weight is None else _thinned(weight, size)
-            values.append(loss(level, _thinned(target, size), thinner, progress))
+            found: Parts = {}
+            values.append(loss(level, _thinned(target, size), thinner, progress, found))
+            if parts is not None:
+                parts.update({k: share / sum(shares) * v + parts.get(k, 0) for k, v in found.items()})
         return torch.stack([s * v for s, v in zip(shares, values, strict=True)]).sum() / sum(shares)
 
     return supervised

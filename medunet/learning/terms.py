@@ -137,7 +137,7 @@ def generalized_dice(judged: Judged, how: Judging) -> Tensor:
     return _mean_where(present, here.any(dim=1), how) + _mean_where(_absent(sums), ~here, how)
 
 
-def blobs(judged: Judged, how: Judging) -> Tensor:
+def blob(judged: Judged, how: Judging) -> Tensor:
     """Soft Dice of each connected piece of each class and patch by itself (blob loss, Kofler et al. 2023).
 
     A piece is compared with what is predicted anywhere but on the class's other pieces; small and large ones count

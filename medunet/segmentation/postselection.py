@@ -239,6 +239,7 @@ def _measure(
     for number, pair in enumerate(pairs, start=1):
         report(f"post-processing, case {number}/{len(pairs)} {pair.case}")
         prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
+        prediction = prediction if pair.size is None else pair.size.given_to(prediction)
         predicted = labels.to_indices(prediction.array, pair.case)
         true = pair.annotation.marked(labels.to_indices(reference.array, pair.case), labels, pair.case)
         if not steps and not candidates:

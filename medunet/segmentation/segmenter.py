@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from medunet.data.decision import Decision, decision_of
 from medunet.data.labels import LabelTable
-from medunet.data.preprocess import ScanView, Undo
+from medunet.data.preprocess import PreprocessSettings, ScanView, Undo
 from medunet.data.restore import Part, restored
-from medunet.data.volume import Volume
+from medunet.data.volume import MILLIMETRES, Volume
 from medunet.devices import autocast_type
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box
@@ -85,7 +85,7 @@ class Segmenter:
 
     @property
     def decision(self) -> Decision:
-        """What scores come to: the largest class, or regions painted one over the other."""
+        """What scores come to: the largest class, or what regions make of it, see `data/decision.py`."""
         return decision_of(self.card.labels)
 
     def decided(self, logits: torch.Tensor) -> torch.Tensor:
@@ -118,13 +118,22 @@ class Segmenter:
             raise DataError(f"{volume.name}: is a picture, the model was trained on volumes")
         views: dict[Any, ScanView] = {}
         for model in self.models:
-            how = model.card.preprocess
+            how = _for_slices(model.card, volume)
             if how not in views:
                 views[how] = ScanView(volume, replace(how, orientation="stored", spacing=None) if stored else how)
-        found = [views[model.card.preprocess] for model in self.models]
+        found = [views[_for_slices(model.card, volume)] for model in self.models]
         if any(view.undo != found[0].undo for view in found):
             raise ConfigError(f"{volume.name}: the models see this scan on different grids; they cannot be averaged")
         return Scan(tuple(found), found[0].undo)
+
+    def sized(self, volume: Volume) -> Volume:
+        """The scan as it is or, where it states no voxel size, with that of the scans that the first model learned
+        from, if that is known (`PreprocessSettings.fallback_spacing`)."""
+        size = self.card.preprocess.fallback
+        if size is None or (volume.dimensions == 3 and self.card.network.dimensions == 3 and len(size.lengths) == 2):
+            return volume
+        lengths = (*size.lengths, size.lengths[1])[: max(len(size.lengths), volume.dimensions)]
+        return replace(size, lengths=lengths).given_to(volume)
 
     def opened(self, image: Image) -> Scan:
         """A scan `(channel, *spatial)` that is preprocessed already."""
@@ -296,6 +305,17 @@ def _share(report: Progress | None, number: int, count: int) -> Progress | None:
     if report is None or count == 1:
         return report
     return lambda done, total: report(number * total + done, count * total)
+
+
+def _for_slices(card: ModelCard, volume: Volume) -> PreprocessSettings:
+    """How a scan is preprocessed: of volumes, which a model of pictures sees slice by slice, z stays as it is."""
+    how = card.preprocess
+    if how.spacing is None or len(how.spacing) != 2 or volume.dimensions != 3:
+        return how
+    if "pixel" in (volume.unit, how.unit) or (volume.unit == "mm" and how.orientation == "RAS"):
+        return how  # refused: there is no common unit, or no saying which axis a patient's slices lie along
+    scale = MILLIMETRES[volume.unit] / MILLIMETRES[how.unit]
+    return replace(how, spacing=(*how.spacing, volume.spacing[2] * scale))
 
 
 def _channel_advice(volume: Volume, wanted: int) -> str:

@@ -139,7 +139,7 @@ def test_what_is_no_data_set_says_why(tmp_path: Path, what: str) -> None:
         "orphan label": "without an image of the same name, first: x",
         "bad json": "not valid JSON",
         "colours": "become label maps with: medunet convert",
-        "regions": "not clear which one it writes",
+        "regions": "not clear which one is written",
     }[what]
     if what == "no scans":
         (tmp_path / "images").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.data.catalogue import declared_labels
+from medunet.data.declaration import declared_labels
 from medunet.data.labels import LabelTable, table_from_names, with_regions
 from medunet.data.regions import DeclaredRegions, Region
 from medunet.errors import DataError
@@ -73,8 +74,8 @@ def test_data_sets_without_regions_are_what_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "said"),
     [
-        ({"regions": {"core": [3], "whole": [1, 2, 3]}}, 'region "core" .3.: all its values lie in later regions'),
-        ({"regions": {"whole": [1, 2, 3], "core": [3]}}, "its values 1, 2 lie in no later region"),
+        ({"regions": {"core": [3], "whole": [1, 2, 3]}}, 'values 1 and 2 are in the same regions ."whole"'),
+        ({"regions": {"a": [1, 2, 3], "b": [2, 3]}}, 'values 2 and 3 are in the same regions ."a", "b"'),
         ({"regions": {"whole": [1, 2, 7]}}, 'region "whole" holds 7; expected values of foreground labels'),
         ({"regions": {"whole": [0, 1]}}, 'region "whole" holds 0'),
         ({"regions": {"whole": []}}, "must be a list of the label values"),
@@ -95,6 +96,40 @@ def test_what_cannot_be_meant_is_one_clear_error(tmp_path: Path, declared: dict,
     with pytest.raises(DataError, match=said) as error:
         table_of(tmp_path, **({"labels": labels} | declared))
     assert "dataset.json" in str(error.value) and len(str(error.value).splitlines()) <= 3
+
+
+def test_regions_that_overlap_are_decided_together(tmp_path: Path) -> None:
+    labels = {"background": 0, "a": 1, "b": 2, "a+b": 7}
+    table = table_of(tmp_path, labels=labels, regions={"A": [1, 7], "B": [2, 7]})
+    assert table.regions == (Region("A", (1, 3), None), Region("B", (2, 3), None)) and not table.painted
+    assert table.combined == {1: (0,), 2: (1,), 3: (0, 1)}
+    assert table.outputs == 2 and table.scored == {"A": (1, 3), "B": (2, 3)}
+    assert table.describe().endswith("regions A (1+7), B (2+7), decided together")
+    nnunet = table_of(tmp_path, labels={"background": 0, "A": [1, 7], "B": [2, 7]})
+    assert nnunet.regions == table.regions
+    ordered = table_of(tmp_path, labels=labels, regions={"A": [1, 7], "B": [2, 7]}, regions_class_order=[1, 7])
+    assert [region.paints for region in ordered.regions] == [1, 3], "an order that is given is kept to"
+
+
+@pytest.mark.parametrize(
+    ("regions", "painted"),
+    [
+        ({"a": [1], "b": [2, 3], "c": [3]}, True),
+        ({"all": [1, 2, 3], "a": [1], "b": [2, 3], "c": [3]}, False),  # nothing is left for "all" to write
+        ({"c": [3], "b": [2, 3]}, False),  # nested, but in no order in which they could be painted
+        ({"a": [1, 3], "b": [2, 3], "c": [3]}, False),  # could be painted, but "a" and "b" overlap
+    ],
+)
+def test_which_regions_are_painted(regions: dict, painted: bool, tmp_path: Path) -> None:
+    table = table_of(tmp_path, labels={"background": 0, "a": 1, "b": 2, "c": 3}, regions=regions)
+    assert table.painted == painted and ("decided together" in table.describe()) != painted
+
+
+def test_a_table_decides_in_one_way() -> None:
+    plain = table_from_names({"background": 0, "a": 1, "b": 2}, None)
+    for regions in (Region("A", (1,), 1), Region("B", (2,), None)), (Region("A", (1, 2), None),):
+        with pytest.raises(DataError, match="write one label each, or every label is in a combination"):
+            replace(plain, regions=regions)
 
 
 @settings(deadline=None, max_examples=100)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import medunet
 from medunet.cli import run
 from medunet.config import load_config
 from medunet.data.volume import Volume
+from medunet.metrics.objects import count_objects
 from medunet.model import load_model
 from tests.flows.made import make_set
 
@@ -67,6 +70,15 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     assert scores["summary"]["mean"]["dice"] > 0.5, "a network that saw bright discs finds some"
     mask = medunet.read_volume(next((out / "validation").glob("*.tif"))).array
     assert set(np.unique(mask)) <= {0, 1}
+    shown = EventAccumulator(str(out / "tensorboard"))
+    shown.Reload()
+    pooled = scores["summary"]["objects"]["pooled"]
+    for tag, key in {"SEG": "seg", "AP50": "ap50", "mAP": "mean_ap", "PQ": "pq"}.items():
+        (event,) = shown.Scalars(f"final objects/{tag}")
+        assert (event.step, event.value) == (25, pytest.approx(pooled[key]))
+    data_of = shown.PluginTagToContent("hparams")[metadata.EXPERIMENT_TAG]
+    columns = [info.name.tag for info in metadata.parse_experiment_plugin_data(data_of).metric_infos]
+    assert {"final/Dice", "final objects/SEG", "final objects/PQ"} <= set(columns)
 
 
 def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +113,19 @@ def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postproce
 def test_one_image_is_split_inside(tmp_path: Path) -> None:
     data, out = make_cells(tmp_path / "data", cases=1), tmp_path / "run"
     assert train(data, out, "--set", "instances.target=border", "--set", "weight_map.kind=unet2015") == 0
-    assert list(json.loads((out / "validation" / "scores.json").read_text())["labels"]) == ["cell"]
+    scores = json.loads((out / "validation" / "scores.json").read_text())
+    assert list(scores["labels"]) == ["cell"]
+    # Objects are those of the held-out part, a fifth of the rows, but for the strip without annotation.
+    fold = load_config(out / "config.yaml").config.data.fold
+    first, last = (48 - round(48 * (fold + n) / 5) for n in (1, 0))
+    ids, true = (
+        medunet.read_volume(path).array[0, first:last, 2:].astype(int)
+        for path in (out / "validation" / "objects" / "c0.tif", data / "labels" / "c0.tif")
+    )
+    counts, pooled = count_objects(ids, true), scores["summary"]["objects"]["pooled"]
+    assert counts.reference > 0 and pooled["reference"] == counts.reference
+    assert pooled["seg"] == pytest.approx(counts.seg)
+    assert pooled["merged"] == counts.merged and pooled["missed"] == counts.missed
 
 
 @pytest.mark.parametrize(

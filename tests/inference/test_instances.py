@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_dilation
+from skimage.morphology import reconstruction
 from skimage.segmentation import watershed
 
 from medunet.errors import ConfigError
 from medunet.inference.instances import (
     ObjectRule,
+    _flooded,
+    _sweep,
     connected,
     cut_by_depth,
     cut_by_distance,
@@ -213,3 +219,69 @@ def test_holes_are_closed_by_faces_edges_and_corners() -> None:
 def test_impossible_rules_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         ObjectRule(**wrong)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(1, 1), (9, 12), (1, 7), (6, 5, 7), (1, 8, 3), (2, 2, 2)]),
+    depth=st.floats(0.01, 1.5),
+    levels=st.integers(2, 12),
+    kind=st.sampled_from([np.float32, np.float64]),
+)
+@settings(deadline=None, max_examples=150)
+def test_planes_that_are_swept_give_the_reconstruction_of_scikit_image(
+    seed: int, shape: tuple[int, ...], depth: float, levels: int, kind: type
+) -> None:
+    """To the last bit, for plateaus and for walls around basins."""
+    random = np.random.default_rng(seed)
+    ground = (random.integers(0, levels, shape) / 7).astype(kind)
+    above = ground.max() + 2 * kind(depth)
+    ground[random.random(shape) < 0.3] = above
+    surface = np.minimum(ground + kind(depth), above)
+    expected = reconstruction(surface, ground, "erosion", np.ones((3,) * len(shape)))
+    _sweep(surface, ground)
+    assert surface.dtype == expected.dtype == kind
+    np.testing.assert_array_equal(surface, expected)
+
+
+def flooded_with_whole_seeds(elevation: np.ndarray, seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """As it was before the insides of seeds were left out, in float64."""
+    height = np.array(elevation, dtype=np.float64)
+    seeded = seeds > 0
+    count = np.count_nonzero(seeded)
+    height[seeded] = np.floor(height[mask].min()) - count + np.arange(count)
+    return np.asarray(watershed(height, seeds, connectivity=mask.ndim, mask=mask))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(17, 14), (8, 9, 7)]),
+    share=st.sampled_from([0.02, 0.2, 0.5, 1.0]),
+    levels=st.sampled_from([1, 3, 4096]),
+    kind=st.sampled_from([np.float32, np.float64]),
+)
+@settings(deadline=None, max_examples=150)
+def test_seeds_without_their_insides_flood_as_whole_ones(
+    seed: int, shape: tuple[int, ...], share: float, levels: int, kind: type
+) -> None:
+    random = np.random.default_rng(seed)
+    mask = random.random(shape) < 0.9
+    seeds, _ = connected(binary_dilation(random.random(shape) < share / 5, iterations=2) & mask)
+    elevation = (random.integers(-levels, levels, shape) / 4096).astype(kind)
+    expected = flooded_with_whole_seeds(elevation, seeds, mask)
+    np.testing.assert_array_equal(_flooded(elevation, seeds, mask), expected)
+
+
+def test_a_cluster_takes_no_more_arrays_than_it_is_planned_for() -> None:
+    """Of numpy's memory, which is all but the flood's queue."""
+    x, y, z = np.indices((64, 64, 64)) / 64
+    elevation = (np.sin(12 * x) * np.sin(12 * y) * np.sin(12 * z)).astype(np.float32)
+    mask = np.ones(elevation.shape, bool)
+    cut_by_depth(mask[:8, :8, :8], elevation[:8, :8, :8], 0.1)  # pays for imports
+    tracemalloc.start()
+    try:
+        _, count = cut_by_depth(mask, elevation, 0.1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count > 10 and peak < 45 * mask.size

@@ -164,6 +164,13 @@ def state_of(before_steps: int) -> TrainState:
     return state
 
 
+def test_the_terms_of_an_epoch_add_up_to_its_loss() -> None:
+    state = fresh_state()
+    loss = train(state, batches(5))
+    assert list(state.tally.mean_parts) == ["dice", "cross_entropy"] and min(state.tally.mean_parts.values()) > 0
+    assert sum(state.tally.mean_parts.values()) == pytest.approx(loss, rel=1e-6)
+
+
 def test_the_gradient_is_clipped() -> None:
     state = fresh_state()
     facts = train_step(state, Batch(batches(1)[0].image * 1e3, batches(1)[0].label, ["x"]), RECIPE, 0.5)

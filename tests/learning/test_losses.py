@@ -12,6 +12,8 @@ from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 
 from medunet.data import labels
 from medunet.errors import ConfigError
+from medunet.learning import losses, terms
+from medunet.learning.agreement import judge_classes
 from medunet.learning.losses import IGNORE, LossSettings, balanced_weights, make_loss
 
 KINDS = ["dice", "cross_entropy", "dice_cross_entropy", "focal", "tversky"]
@@ -222,6 +224,47 @@ def test_deep_supervision_halves_the_weight_per_level() -> None:
     weight = torch.rand(target.shape)
     weighted = loss(logits, target, weight)
     assert torch.isfinite(weighted) and weighted != expected
+
+
+@given(
+    kind=st.sampled_from(list(losses._KINDS)),
+    blob=st.sampled_from([0.0, 0.4]),
+    surface=st.sampled_from(["none", "boundary", "hausdorff"]),
+    progress=st.sampled_from([0.0, 0.1, 1.0]),
+    regions=st.booleans(),
+    levels=st.integers(0, 3),
+    per_patch=st.booleans(),
+)
+@settings(deadline=None, max_examples=80)
+def test_the_parts_are_what_the_loss_adds_up(
+    kind: str, blob: float, surface: str, progress: float, regions: bool, levels: int, per_patch: bool
+) -> None:
+    """Each by name and in its weight; asking for them changes neither loss nor gradient by a bit."""
+    how = LossSettings(
+        kind, blob_weight=blob, surface=surface, surface_weight=0.3, batch_dice=not per_patch,  # type: ignore[arg-type]
+    )  # fmt: skip
+    logits, target = batch(3, (2, 3, 8, 4), ignored=0.1)
+    every = [logits, *(logits.detach()[:, :, :: 2**n, :: 2**n].clone().requires_grad_() for n in (1, 2))][:levels]
+    loss = make_loss(how, 3, regions=[(1, 2), (2,), (1,)] if regions else ())
+    parts: dict[str, torch.Tensor] = {}
+    asked, plain = (loss(every or logits, target, progress=progress, **more) for more in ({"parts": parts}, {}))
+    assert torch.equal(asked, plain) and tuple(parts) == how.terms
+    assert not any(part.requires_grad for part in parts.values())
+    torch.testing.assert_close(torch.stack(list(parts.values())).sum(), asked.detach())
+    gradients = [torch.autograd.grad(value, every or [logits], retain_graph=True) for value in (asked, plain)]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("term", ["dice", "cross_entropy", "blob", "hausdorff"])
+def test_a_part_is_its_term_in_its_weight(term: str) -> None:
+    logits, target = batch(4, (2, 3, 8, 8))
+    parts: dict[str, torch.Tensor] = {}
+    make_loss(LossSettings(blob_weight=0.5, surface="hausdorff", surface_weight=0.2), 3)(
+        logits, target, None, 0.25, parts
+    )  # a surface term is warmed in over half of the run
+    weight = {"blob": 0.5, "hausdorff": 0.1}.get(term, 1.0)
+    alone = getattr(terms, term)(judge_classes(logits, target, None), terms.Judging())
+    torch.testing.assert_close(parts[term], weight * alone.detach())
 
 
 def test_deep_supervision_refuses_another_field_of_view() -> None:

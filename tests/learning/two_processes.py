@@ -47,17 +47,20 @@ def made(double: bool) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def check_step(world: World, settings: LossSettings, double: bool) -> None:
-    """Loss, gradients and running statistics of two halves, joined, against those of the whole batch."""
+    """Loss, its terms, gradients and running statistics of two halves, joined, against those of the whole batch."""
     network, image, label = made(double)
-    loss = make_loss(settings, 3)(network(image), label)
+    parts: dict[str, torch.Tensor] = {}
+    loss = make_loss(settings, 3)(network(image), label, parts=parts)
     loss.backward()
     half, _, _ = made(double)
     joined = world.joined(half, CPU)
     mine = slice(2 * world.rank, 2 * world.rank + 2)
-    found = make_loss(settings, 3, reduce=world.sum)(joined(image[mine]), label[mine])
+    shared: dict[str, torch.Tensor] = {}
+    found = make_loss(settings, 3, reduce=world.sum)(joined(image[mine]), label[mine], parts=shared)
     found.backward()
     near = {"rtol": 1e-9, "atol": 1e-12} if double else {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(found, loss, **near)
+    torch.testing.assert_close(shared, parts, **near, msg=lambda m: f"{settings}, each term: {m}")
     assert len(list(network.parameters())) == len(list(half.parameters()))
     for (name, one), (_, other) in zip(network.named_parameters(), half.named_parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, **near, msg=lambda m, name=name: f"{settings} {name}: {m}")

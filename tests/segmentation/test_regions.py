@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import medunet
-from medunet.data.labels import table_from_names, with_regions
+from medunet.data.labels import LabelTable, table_from_names, with_regions
 from medunet.data.preprocess import Normalisation, PreprocessSettings, preprocess
 from medunet.data.regions import DeclaredRegions
 from medunet.data.restore import restore_scores
@@ -28,13 +29,18 @@ TABLE = with_regions(
     table_from_names({"background": 0, "oedema": 5, "core": 7, "enhancing": 200}, None),
     DeclaredRegions({"whole": (5, 7, 200), "inner": (7, 200), "bright": (200,)}),
 )
+CROSSING = with_regions(
+    table_from_names({"background": 0, "left": 5, "right": 7, "both": 9, "all": 200}, None),
+    DeclaredRegions({"a": (5, 9, 200), "b": (7, 9, 200), "c": (200,)}),
+)
 NETWORK = UNetSettings(channels=(4, 8), classes=3)
 ZSCORE = (Normalisation("zscore"),)
 FP32 = PredictSettings(precision="fp32")
+Decided = Callable[[np.ndarray], np.ndarray]
 
 
 def region_model(seed: int = 1, **changes: object) -> Model:
-    return make_model(NETWORK, seed, labels=TABLE, mirror_axes=(0, 2), **changes)
+    return make_model(NETWORK, seed, **({"labels": TABLE, "mirror_axes": (0, 2)} | changes))
 
 
 def plain_probabilities(models: list[Model], volume: medunet.Volume, tta: bool) -> np.ndarray:
@@ -56,28 +62,56 @@ def painted(probabilities: np.ndarray) -> np.ndarray:
     return labels
 
 
+def combined(probabilities: np.ndarray) -> np.ndarray:
+    """The value whose combination of regions is the most probable: products of probabilities, in float64."""
+    a, b, c = probabilities.astype(np.float64)
+    likelihoods = {
+        0: (1 - a) * (1 - b) * (1 - c), 5: a * (1 - b) * (1 - c), 7: (1 - a) * b * (1 - c), 9: a * b * (1 - c),
+        200: a * b * c,
+    }  # fmt: skip
+    return np.array(list(likelihoods), np.uint8)[np.argmax(list(likelihoods.values()), axis=0)]
+
+
+KINDS = pytest.mark.parametrize(
+    ("table", "decided"), [(TABLE, painted), (CROSSING, combined)], ids=["nested", "overlapping"]
+)
+
+
+@KINDS
 @pytest.mark.parametrize("spacing", [None, (0.8, 1.2, 1.5)])
 @pytest.mark.parametrize(("models", "tta"), [(1, False), (1, True), (3, False)])
-def test_regions_are_thresholded_and_painted_in_order(spacing: tuple | None, models: int, tta: bool) -> None:
+def test_regions_are_painted_in_order_or_decided_together(
+    table: LabelTable, decided: Decided, spacing: tuple | None, models: int, tta: bool
+) -> None:
     how = PreprocessSettings(spacing=spacing, normalise=ZSCORE)
-    group = [region_model(seed, preprocess=how) for seed in range(1, models + 1)]
+    group = [region_model(seed, preprocess=how, labels=table) for seed in range(1, models + 1)]
     volume = make_scan(30, 25, 28)
-    expected = painted(plain_probabilities(group, volume, tta))
+    expected = decided(plain_probabilities(group, volume, tta))
     answer = segment_volume(volume, group, replace(FP32, tta=tta))
     assert (answer.array[0] != expected).mean() < 1e-4, "what rounding decides"
     assert len(np.unique(expected)) > 1
 
 
+def test_parts_of_a_scan_and_small_memory_change_nothing() -> None:
+    """Overlapping regions are decided on piece by piece."""
+    model = region_model(labels=CROSSING, preprocess=PreprocessSettings(spacing=(0.8, 1.2, 1.5)))
+    volume = make_scan(60, 50, 40)
+    whole = segment_volume(volume, model, FP32).array
+    small = segment_volume(volume, model, replace(FP32, memory=32 * 2**20)).array
+    assert (whole != small).mean() < 1e-4
+
+
+@KINDS
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_engines_agree_and_verification_holds(engine: str) -> None:
+def test_engines_agree_and_verification_holds(table: LabelTable, decided: Decided, engine: str) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino")
-    model, volume = region_model(), make_scan(30, 25, 28)
+    model, volume = region_model(labels=table), make_scan(30, 25, 28)
     segmenter = Segmenter([model], replace(FP32, engine=engine))  # type: ignore[arg-type]
     scan = segmenter.open(volume)
     plan = segmenter.plan(scan)
-    found = TABLE.to_values(segmenter.indices(scan, plan))[0]
-    assert (found != painted(plain_probabilities([model], volume, False))).mean() < 1e-4
+    found = table.to_values(segmenter.indices(scan, plan))[0]
+    assert (found != decided(plain_probabilities([model], volume, False))).mean() < 1e-4
     verified = verify(segmenter, scan, plan)
     assert verified.holds and verified.precision < 1e-4 and verified.blended is not None and 0 < verified.blended < 1
 
@@ -89,19 +123,23 @@ def test_verification_counts_painted_labels() -> None:
     assert 0 < verify(segmenter, scan, segmenter.plan(scan)).precision < 0.1
 
 
-def test_slices_of_a_two_dimensional_network() -> None:
-    flat = make_model(UNetSettings(dimensions=2, channels=(4, 8), classes=3), labels=TABLE, slice_axis=1)
+@KINDS
+def test_slices_of_a_two_dimensional_network(table: LabelTable, decided: Decided) -> None:
+    flat = make_model(UNetSettings(dimensions=2, channels=(4, 8), classes=3), labels=table, slice_axis=1)
     volume = make_scan(20, 3, 18)
     array, _ = preprocess(volume, flat.card.preprocess)
     image = torch.from_numpy(array)
     scores = [whole_pass(flat.network, image[:, :, n], (2, 2)).sigmoid().numpy() for n in range(3)]
     answer = segment_volume(volume, flat, FP32)
-    assert (answer.array[0] != painted(np.stack(scores, axis=2))).mean() < 1e-3
+    assert (answer.array[0] != decided(np.stack(scores, axis=2))).mean() < 1e-3
 
 
-def test_probabilities_have_a_channel_per_region_and_labels_follow_from_them(tmp_path: Path) -> None:
+@KINDS
+def test_probabilities_have_a_channel_per_region_and_labels_follow_from_them(
+    table: LabelTable, decided: Decided, tmp_path: Path
+) -> None:
     """On a scan with a border of zeros that is cut away, where no region is."""
-    model = region_model(preprocess=PreprocessSettings(crop="nonzero", normalise=ZSCORE))
+    model = region_model(labels=table, preprocess=PreprocessSettings(crop="nonzero", normalise=ZSCORE))
     volume = make_scan(24, 22, 20)
     volume.array[:, :6] = 0
     medunet.write_volume(volume, tmp_path / "scan.nii.gz")
@@ -113,6 +151,6 @@ def test_probabilities_have_a_channel_per_region_and_labels_follow_from_them(tmp
     scores = medunet.read_volume(tmp_path / "out" / "scan_probabilities.nii.gz").array
     assert scores.shape == (3, 24, 22, 20)
     assert not scores[:, :6].any() and not labels[:6].any()
-    np.testing.assert_array_equal(labels, painted(scores))
+    np.testing.assert_array_equal(labels, decided(scores))
     assert (np.abs(scores[:, 6:].sum(axis=0) - 1) > 0.1).any(), "sigmoids, not a softmax"
     np.testing.assert_array_equal(segment_volume(volume, model, FP32).array[0], labels)

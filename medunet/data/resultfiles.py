@@ -1,0 +1,51 @@
+"""The files that a prediction consists of: all are written, or none."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from medunet.data.formats import check_target, write_volume
+from medunet.data.volume import Volume
+from medunet.errors import OutputError
+from medunet.files import put_in_place
+
+Result: TypeAlias = Callable[[], NDArray[Any]]
+"""Makes the array `(channel, *spatial)` of a file."""
+
+
+def write_together(like: Volume, results: Mapping[Path, Result], overwrite: bool) -> None:
+    """All files of a scan or none: labels without the probabilities that were asked for would be half a result.
+
+    Several are written into a hidden folder beside their places and moved there once all are whole, so that what they
+    replace is not lost either.
+
+    Args:
+        like: whose grid and format they have.
+        results: what makes each file's array; they are called one after the other, so that one array is held at a
+            time. Integers are label maps.
+
+    Raises:
+        OutputError: a file exists and `overwrite` is false, or cannot be written.
+    """
+    if len(results) == 1:
+        ((path, make),) = results.items()
+        write_volume(like.with_array(make()), path, overwrite=overwrite, labels=True)
+        return
+    for path in results:
+        check_target(path, overwrite)
+    place = next(iter(results)).parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
+            for path, make in results.items():
+                array = make()
+                write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
+            for file in sorted(Path(staging).iterdir()):
+                put_in_place(file, place / file.name)
+    except OutputError as error:
+        raise OutputError(str(error).replace(staging, str(place))) from error

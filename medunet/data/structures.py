@@ -1,0 +1,295 @@
+"""One mask per structure, that may overlap: joined into one label map with a value for each combination that occurs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.data.colours import Decoded
+from medunet.data.formats import case_stem, read_grid, read_volume
+from medunet.data.maskrules import grey_of
+from medunet.data.masks import Mask, read_mask
+from medunet.errors import DataError
+
+MOST_COMBINATIONS = 254
+"""Label values beside the background."""
+
+Combination = frozenset[str]
+"""Names of the structures that a voxel is in."""
+
+_WHITE = (1, 255, 65535)
+_RESERVED = ("background", "ignore")
+
+
+def has_structure_channels(path: Path, axes: str | None = None) -> bool:
+    """Whether a mask file has several channels that are no colours, so that each is a structure's mask.
+
+    ImageJ saves RGB stacks as three channels, so three or four of 8 bits in a TIFF are colours.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    grid = read_grid(path, axes=axes)
+    if grid.format == "tiff":
+        letters = grid.details["TIFF axes"].split()[0]
+        return "C" in letters and grid.channels > 1 and (grid.channels not in (3, 4) or grid.dtype != "uint8")
+    return grid.channels > 1 and grid.format in ("nifti", "itk")
+
+
+class StructureMasks(Sequence[Mask]):
+    """The masks of a case, of which one is held at a time, and the first one, which says what grid they lie on.
+
+    Args:
+        paths: at least one; a file of one channel, or one with a channel for each structure.
+        axes: states a TIFF's axes.
+    """
+
+    def __init__(self, paths: Sequence[Path], axes: str | None = None) -> None:
+        self._paths, self._axes = paths, axes
+
+    def __len__(self) -> int:
+        return len(self._paths) if self._channels is None else len(self._channels)
+
+    @overload
+    def __getitem__(self, index: int) -> Mask: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mask]: ...
+    def __getitem__(self, index: int | slice) -> Mask | Sequence[Mask]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if self._channels is not None:
+            return self._channels[index]
+        return self._first if index == 0 else read_mask(self._paths[index], self._axes)
+
+    @cached_property
+    def _first(self) -> Mask:
+        return read_mask(self._paths[0], self._axes)
+
+    @cached_property
+    def _channels(self) -> list[Mask] | None:
+        if len(self._paths) > 1 or not has_structure_channels(self._paths[0], self._axes):
+            return None
+        path = self._paths[0]
+        names = read_grid(path, axes=self._axes).channel_names
+        volume = read_volume(path, axes=self._axes)
+        names = names or tuple(f"structure_{number}" for number in range(1, volume.channels + 1))
+        return [
+            Mask(path, volume.with_array(one[np.newaxis]), one, None, name)
+            for name, one in zip(names, volume.array, strict=True)
+        ]
+
+
+def name_of(mask: Mask) -> str:
+    """What a mask's structure is called: after its channel, or its file.
+
+    Raises:
+        DataError: a name that means something else in `dataset.json`.
+    """
+    name = mask.channel or case_stem(mask.path)
+    if name.lower() in _RESERVED:
+        raise DataError(
+            f"{mask.path}: a structure cannot be called {name}, which has a meaning of its own\n"
+            "take this mask away if it shows what is in no structure, or rename it"
+        )
+    return name
+
+
+def inside_of(mask: Mask) -> NDArray[np.bool_]:
+    """Where a structure is, ``(*spatial)``; nowhere for an empty mask.
+
+    Raises:
+        DataError: the mask is not binary: 0 and 1, 255 or 65535; or its format changes values.
+    """
+    if mask.lossy:
+        raise DataError(f"{mask.path}: JPEG changes the values of masks; make the mask again as PNG or TIFF")
+    values = grey_of(mask)
+    white = float(values.max())
+    inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
+    strange = values[(values != 0) & ~inside]
+    if strange.size:
+        found = ", ".join(f"{value:g}" for value in np.unique(strange)[:5])
+        raise DataError(
+            f"{mask.path}: holds {found} on {strange.size:,} voxels; the mask of one structure holds 0 and 1 (or 255)\n"
+            "make it binary; a file with a value for each structure is a label map, of which a case has one"
+        )
+    return inside
+
+
+@dataclass
+class Joined:
+    """The masks of a case while they are joined.
+
+    Attributes:
+        codes: ``(*spatial)``, places in `combinations`.
+        combinations: that occurred on the way; the first is that of no structure.
+        voxels: of each, now.
+    """
+
+    codes: NDArray[np.uint32]
+    combinations: list[Combination]
+    voxels: list[int]
+
+    def add(self, name: str, inside: NDArray[np.bool_], where: Path) -> None:
+        """Put another structure's mask on top.
+
+        Raises:
+            DataError: more combinations than a label map has values.
+        """
+        before = self.codes[inside]
+        moved = np.bincount(before, minlength=len(self.combinations))
+        renamed = np.zeros(len(moved), np.uint32)
+        for place in np.flatnonzero(moved).tolist():
+            renamed[place] = len(self.combinations)
+            self.combinations.append(self.combinations[place] | {name})
+            self.voxels.append(int(moved[place]))
+            self.voxels[place] -= int(moved[place])
+        self.codes[inside] = renamed[before]
+        # Combinations that differ keep differing, whatever is put on top, so it will not become fewer.
+        refuse_too_many(len(self.counts), where.parent)
+
+    @property
+    def counts(self) -> dict[Combination, int]:
+        """Voxels of each combination of at least one structure that is left."""
+        return {one: n for one, n in zip(self.combinations, self.voxels, strict=True) if n and one}
+
+
+def joined(masks: Iterable[Mask]) -> Joined:
+    """Join the masks of a case, at least one.
+
+    Raises:
+        DataError: masks of different shapes or of one name, masks that are not binary, or too many combinations.
+    """
+    result: Joined | None = None
+    seen: dict[str, Path] = {}
+    for mask in masks:
+        name, shape = name_of(mask), mask.volume.shape
+        if name in seen:
+            raise DataError(f"{mask.path}: is a second mask of {name} beside {seen[name].name}; remove one of them")
+        seen[name] = mask.path
+        if result is None:
+            result = Joined(np.zeros(shape, np.uint32), [frozenset()], [int(np.prod(shape))])
+        if shape != result.codes.shape:
+            raise DataError(
+                f"{mask.path}: has shape {shape}, the first mask of this case {result.codes.shape}\n"
+                "all masks of a case need the image's grid; make this one again"
+            )
+        result.add(name, inside_of(mask), mask.path)
+    assert result is not None, "a case has a mask"
+    return result
+
+
+def refuse_too_many(count: int, where: Path) -> None:
+    """Raises:
+    DataError: a label map cannot hold so many combinations.
+    """
+    if count > MOST_COMBINATIONS:
+        raise DataError(
+            f"{where}: its masks overlap in more than {MOST_COMBINATIONS} combinations, which is what a label map can "
+            "hold\nleave out structures that overlap with many others; if each mask is one object, say --instances"
+        )
+
+
+@dataclass
+class StructureCensus:
+    """What the masks of all cases hold; changes while they are looked at.
+
+    Attributes:
+        cases: how many there were.
+        named: in how many of them each structure has a mask, empty or not; in the order of first sight.
+        voxels: of each combination.
+    """
+
+    cases: int = 0
+    named: dict[str, int] = field(default_factory=dict)
+    voxels: Counter[Combination] = field(default_factory=Counter)
+
+    def add(self, masks: Sequence[Mask], where: Path) -> None:
+        """Look at the masks of a case.
+
+        Raises:
+            DataError: as `joined`, or all cases together have too many combinations.
+        """
+        names: list[str] = []
+        self.voxels.update(joined(_noting(masks, names)).counts)
+        refuse_too_many(len(self.voxels), where)
+        self.cases += 1
+        for name in names:
+            self.named[name] = self.named.get(name, 0) + 1
+
+    @property
+    def structures(self) -> list[str]:
+        """Those that are somewhere, by name."""
+        return sorted({name for combination in self.voxels for name in combination})
+
+    @property
+    def empty(self) -> list[str]:
+        """Those whose masks are all empty."""
+        return sorted(set(self.named) - set(self.structures))
+
+    @property
+    def incomplete(self) -> dict[str, int]:
+        """In how many cases those structures have no mask that have one in others."""
+        return {name: self.cases - count for name, count in sorted(self.named.items()) if count < self.cases}
+
+    @property
+    def shared(self) -> int:
+        """Voxels that are in several structures."""
+        return sum(count for combination, count in self.voxels.items() if len(combination) > 1)
+
+    def values(self) -> dict[Combination, int]:
+        """A label value for each combination, from 1 on: single structures by name, then pairs, and so on."""
+        ordered = sorted(self.voxels, key=lambda combination: (len(combination), sorted(combination)))
+        return {combination: value for value, combination in enumerate(ordered, start=1)}
+
+    def declaration(self) -> dict[str, Any]:
+        """`labels` for a `dataset.json`, and `regions` where structures overlap, the largest first.
+
+        Largest first, because structures inside each other are then painted one over the other.
+        """
+        labels = {"background": 0}
+        for combination, value in self.values().items():
+            name = "+".join(sorted(combination))
+            labels[name if name not in labels else f"{name} ({value})"] = value
+        if not self.shared:
+            return {"labels": labels}
+        held = {
+            name: [value for combination, value in self.values().items() if name in combination]
+            for name in self.structures
+        }
+        return {"labels": labels, "regions": dict(sorted(held.items(), key=lambda item: -len(item[1])))}
+
+
+def _noting(masks: Iterable[Mask], names: list[str]) -> Iterator[Mask]:
+    for mask in masks:
+        names.append(name_of(mask))
+        yield mask
+
+
+@dataclass(frozen=True)
+class JoinedStructures:
+    """Each mask is a structure; label values stand for combinations of them.
+
+    Attributes:
+        values: of each combination that occurs.
+    """
+
+    values: Mapping[Combination, int]
+    unchanged = False
+
+    def apply(self, masks: Sequence[Mask]) -> Decoded:
+        result = joined(masks)
+        table = [self.values.get(combination, 0) for combination in result.combinations]
+        return Decoded(np.array(table, np.uint8)[result.codes])
+
+    def describe(self, unknown: Mapping[int, int]) -> str:
+        return str(dict(unknown))
+
+    def farthest(self, unknown: Mapping[int, int]) -> float:
+        return float("inf")

@@ -1,0 +1,166 @@
+"""`medunet convert` of one mask per structure, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import medunet
+import medunet.cli as cli
+from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
+from medunet.data.volume import Volume
+from tests.test_convert import refused, said
+
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+SHAPE = (6, 5, 4)
+
+
+def masks_of(number: int, overlap: bool = True) -> dict[str, np.ndarray]:
+    """Liver and lesion overlap, a vessel lies in the liver, the bladder is empty in some cases."""
+    liver, lesion, vessel, bladder = np.zeros((4, *SHAPE), bool)
+    liver[:3], lesion[2 if overlap else 3 : 5, :2], vessel[:2, 3], bladder[5, 4, number:] = True, True, overlap, True
+    return {"liver": liver, "lesion": lesion, "vessel": vessel, "bladder": bladder & (number != 1)}
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    medunet.write_volume(Volume(array[None] if array.ndim == 3 else array, affine), path, overwrite=True)
+    return path
+
+
+def make_source(folder: Path, form: str = "beside", overlap: bool = True) -> Path:
+    places = {
+        "beside": ("images/{}.nii.gz", "labels/{}/{}.nii.gz"),
+        "inside": ("{}/ct.nii.gz", "{}/segmentations/{}.nii.gz"),
+    }
+    for number in range(3):
+        image, mask = places[form]
+        scan = np.random.default_rng(number).integers(0, 99, SHAPE).astype(np.int16)
+        write(folder / image.format(f"s{number}"), scan)
+        for name, inside in masks_of(number, overlap).items():
+            kind = (np.uint8, np.int16, np.float32)[number]
+            write(folder / mask.format(f"s{number}", name), (inside * (255 if number == 1 else 1)).astype(kind))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["beside", "inside"])
+def test_structures_that_overlap_become_regions(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, data = make_source(tmp_path / "masks", form), tmp_path / "data"
+    assert cli.run(["convert", str(source), "-o", str(data)]) == 0
+    text = said(capsys)
+    assert (
+        "masks: one for each of 4 structures (bladder, lesion, liver, vessel), which overlap in 2 combinations" in text
+    )
+    assert "voxels are in several structures, so each structure becomes a region" in text
+    declared = json.loads((data / "dataset.json").read_text())
+    assert declared["labels"] == {
+        "background": 0, "bladder": 1, "lesion": 2, "liver": 3, "lesion+liver": 4, "liver+vessel": 5,
+    }  # fmt: skip
+    assert declared["regions"] == {"liver": [3, 4, 5], "lesion": [2, 4], "bladder": [1], "vessel": [5]}
+    read = read_data_set(data)
+    table = with_labels(read, read.labelled)
+    assert not table.painted and [case.name for case in read.labelled] == ["s0", "s1", "s2"]
+    for number, case in enumerate(read.labelled):
+        image = load_image(case)
+        label = load_label(case, table, image)
+        for region, inside in zip(
+            table.regions, (masks_of(number)[region.name] for region in table.regions), strict=True
+        ):
+            np.testing.assert_array_equal(np.isin(label[0], region.indices), inside)
+        np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_structures_apart_become_plain_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And masks that are always empty become nothing."""
+    source, data = make_source(tmp_path / "masks", overlap=False), tmp_path / "data"
+    (source / "labels" / "s2" / "lesion.nii.gz").unlink()
+    assert cli.run(["convert", str(source), "-o", str(data)]) == 0
+    text = said(capsys)
+    assert "left out, as all their masks are empty: vessel" in text
+    assert "without a mask in up to 1 of 3 cases, where they are taken for absent: lesion" in text
+    declared = json.loads((data / "dataset.json").read_text())
+    assert declared["labels"] == {"background": 0, "bladder": 1, "lesion": 2, "liver": 3} and "regions" not in declared
+
+
+def test_channels_of_a_file_are_structures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write(tmp_path / "set" / "images" / f"s{number}.nii.gz", np.zeros(SHAPE, np.int16))
+        stack = np.stack(list(masks_of(number).values())[:3]).astype(np.uint8)
+        write(tmp_path / "set" / "labels" / f"s{number}.nii.gz", stack)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    assert "images/ with labels/, one channel per structure, 2 pairs" in said(capsys)
+    declared = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert list(declared["regions"]) == ["structure_1", "structure_2", "structure_3"]
+    found = medunet.read_volume(tmp_path / "data" / "labels" / "s1.nii.gz").array[0]
+    for name, inside in zip(declared["regions"], masks_of(1).values(), strict=False):
+        np.testing.assert_array_equal(np.isin(found, declared["regions"][name]), inside)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    inside = np.zeros((2, 8, 9), bool)
+    inside[0, :5], inside[1, 3:, 2:] = True, True
+    for name, array in (
+        ("images/a", np.zeros((8, 9), np.uint8)),
+        *zip(("masks/a/x", "masks/a/y"), inside, strict=True),
+    ):
+        (tmp_path / "set" / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "set" / f"{name}.png")
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    found = np.array(Image.open(tmp_path / "data" / "labels" / "a.png"))
+    np.testing.assert_array_equal(found, inside[0] + 2 * inside[1])
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("shape", "labels/s1/lesion.nii.gz: label and image have different shapes: image 6×5×4, label 5×5×4"),
+        ("place", "labels/s1/lesion.nii.gz: label and image lie on different grids: corners differ by up to 3 mm"),
+        ("fractions", "labels/s1/lesion.nii.gz: holds 0.5 on "),
+        ("label map", "labels/s1/lesion.nii.gz: holds 2 on "),
+        ("empty folder", "labels/s1: holds no mask; expected a file per structure"),
+        ("all empty", "all masks of its 4 structures are empty"),
+        ("background", "labels/s1/background.nii.gz: a structure cannot be called background"),
+        ("twice", "labels/s1/lesion.nrrd: is a second mask of lesion beside lesion.nii.gz"),
+        ("damaged", "labels/s1/lesion.nii.gz"),
+    ],
+)
+def test_what_is_refused(what: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source(tmp_path / "masks")
+    folder, mask = source / "labels" / "s1", masks_of(1)["lesion"].astype(np.float32)
+    path = folder / "lesion.nii.gz"
+    if what == "shape":
+        write(path, mask[1:])
+    elif what == "place":
+        write(path, mask, np.array([[2.0, 0, 0, 3], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]]))
+    elif what in ("fractions", "label map"):
+        write(path, mask * (0.5 if what == "fractions" else 2))
+    elif what == "empty folder":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif what == "all empty":
+        for one in source.glob("labels/*/*"):
+            write(one, mask * 0)
+    elif what == "background":
+        path.rename(folder / "background.nii.gz")
+    elif what == "twice":
+        write(folder / "lesion.nrrd", mask)
+    else:
+        path.write_bytes(path.read_bytes()[:60])
+    assert expected in refused([source, "-o", tmp_path / "data"], tmp_path, capsys)
+
+
+def test_options_of_other_masks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source(tmp_path / "masks")
+    text = refused([source, "-o", tmp_path / "data", "--foreground", "x", "--ignore", "liver"], tmp_path, capsys)
+    assert "--ignore, --foreground: not for masks of one structure each" in text
+    assert "exists already" in refused([source, "-o", source], tmp_path, capsys)
+
+
+def test_training_on_such_a_folder_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source(tmp_path / "masks")
+    assert cli.run(["plan", str(source), "-o", str(tmp_path / "c.yaml")]) == 1
+    assert f"with: medunet convert {source} -o NEW_FOLDER" in capsys.readouterr().err
