@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medunet.data.catalogue import group_cases, scan_files
-from medunet.data.formats import case_stem, is_readable
+from medunet.data.formats import case_stem, is_readable, is_zarr
 from medunet.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, FoundCase, Layout
 from medunet.errors import DataError
 
@@ -39,7 +39,8 @@ def find_structures(source: Path, masks: str | None = None) -> Layout | None:
 
 
 def _folders(place: Path) -> list[Path]:
-    return [path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] != "."]
+    """Visible ones that are no scans of their own."""
+    return [path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] != "." and not is_zarr(path)]
 
 
 def _beside(folders: Sequence[Path], masks: str | None) -> Layout | None:
