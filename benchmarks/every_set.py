@@ -94,7 +94,7 @@ def plot(found: list[Trained], target: Path) -> None:
     columns = 4
     rows = math.ceil(len(found) / columns)
     figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for ax, one in zip(axes, found, strict=False):
         ax.plot([m for m, _ in one.curve], [d for _, d in one.curve], color="#2f6f9f", marker=".", markersize=3)
         ax.axhline(one.mean, color="#b0562c", linewidth=0.8, linestyle="--")
@@ -102,7 +102,7 @@ def plot(found: list[Trained], target: Path) -> None:
         ax.set_ylim(0, 1)
         ax.tick_params(labelsize=7)
         ax.grid(color="#dde3e8", linewidth=0.6)
-    for ax in list(axes)[len(found) :]:
+    for ax in axes[len(found) :]:
         ax.set_visible(False)
     figure.supxlabel("minutes", fontsize=8)
     figure.supylabel("validation Dice (dashed: held-out cases at the end, on their own grids)", fontsize=8)
