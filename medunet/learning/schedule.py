@@ -143,7 +143,8 @@ class OptimiserSettings:
 
     Attributes:
         kind: `muon` (for hidden layers' kernels, with `adamw` for all else), `adamw`, `adam` or `sgd` (Nesterov).
-        rate: highest learning rate.
+        rate: highest learning rate. The default is for `muon`, as measured on planned networks (`benchmarks/README.md`,
+            "What short trainings gain"); `adamw` and `adam` want about 0.002.
         weight_decay: for weights of more than one axis; biases and norms' scales are left alone.
         momentum: of `sgd`; that of `muon` is 0.95.
         betas: of `adam` and `adamw`.
@@ -153,7 +154,7 @@ class OptimiserSettings:
     """
 
     kind: Literal["muon", "adamw", "adam", "sgd"] = "muon"
-    rate: float = 2e-3
+    rate: float = 6e-3
     weight_decay: float = 1e-2
     momentum: float = 0.99
     betas: tuple[float, float] = (0.9, 0.999)
