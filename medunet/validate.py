@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medunet.data.annotation import EVERYTHING
 from medunet.data.catalogue import Case, load_image, load_label, load_label_values
-from medunet.data.formats import default_suffix, write_volume
+from medunet.data.formats import default_suffix, read_grid, write_volume
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase
 from medunet.data.prepare import held_out_mask
@@ -272,15 +272,16 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     assert case.label is not None
     volume = load_image(case, held.axes)
     scan = segmenter.open(volume)
-    target = folder / f"{case.name}{default_suffix(volume)}"
+    stated, target = _as_stated(volume, case, held.axes), folder / f"{case.name}{default_suffix(volume)}"
     if segmenter.card.instances is None:
         indices = segmenter.indices(scan)
     else:
         terrain = Terrain.blank(relief_of(segmenter.models, ObjectRule()), scan.undo, volume.shape, np.empty)
         # What is learned of objects is for finding them; their mask is what their label files can be compared with.
         indices = segmenter.card.instances.mask(segmenter.indices(scan, also=terrain.put))
-        _write_objects(volume, terrain, folder / OBJECTS / target.name, segmenter.settings.memory)
-    predicted = volume.with_array(held.labels.to_values(indices))
+        ids = _find_ids(terrain, volume.spacing, segmenter.settings.memory)
+        _write_objects(stated, ids, folder / OBJECTS / target.name)
+    predicted = stated.with_array(held.labels.to_values(indices))
     write_volume(predicted, target, overwrite=True, labels=True)
     reference: Path | Volume = case.label
     if held.inside:
@@ -297,15 +298,27 @@ def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
     return [f"NOTE: {name}: its objects touch so widely that numbering them takes too much memory" for name in missing]
 
 
-def _write_objects(volume: Volume, terrain: Terrain, path: Path, memory: int) -> None:
-    """Number the objects of a case and write them; none are written where that takes too much memory.
+def _as_stated(volume: Volume, case: Case, axes: str | None) -> Volume:
+    """The volume on the grid that its file states, which may know no voxel size: results lie on exactly that."""
+    if case.size is None:
+        return volume
+    own = read_grid(case.images[0], axes=axes, frame=case.frame)
+    return replace(volume, affine=own.affine, unit=own.unit)
 
-    A training must not end in an error for want of them.
-    """
-    path.unlink(missing_ok=True)
+
+def _find_ids(terrain: Terrain, spacing: Sequence[float], memory: int) -> NDArray[Any] | None:
+    """The numbered objects of a case; None where that takes too much memory: a training must not end for want of it."""
     with suppress(MedunetError):
-        found = find_objects_of(terrain, ObjectRule(), volume.spacing, Workspace(np.empty, memory))
-        write_volume(volume.with_array(found.ids), path, overwrite=True, labels=True)
+        return find_objects_of(terrain, ObjectRule(), spacing, Workspace(np.empty, memory)).ids
+    return None
+
+
+def _write_objects(volume: Volume, ids: NDArray[Any] | None, path: Path) -> None:
+    """Write the numbered objects of a case on its grid, and leave none of an earlier run where there are none."""
+    path.unlink(missing_ok=True)
+    if ids is not None:
+        with suppress(MedunetError):
+            write_volume(volume.with_array(ids), path, overwrite=True, labels=True)
 
 
 def fold_of_voxels(undo: Undo, folds: int) -> NDArray[np.uint8]:
