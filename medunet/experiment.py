@@ -16,6 +16,7 @@ from medunet import __version__
 from medunet.config import Config, ConfigFile, load_config, parse_config, to_plain
 from medunet.data.catalogue import Case, DataSet, annotated, check_pairs, read_data_set, size_notes, with_labels
 from medunet.data.fingerprint import Fingerprint, take_fingerprint
+from medunet.data.formats import read_grid
 from medunet.data.instances import InstanceSettings
 from medunet.data.labels import LabelTable
 from medunet.data.preprocess import Normalisation
@@ -323,21 +324,24 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
             config.preprocess,
             normalise=normalise[:1] if len(set(normalise)) == 1 else normalise,
             unit=found.cases[0].unit,
-            fallback_spacing=_fallback(file, data, found),
+            fallback_spacing=_fallback(file, data, learned, found),
         ),
         loss=loss,
     )
     return file.resolved(resolved)
 
 
-def _fallback(file: ConfigFile, data: DataSet, found: Fingerprint) -> tuple[float, ...] | None:
-    """The voxel size of scans to come that state none, as the files that were learned from: what is declared of them.
+def _fallback(file: ConfigFile, data: DataSet, learned: Sequence[Case], found: Fingerprint) -> tuple[float, ...] | None:
+    """The voxel size of scans to come that state none, as files that were learned from: what is declared of them.
 
-    Nothing where the config says its own, or where the files learned from have no physical size either.
+    Nothing where the config says its own, or where all files learned from state theirs, or have no physical size.
     """
     stated = file.config.preprocess.fallback_spacing
     if stated is not None or data.size is None or found.cases[0].unit == "pixel":
         return stated
+    grids = (read_grid(case.images[0], axes=file.config.data.axes, frame=case.frame) for case in learned)
+    if all(data.size.given_to(grid) is grid for grid in grids):
+        return None
     return data.size.in_unit(found.cases[0].unit, found.dimensions)
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunet.data.annotation import EVERYTHING
-from medunet.data.catalogue import Case, load_image, load_label, load_label_values
+from medunet.data.catalogue import Case, load_image, load_label_values
 from medunet.data.formats import default_suffix, read_grid, write_volume
 from medunet.data.labels import IGNORE, LabelTable
 from medunet.data.patches import PreparedCase
@@ -350,12 +350,9 @@ def _held_out_labels(case: Case, volume: Volume, undo: Undo, held: HeldOut) -> N
     assert held.inside is not None
     table = widened(held.labels)
     assert table.ignore is not None
-    indices = load_label(case, held.labels, volume, held.axes)
+    values = load_label_values(case, volume, held.axes)
+    indices = case.annotation.marked(held.labels.to_indices(values, str(case.label)), held.labels, case.name)
     unknown = (indices == IGNORE) | (fold_of_voxels(undo, held.inside.count) != held.inside.number)
-    if table.kind == "instances":
-        values = load_label_values(case, volume, held.axes)
-    else:
-        values = table.to_values(np.where(unknown, 0, indices))
     return np.where(unknown, table.ignore, values.astype(np.int64))
 
 

@@ -84,13 +84,16 @@ def test_declared_pictures_are_learned_and_measured_in_micrometres(
         np.testing.assert_array_equal(found_in_stack.array[..., z], in_picture.array)
 
 
+@pytest.mark.parametrize("declared", [{}, {"spacing": [0.5, 0.5], "spacing_units": "um"}])
 def test_a_model_of_sized_files_still_refuses_pictures_without_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    declared: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing says that they have the voxel size of the files that were learned from."""
     from tests.flows.test_objects import make_cells as make_sized
 
     data, out = make_sized(tmp_path / "data"), tmp_path / "run"
+    said = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(said | declared))
     assert run(["train", str(data), "-o", str(out), *QUICK, "--set", "training.iterations=2"]) == 0
     picture = Volume(np.arange(48 * 40).reshape(1, 48, 40).astype(np.uint8), unit="pixel")
     medunet.write_volume(picture, tmp_path / "x.png")
@@ -110,3 +113,4 @@ def test_a_contradiction_is_said_by_inspect_plan_and_train(tmp_path: Path, capsy
             "--set", "training.iterations=1", "--device", "cpu", "--set", f"data.path={data}"]  # fmt: skip
     assert run(["train", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "run"), *tiny]) == 0
     assert f"NOTE: 3 of 3 {said}" in capsys.readouterr().err
+    assert load_model(tmp_path / "run").card.preprocess.fallback_spacing is None, "no file needed what is declared"
