@@ -31,7 +31,7 @@ def course_of(config: Config) -> str:
     """What the learning rate follows, as JSON."""
     training = config.training
     length = {"epochs": training.epochs} if training.minutes is None else {"minutes": training.minutes}
-    return json.dumps(to_plain({**length, "schedule": config.schedule, "rate": config.optimiser.rate}))
+    return json.dumps(to_plain({**length, "schedule": config.schedule, "rate": config.optimiser.highest_rate}))
 
 
 def joint_of(config: Config, state: TrainState, clock: Progress, notes: Mapping[str, Any]) -> Joint | None:

@@ -52,6 +52,7 @@ def hyper_parameters(config: Config) -> dict[str, float | str]:
     """What distinguishes trainings, by dotted key; the same keys and types for every config."""
     plain = to_plain(config)
     values = {key: _scalar(_at(plain, key)) for key in _HYPER_PARAMETERS}
+    values["optimiser.rate"] = config.optimiser.highest_rate
     minutes, training = config.training.minutes, config.training
     length = f"{training.epochs} x {training.iterations} steps" if minutes is None else f"{minutes:g} minutes"
     return {"length": length, **values}

@@ -125,7 +125,7 @@ def _recipe(setup: Setup, cases: Sequence[PreparedCase]) -> Recipe:
     return Recipe(
         loss=_loss(setup, cases),
         schedule=config.schedule,
-        rate=config.optimiser.rate,
+        rate=config.optimiser.highest_rate,
         clip=config.training.clip,
         device=setup.device,
         dtype=autocast_type(config.training.precision, setup.device),

@@ -19,7 +19,9 @@ _WARMUP_START = 0.01
 _REJOIN = 0.1
 """Over this share of what remains a run that was made longer rises to its new schedule."""
 _SCHEDULES = ("cosine", "poly", "constant")
-_OPTIMISERS = ("muon", "adamw", "adam", "sgd")
+# Highest rates. Muon's was measured on planned networks (`benchmarks/README.md`, "What short trainings gain"), as was
+# Adam's; SGD's is nnU-Net's.
+_RATES = {"muon": 6e-3, "adamw": 2e-3, "adam": 2e-3, "sgd": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class OptimiserSettings:
 
     Attributes:
         kind: `muon` (for hidden layers' kernels, with `adamw` for all else), `adamw`, `adam` or `sgd` (Nesterov).
-        rate: highest learning rate. The default is for `muon`, as measured on planned networks (`benchmarks/README.md`,
-            "What short trainings gain"); `adamw` and `adam` want about 0.002.
+        rate: highest learning rate; None takes the kind's own: 0.006 for `muon`, 0.002 for `adamw` and `adam`, 0.01 for
+            `sgd`.
         weight_decay: for weights of more than one axis; biases and norms' scales are left alone.
         momentum: of `sgd`; that of `muon` is 0.95.
         betas: of `adam` and `adamw`.
@@ -154,23 +156,28 @@ class OptimiserSettings:
     """
 
     kind: Literal["muon", "adamw", "adam", "sgd"] = "muon"
-    rate: float = 6e-3
+    rate: float | None = None
     weight_decay: float = 1e-2
     momentum: float = 0.99
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        if self.kind not in _OPTIMISERS:
-            raise ConfigError(f"optimiser.kind {self.kind!r} is unknown; choose one of {', '.join(_OPTIMISERS)}")
-        if not 0 < self.rate < math.inf or not 0 <= self.weight_decay < math.inf:
+        if self.kind not in _RATES:
+            raise ConfigError(f"optimiser.kind {self.kind!r} is unknown; choose one of {', '.join(_RATES)}")
+        if not 0 < self.highest_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ConfigError(
                 f"optimiser.rate must be above 0 and optimiser.weight_decay not below; "
-                f"found {self.rate} and {self.weight_decay}"
+                f"found {self.highest_rate} and {self.weight_decay}"
             )
         if not all(0 <= share < 1 for share in (self.momentum, *self.betas)):
             raise ConfigError(
                 f"optimiser.momentum and optimiser.betas lie from 0 to below 1; found {self.momentum} and {self.betas}"
             )
+
+    @property
+    def highest_rate(self) -> float:
+        """The learning rate at the top of the schedule."""
+        return _RATES[self.kind] if self.rate is None else self.rate
 
 
 def make_optimiser(settings: OptimiserSettings, network: nn.Module) -> torch.optim.Optimizer:
@@ -180,15 +187,15 @@ def make_optimiser(settings: OptimiserSettings, network: nn.Module) -> torch.opt
         ValueError: the network has no trainable weight.
     """
     if settings.kind == "muon":
-        return Muon(_trained(muon_groups(network, settings.weight_decay)), settings.rate, settings.betas)
+        return Muon(_trained(muon_groups(network, settings.weight_decay)), settings.highest_rate, settings.betas)
     groups = _decay_groups(network, settings.weight_decay)
     # The fused kernels update all weights in one call; other devices than these have none.
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     if settings.kind == "sgd":
-        nesterov = settings.momentum > 0
-        return torch.optim.SGD(groups, settings.rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+        momentum = settings.momentum
+        return torch.optim.SGD(groups, settings.highest_rate, momentum, nesterov=momentum > 0, fused=fused)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-    return kind(groups, settings.rate, betas=settings.betas, fused=fused)
+    return kind(groups, settings.highest_rate, betas=settings.betas, fused=fused)
 
 
 def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def try_plan(config: Config, labels: LabelTable, grid: Grid, device: torch.devic
     recipe = Recipe(
         loss=make_loss(config.loss, classes, [1] * classes, regions),
         schedule=config.schedule,
-        rate=config.optimiser.rate,
+        rate=config.optimiser.highest_rate,
         clip=config.training.clip,
         device=device,
         dtype=autocast_type(config.training.precision, device),

@@ -169,6 +169,13 @@ def test_the_first_adamw_step_is_the_papers() -> None:
     torch.testing.assert_close(net.weight.detach(), before * (1 - 0.001) - 0.01 * net.weight.grad.sign())
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("muon", 0.006), ("adamw", 0.002), ("adam", 0.002), ("sgd", 0.01)])
+def test_each_optimiser_has_a_rate_of_its_own(kind: str, rate: float) -> None:
+    """Changing the kind alone must not leave a rate that another kind wants."""
+    groups = make_optimiser(OptimiserSettings(kind), network()).param_groups  # type: ignore[arg-type]
+    assert {group["lr"] for group in groups} == {rate}
+
+
 def test_a_network_without_trainable_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="no trainable weight"):
         make_optimiser(OptimiserSettings(), nn.Linear(2, 2).requires_grad_(False))
