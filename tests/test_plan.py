@@ -53,6 +53,17 @@ def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
     assert config.network.exact
 
 
+@pytest.mark.parametrize("shape", [(2048, 2048), (700, 700, 500)])
+def test_the_time_that_the_widest_network_would_need_is_named_and_is_enough_for_it(shape: tuple[int, ...]) -> None:
+    found = fingerprint(facts(shape, (1,) * len(shape)))
+    why = plan(found, (), budget(10)).notes["network.channels"]
+    told = re.search(r"without a limit of time (\d+) channels .*, from some ([\d.]+) (min|h) on", why)
+    assert told is not None, why
+    minutes = float(told[2]) * {"min": 1, "h": 60}[told[3]]
+    assert minutes < 7 * 24 * 60
+    assert planned(found, minutes=1.02 * minutes).network.channels[0] == int(told[1])
+
+
 def test_the_target_spacing_is_the_median_and_unknown_without_a_physical_size() -> None:
     same = planned(fingerprint(facts((40, 40, 40), (1, 1, 1.5)), facts((50, 40, 40), (1, 1, 1.503))))
     assert same.preprocess.spacing == (1, 1, 1.5015)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from medunet.devices import autocast_type, find_device, free_memory, resident_memory, training_speed
-from medunet.planning.rules import STEPS_OF_ONE_MINUTE, STEPS_POWER, TRAINING_SHARE
+from medunet.planning.rules import MOST_STEPS, STEPS_OF_ONE_MINUTE, STEPS_POWER, TRAINING_SHARE
 
 Notes = dict[str, str]
 """The reason for a planned value, by its dotted key."""
@@ -71,4 +71,4 @@ class Budget:
     @property
     def wanted_steps(self) -> float:
         """How many optimiser steps a training of so many minutes should have."""
-        return STEPS_OF_ONE_MINUTE * self.minutes**STEPS_POWER
+        return min(STEPS_OF_ONE_MINUTE * self.minutes**STEPS_POWER, MOST_STEPS)

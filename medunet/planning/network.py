@@ -25,6 +25,7 @@ from medunet.planning.rules import (
     MOST_BATCH,
     MOST_CHANNELS,
     MOST_LEVELS,
+    MOST_STEPS,
     SMALLEST_PATCH,
     STEPS_OF_ONE_MINUTE,
     STEPS_POWER,
@@ -292,9 +293,9 @@ def _traded(task: Task, budget: Budget, chosen: Choice) -> str:
 
 
 def _minutes_for(choice: Choice) -> float:
-    """Where two patches' step fits: wanted steps grow more slowly than the minutes."""
-    seconds = 2 * choice.seconds / choice.batch * STEPS_OF_ONE_MINUTE
-    return (seconds / (60 * TRAINING_SHARE)) ** (1 / (1 - STEPS_POWER))
+    """Where two patches' step fits: wanted steps grow more slowly than the minutes, and not above a number."""
+    step = 2 * choice.seconds / choice.batch / (60 * TRAINING_SHARE)
+    return min((step * STEPS_OF_ONE_MINUTE) ** (1 / (1 - STEPS_POWER)), step * MOST_STEPS)
 
 
 def _same(one: Choice, other: Choice) -> bool:
