@@ -15,8 +15,8 @@ time. So some 940 steps are wanted in five minutes, 2100 in fifteen; the power i
 MOST_STEPS = 20_000
 """Steps above which longer trainings buy wider networks and larger patches alone; a guess.
 
-Without it, minutes for the widest network on large pictures came out as millions of hours. In the longest trainings here
-validation stopped rising after 1000 to 3000 steps.
+Without it, minutes for the widest network on large pictures came out as millions of hours. In the longest trainings
+here validation stopped rising after 1000 to 3000 steps.
 """
 ENOUGH_STEPS = 2 / 3
 """Share of the wanted steps that a measured speed must allow; below it the network is planned anew.
