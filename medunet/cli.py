@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import signal
 import sys
@@ -422,7 +423,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, MedunetError):
-        return f"{error.filename or 'file'}: {error.strerror or error}; check that it exists and may be read or written"
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "file"
+        return f"{name or 'file'}: {error.strerror or error}; check that it exists and may be read or written"
     if is_out_of_memory(error):
         reason = (str(error).splitlines() or ["no size known"])[0]
         return (

@@ -108,6 +108,19 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.run(["inspect", "x"]) == 130
 
 
+@pytest.mark.parametrize("name", ["run/events", b"run/events"])
+def test_a_file_that_vanished_is_named(
+    name: str | bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # TensorBoard's writer opens its files by names in bytes.
+    def vanished(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", name)
+
+    monkeypatch.setattr("medunet.inspect.inspect_path", vanished)
+    assert cli.run(["inspect", str(Path(__file__).parent)]) == 1
+    assert capsys.readouterr().err.startswith("medunet: error: run/events: No such file or directory; ")
+
+
 def test_a_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
