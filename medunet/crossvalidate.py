@@ -116,16 +116,32 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
 def _check_folder(request: TrainRequest) -> None:
     check_output(request)
     folder = request.output
-    if (folder / SPLITS_FILE).exists():
-        return
     if request.resume:
-        raise ModelError(f"-o {folder}: holds a single run, no cross-validation; go on with it without --fold all")
-    taken = [path.name for path in [*folder.glob("fold_*"), folder / POSTPROCESSING] if path.exists()]
+        if not (folder / SPLITS_FILE).exists():
+            raise ModelError(f"-o {folder}: holds a single run, no cross-validation; go on with it without --fold all")
+        read_splits(folder / SPLITS_FILE)
+        return
+    if _old_folds(folder):
+        return
+    others = [*folder.glob("fold_*"), folder / SPLITS_FILE, folder / POSTPROCESSING]
+    taken = [path.name for path in others if path.exists()]
     if taken:
         raise OutputError(
             f"-o {folder}: holds {sorted(taken)[0]}, but no cross-validation that could be replaced; "
             "choose another folder"
         )
+
+
+def _old_folds(folder: Path) -> list[Path]:
+    """The folders of the folds of a cross-validation that is there; none where there is none.
+
+    A `splits.json` alone may be anybody's.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        return []
+    with suppress(DataError):
+        return [fold_folder(folder, number) for number in range(len(read_splits(folder / SPLITS_FILE)))]
+    return []
 
 
 def _with_minutes(request: TrainRequest, minutes: float | None) -> TrainRequest:
@@ -161,6 +177,7 @@ def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
             before = set_up_folds(replace(request, overrides=()), lambda _: None)
             require_same_run(run_identity(before), setup)
     else:
+        _require_free_folds(folds)
         _clear(setup.folder)
     write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
     write_text(setup.folder / SPLITS_FILE, splits_text(folds.splits, patients), overwrite=True)
@@ -188,17 +205,36 @@ def _require_same_splits(folds: Folds) -> None:
         )
 
 
+def _require_free_folds(folds: Folds) -> None:
+    """Refuse to write a fold where something lies that is none of the cross-validation to be replaced."""
+    old = _old_folds(folds.folder)
+    new = [folds.run(number) for number in range(len(folds.splits))]
+    taken = [run for run in new if run.exists() and run not in old]
+    if taken:
+        raise OutputError(
+            f"{taken[0]}: is in the way: there are to be {len(new)} folds, and the cross-validation to be replaced "
+            f"has {len(old)}\nmove it away, or choose another folder"
+        )
+
+
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run or cross-validation wrote; other files stay."""
-    old = [path for path in folder.glob("fold_*") if (path / CONFIG_FILE).exists()]
-    for place in (*old, folder):
-        for name in (*RUN_FILES, SPLITS_FILE, POSTPROCESSING):
-            (place / name).unlink(missing_ok=True)
-        for name in RUN_FOLDERS:
-            shutil.rmtree(place / name, ignore_errors=True)
-    for place in old:
-        with suppress(OSError):
-            place.rmdir()
+    """Remove what an earlier run or cross-validation wrote; other files stay, and folders that are named like folds."""
+    for run in _old_folds(folder):
+        if (run / CONFIG_FILE).exists():
+            _clear_run(run)
+            with suppress(OSError):
+                run.rmdir()
+    for name in (POSTPROCESSING, SPLITS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    _clear_run(folder)
+
+
+def _clear_run(run: Path) -> None:
+    """The config goes last: what is left where the program is killed is still known as ours."""
+    for name in RUN_FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in reversed(RUN_FILES):
+        (run / name).unlink(missing_ok=True)
 
 
 def _announcement(folds: Folds, patients: Mapping[str, str]) -> list[str]:

@@ -283,6 +283,36 @@ def test_overwriting_leaves_no_old_fold_and_what_is_wrong_is_said_before(
     assert len(load_models(copied)) == 2
 
 
+def test_only_a_cross_validation_is_replaced_and_only_its_own_folds(
+    done: tuple[Path, Path], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "fold_x" / "validation").mkdir(parents=True)
+    (mine / "fold_x" / "validation" / "precious.txt").write_text("mine")
+    (mine / "fold_x" / "config.yaml").write_text("mine: 1")
+    (mine / "splits.json").write_text('[{"train": ["my own"], "val": ["splits"]}]')
+    before = contents(mine)
+    assert train(done[0], mine) == 1
+    assert "but no cross-validation that could be replaced" in capsys.readouterr().err and contents(mine) == before
+    (mine / "fold_x").rename(tmp_path / "elsewhere")
+    assert train(done[0], mine) == 1 and "holds splits.json, but no cross-validation" in capsys.readouterr().err
+
+    for name in ("fold_0_keep", "fold_3"):
+        shutil.copytree(copied / "fold_0", copied / name)
+    (copied / "fold_2" / "splits.json").write_text("mine")
+    kept, before = contents(copied / "fold_0_keep"), contents(copied)
+    more = ["--overwrite", "--set", "training.iterations=2", "--set"]
+    assert train(done[0], copied, *more, "data.folds=4") == 1
+    assert "fold_3: is in the way: there are to be 4 folds" in capsys.readouterr().err and contents(copied) == before
+    assert train(done[0], copied, *more, "data.folds=2") == 0
+    assert contents(copied / "fold_0_keep") == contents(copied / "fold_3") == kept
+    assert contents(copied / "fold_2") == {"splits.json": b"mine"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def test_patients_stay_together_in_every_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_set(tmp_path / "data", cases=4, shape=(16, 14, 12))
     (data / "patients.csv").write_text("case,patient\n" + "".join(f"case_{n},p{n // 2}\n" for n in range(4)))
