@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -315,7 +316,10 @@ def _find_ids(terrain: Terrain, spacing: Sequence[float], memory: int) -> NDArra
 
 def _write_objects(volume: Volume, ids: NDArray[Any] | None, path: Path) -> None:
     """Write the numbered objects of a case on its grid, and leave none of an earlier run where there are none."""
-    path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():  # an OME-Zarr
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     if ids is not None:
         with suppress(MedunetError):
             write_volume(volume.with_array(ids), path, overwrite=True, labels=True)

@@ -18,6 +18,7 @@ from medunet.data.instances import InstanceSettings
 from medunet.data.labels import IGNORE, table_from_names
 from medunet.data.patches import PreparedCase
 from medunet.data.preprocess import Normalisation, PreprocessSettings
+from medunet.data.volume import Volume
 from medunet.errors import DataError
 from medunet.evaluate import EvaluateSettings, evaluate_pairs
 from medunet.learning.monitor import ProgressLine
@@ -26,7 +27,7 @@ from medunet.model import MODEL_FILE, Model, ModelCard, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 from medunet.report.planes import Overlay
-from medunet.validate import OBJECTS, WORST_CASES, EndCost, HeldOut, finish_run, validate
+from medunet.validate import OBJECTS, WORST_CASES, EndCost, HeldOut, _write_objects, finish_run, validate
 from tests.flows.made import LABELS, make_set
 
 
@@ -173,3 +174,14 @@ def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) 
     pairs = [(tmp_path / "validation" / f"case_{n}.nii.gz", held.cases[n].label) for n in (0, 1)]
     masks = evaluate_pairs(pairs, EvaluateSettings(labels=held.labels, instances=False))
     assert masks.summary.mean["dice"] == finished.evaluation.summary.mean["dice"]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".ome.zarr"])
+def test_objects_replace_those_of_an_earlier_validation(tmp_path: Path, suffix: str) -> None:
+    """They may be a folder; where there are none now, none are left of the earlier ones."""
+    path, grid = tmp_path / f"case{suffix}", Volume(np.zeros((1, 6, 5, 4), np.uint8), unit="um")
+    for number in (1, 2):
+        _write_objects(grid, np.full(grid.array.shape, number, np.uint16), path)
+        assert (read_volume(path).array == number).all()
+    _write_objects(grid, None, path)
+    assert not list(tmp_path.iterdir())
