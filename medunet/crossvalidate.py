@@ -18,7 +18,7 @@ import numpy as np
 
 from medunet.config import Config, load_config, parse_config, to_plain
 from medunet.data.catalogue import Case, by_stem, load_image, read_data_set, scan_files
-from medunet.data.formats import read_volume, write_volume
+from medunet.data.formats import files_of, read_volume, write_volume
 from medunet.data.pairs import Pair
 from medunet.data.postprocess import PostStep
 from medunet.data.preprocess import ScanView
@@ -363,6 +363,10 @@ def _out_of_fold(folds: Folds, case: Case) -> Pair:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a label map; one of several files, or a folder, is written anew by what knows how to write it whole."""
+    if files_of(source) != [source]:
+        write_volume(read_volume(source), target, overwrite=True, labels=True)
+        return
     with written_aside(target, overwrite=True) as aside:
         shutil.copyfile(source, aside)
 
