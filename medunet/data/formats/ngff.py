@@ -136,13 +136,32 @@ class Image:
     warning: str = ""
 
     def space(self, axes: str) -> Space:
-        """Of the spatial ones among `axes`, which name all axes of the array."""
-        chosen = [number for number, axis in enumerate(axes) if axis in "XYZ"]
-        units = self.units or ("",) * len(axes)
-        scale = self.scale or (1.0,) * len(axes)
-        moved = None if self.translation is None else tuple(self.translation[n] for n in chosen)
-        letters = "".join(axes[n] for n in chosen)
-        return Space(letters, tuple(units[n] for n in chosen), tuple(scale[n] for n in chosen), moved, self.version)
+        """Of the spatial ones among `axes`, which name all axes of the array.
+
+        Raises:
+            DataError: the metadata name another number of axes, and of one of these no size, or several.
+        """
+        letters = "".join(axis for axis in axes if axis in "XYZ")
+        if not self.scale:
+            return Space(letters, ("",) * len(letters), (1.0,) * len(letters), None, self.version)
+        said = self._places(axes)
+        moved = None if self.translation is None else tuple(self.translation[n] for n in said)
+        return Space(
+            letters, tuple(self.units[n] for n in said), tuple(self.scale[n] for n in said), moved, self.version
+        )
+
+    def _places(self, axes: str) -> list[int]:
+        """Where the metadata speak of each spatial axis: in its place, or by name where they name another number."""
+        if len(axes) == len(self.axes):
+            return [number for number, axis in enumerate(axes) if axis in "XYZ"]
+        unclear = [axis for axis in axes if axis in "XYZ" and self.axes.count(axis) != 1]
+        if unclear:
+            raise DataError(
+                f"{self.group.folder}: its metadata give sizes of the axes {self.axes}, of which --axes {axes} cannot "
+                f"be told: {unclear[0]} is {'twice' if unclear[0] in self.axes else 'not'} among them\n"
+                "correct the metadata, so that they name each axis of the array"
+            )
+        return [self.axes.index(axis) for axis in axes if axis in "XYZ"]
 
 
 def find_image(path: Path) -> Image:

@@ -315,6 +315,35 @@ def test_stated_axes_are_those_of_the_image_but_its_sizes_stay(tmp_path: Path) -
     assert read_volume(path, axes="ZYX").shape == (7, 6, 5)
 
 
+@pytest.mark.parametrize(
+    ("axes", "stated", "spacing", "at"),
+    [
+        ("zyx", "YX", (0.25, 0.5), (8, 9, 0)),
+        ("czyx", "ZYX", (0.25, 0.5, 2), (8, 9, 7)),
+        ("tczyx", "CYX", (0.25, 0.5), (8, 9, 0)),
+        ("cyx", "YX", (0.25, 0.5), (8, 9, 0)),
+    ],
+)
+def test_sizes_of_stated_axes_are_found_by_name_where_metadata_name_more(
+    tmp_path: Path, axes: str, stated: str, spacing: tuple[float, ...], at: tuple[float, ...]
+) -> None:
+    scale, moved = {"z": 2.0, "y": 0.5, "x": 0.25}, {"z": 7.0, "y": 9.0, "x": 8.0}
+    said = [[numbers.get(axis, default) for axis in axes] for numbers, default in ((scale, 1.0), (moved, 0.0))]
+    array = counted((4, 5, 6)[-len(stated) :])
+    path = save_image(tmp_path / "scan.zarr", array, axes, scale=said[0], translation=said[1])
+    volume = read_checked(path, stated)
+    assert volume.spacing == spacing and volume.unit == "um" and tuple(volume.affine[:3, 3]) == at
+
+
+def test_sizes_that_no_stated_axis_is_sure_of_are_refused(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "scan.zarr", counted((4, 5, 6)), "yx", scale=[0.5, 0.25])
+    with pytest.raises(DataError, match=r"sizes of the axes YX, of which --axes ZYX cannot be told: Z is not among"):
+        read_volume(path, axes="ZYX")
+    unsized = save_group(tmp_path / "old.zarr", {"multiscales": [{"version": "0.1", "datasets": [{"path": "0"}]}]}, 2)
+    save_array(unsized / "0", counted((4, 5, 6)), 2, chunk_key_encoding={"name": "v2", "separator": "/"})
+    assert read_volume(unsized, axes="ZYX").unit == "pixel"
+
+
 def test_the_full_resolution_is_read_and_only_its_files_count(tmp_path: Path) -> None:
     path = save_image(tmp_path / "scan.zarr", counted((8, 8, 8)), "zyx")
     save_array(path / "1", counted((4, 4, 4)))
