@@ -45,7 +45,7 @@ def joint_of(config: Config, state: TrainState, clock: Progress, notes: Mapping[
     Raises:
         ConfigError: the run has already gone on for longer than it is now to last.
     """
-    _require_time_left(config, state, course_of(config) != notes["course"])
+    require_time_left(config, state.step, state.elapsed, notes)
     if not state.step:
         return None
     if config.training.minutes is None and notes["course"] == course_of(config):
@@ -58,15 +58,24 @@ def course_notes(config: Config, joint: Joint | None) -> dict[str, Any]:
     return {"course": course_of(config), "joint": None if joint is None else [joint.progress, joint.rate]}
 
 
-def _require_time_left(config: Config, state: TrainState, changed: bool) -> None:
+def require_time_left(config: Config, step: int, elapsed: float, notes: Mapping[str, Any]) -> None:
+    """Refuse to resume a run that is now to be shorter than it was so far.
+
+    Args:
+        step, elapsed: optimiser steps done and seconds spent, as its checkpoint has them, and its `notes`.
+
+    Raises:
+        ConfigError: saying how long it has gone on.
+    """
     training = config.training
-    if training.minutes is None and state.step > training.epochs * training.iterations:
+    changed = course_of(config) != notes["course"]
+    if training.minutes is None and step > training.epochs * training.iterations:
         raise ConfigError(
-            f"training.epochs is {training.epochs}, but this run has done {state.step / training.iterations:.4g} "
+            f"training.epochs is {training.epochs}, but this run has done {step / training.iterations:.4g} "
             "already\nsay how many there are to be in all, or start a new run in another folder"
         )
-    if training.minutes is not None and changed and state.elapsed >= 60 * training.minutes:
+    if training.minutes is not None and changed and elapsed >= 60 * training.minutes:
         raise ConfigError(
-            f"training.minutes is {training.minutes:g}, but this run has taken {state.elapsed / 60:.1f} already\n"
+            f"training.minutes is {training.minutes:g}, but this run has taken {elapsed / 60:.1f} already\n"
             "say how many there are to be in all, or start a new run in another folder"
         )

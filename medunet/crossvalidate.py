@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from medunet.config import Config, load_config, parse_config, to_plain
+from medunet.course import require_time_left
 from medunet.data.catalogue import Case, by_stem, load_image, read_data_set, scan_files
 from medunet.data.formats import files_of, read_volume, write_volume
 from medunet.data.pairs import Pair
@@ -47,6 +48,7 @@ from medunet.experiment import (
     set_up_folds,
 )
 from medunet.files import write_text, written_aside
+from medunet.learning.checkpoint import has_checkpoint, load_checkpoint
 from medunet.learning.distributed import world_of
 from medunet.learning.monitor import ProgressLine
 from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
@@ -176,6 +178,7 @@ def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
         if request.overrides:
             before = set_up_folds(replace(request, overrides=()), lambda _: None)
             require_same_run(run_identity(before), setup)
+        _require_resumable(folds)
     else:
         _require_free_folds(folds)
         _clear(setup.folder)
@@ -203,6 +206,50 @@ def _require_same_splits(folds: Folds) -> None:
             f"{path}: cannot be resumed, because it has {len(before)} folds, and now there would be "
             f"{len(folds.splits)}\nresume with the same cases and data.folds, or start in another folder"
         )
+
+
+def _require_resumable(folds: Folds) -> None:
+    """Refuse what one of the folds could not go on with, before anything of any of them is touched.
+
+    Raises:
+        MedunetError: naming the fold.
+    """
+    for number in range(len(folds.splits)):
+        run = folds.run(number)
+        if not (run / CONFIG_FILE).exists() or (fold_is_finished(run) and not _changes(folds, number)):
+            continue
+        if has_checkpoint(run / CHECKPOINT):
+            setup, checkpoint = _setup_of_fold(folds, number), load_checkpoint(run / CHECKPOINT)
+            require_same_run(checkpoint.identity, setup)
+            with _named(run):
+                require_time_left(setup.config, checkpoint.step, checkpoint.elapsed, checkpoint.notes)
+        elif (run / MODEL_FILE).exists():
+            raise ModelError(
+                f"{run}: holds a model, but no {CHECKPOINT}, so that its training cannot go on\n"
+                "move the folder away to train this fold anew, or resume with what it was trained with"
+            )
+
+
+def _setup_of_fold(folds: Folds, number: int) -> Setup:
+    """What the training of a fold goes on with."""
+    setup, split = folds.setup, folds.splits[number]
+    cases = {case.name: case for case in setup.data.labelled}
+    return replace(
+        setup,
+        file=setup.file.resolved(folds.config(number)),
+        learned=[cases[name] for name in split.learned],
+        held=[cases[name] for name in split.held_out],
+        folder=folds.run(number),
+    )
+
+
+@contextmanager
+def _named(run: Path) -> Iterator[None]:
+    """Errors about a fold name it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{run}: {error}") from error
 
 
 def _require_free_folds(folds: Folds) -> None:
@@ -279,7 +326,7 @@ def _train_fold(folds: Folds, number: int, device: str, line: ProgressLine) -> O
             return Outcome([])
         # It is to go on, and must not count as finished until it is.
         (run / REPORT).unlink()
-    resume = (run / CONFIG_FILE).exists() and (run / CHECKPOINT).exists()
+    resume = (run / CONFIG_FILE).exists() and has_checkpoint(run / CHECKPOINT)
     line.say(f"fold {number} of {count}: {'goes on' if resume else 'starts'} in {run}")
     overrides = changed if resume else [f"data.fold={number}"]
     outcome = train_run(

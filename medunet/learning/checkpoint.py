@@ -34,6 +34,16 @@ class Checkpoint:
         return str(self.content["identity"])
 
     @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.content["step"])
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent so far."""
+        return float(self.content["elapsed"])
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What else was kept: plain values, as they were given to `save_checkpoint`."""
         return dict(self.content["notes"])
@@ -96,6 +106,11 @@ def save_checkpoint(path: Path, state: TrainState, identity: str, notes: Mapping
 
 def previous_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is anything to load: `path`, or the generation before it."""
+    return path.exists() or previous_of(path).exists()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

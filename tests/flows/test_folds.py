@@ -22,6 +22,7 @@ from medunet.cli import run
 from medunet.config import load_config
 from medunet.data.postprocess import PostStep
 from medunet.errors import ModelError
+from medunet.experiment import TrainRequest
 from medunet.metrics import count_overlap
 from medunet.model import load_model, load_models, save_model
 from medunet.segmentation.planning import PredictSettings
@@ -241,6 +242,7 @@ def test_an_interrupt_between_trainings_says_how_to_go_on(
         (["--set", "data.patient_pattern='^(case)_'"], "all 5 cases are of one patient, case"),
         (["--set", "network.channels=[4, 12]"], "cannot be resumed, because since it was stopped network.channels was"),
         (["--set", "data.folds=0"], "data.folds is 0"),
+        (["--set", "training.minutes=0.001"], "fold_0: training.minutes is 0.001, but this run has taken"),
     ],
 )
 def test_a_resume_that_is_another_cross_validation_is_refused_and_changes_nothing(
@@ -251,6 +253,27 @@ def test_a_resume_that_is_another_cross_validation_is_refused_and_changes_nothin
     assert run(["train", str(out / "config.yaml"), "-o", str(out), "--fold", "all", "--resume", *change]) == 1
     assert message in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_a_fold_goes_on_with_the_checkpoint_that_is_left_and_a_model_without_one_is_kept(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["train", str(copied / "config.yaml"), "-o", str(copied), "--fold", "all", "--resume", "--device", "cpu"]
+    asked = []
+
+    def interrupted(request: TrainRequest) -> object:
+        asked.append(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(medunet.crossvalidate, "train_run", interrupted)
+    (copied / "fold_1" / "last.ckpt").unlink()
+    (copied / "fold_1" / "report.html").unlink()
+    assert run(again) == 130 and asked[0].resume and not asked[0].overwrite
+    assert "fold 1 of 3: goes on" in capsys.readouterr().err
+    (copied / "fold_1" / "last.previous.ckpt").unlink()
+    before = contents(copied)
+    assert run(again) == 1 and contents(copied) == before
+    assert "fold_1: holds a model, but no last.ckpt" in capsys.readouterr().err
 
 
 def test_a_cross_validation_is_not_taken_for_a_run_nor_a_run_for_one(
