@@ -402,7 +402,7 @@ def _out_of_fold(folds: Folds, case: Case) -> Pair:
     else:
         _copy(files[0], target)
     axes = folds.setup.config.data.axes
-    pair = Pair(case.name, target, case.label, case.images[0], axes, case.annotation, case.size)
+    pair = Pair(case.name, target, case.label, case.images[0], axes, case.annotation, case.size, own=True)
     objects = files[0].parent / OBJECTS / files[0].name
     if objects.exists() and not folds.inside:
         _copy(objects, objects_of(pair))
@@ -434,9 +434,9 @@ def _write_joined(folds: Folds, case: Case, files: Sequence[Path], target: Path)
     config = folds.setup.config
     volume = load_image(case, config.data.axes)
     where = fold_of_voxels(ScanView(volume, config.preprocess).undo, len(files))
-    joined = read_volume(files[0], axes=config.data.axes).array.copy()
+    joined = read_volume(files[0]).array.copy()
     for number, file in enumerate(files[1:], start=1):
-        np.copyto(joined, read_volume(file, axes=config.data.axes).array, where=where == number)
+        np.copyto(joined, read_volume(file).array, where=where == number)
     write_volume(volume.with_array(joined), target, overwrite=True, labels=True)
 
 

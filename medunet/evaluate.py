@@ -23,6 +23,7 @@ from medunet.data.pairs import (
     label_folder,
     labels_beside,
     pair_by_stem,
+    read_pair,
     require_same_grid,
     stack_beside,
     volume_of,
@@ -190,7 +191,7 @@ def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
 
 def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[CaseScores, str]:
     """The scores of one pair, and the unit of their distances."""
-    prediction, reference = volume_of(pair.prediction, pair.axes), volume_of(pair.reference, pair.axes)
+    prediction, reference = read_pair(pair)
     require_same_grid(pair.case, prediction, reference)
     grid = with_voxel_size(pair, reference, prediction)
     tolerance = how.tolerance
@@ -329,8 +330,8 @@ def _found_labels(pairs: Sequence[Pair], references_only: bool = False) -> Label
     for pair in pairs:
         try:
             # A value that only a prediction has is a label as well: an invented structure must cost something.
-            sides = (pair.reference,) if references_only else (pair.reference, pair.prediction)
-            found = np.concatenate([np.unique(volume_of(side, pair.axes).array) for side in sides])
+            sides = (volume_of(pair.reference, pair.axes),) if references_only else read_pair(pair)
+            found = np.concatenate([np.unique(side.array) for side in sides])
         except DataError:
             continue
         values.update(int(value) for value in found if float(value).is_integer())

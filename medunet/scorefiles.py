@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.data.labels import IGNORE
-from medunet.data.pairs import Pair, volume_of, with_voxel_size
+from medunet.data.pairs import Pair, read_pair, volume_of, with_voxel_size
 from medunet.errors import DataError
 from medunet.evaluate import EvaluateSettings, Evaluation, evaluate_folders, predicted_indices, true_indices
 from medunet.files import check_free, write_text
@@ -117,7 +117,7 @@ def _ranking(evaluation: Evaluation) -> tuple[str, dict[str, float]]:
 def case_picture(evaluation: Evaluation, case: str, legend: bool = False) -> bytes:
     """A PNG of one scored case, its files read anew; an image that cannot be read is left out of the picture."""
     pair, table = evaluation.pairs[case], evaluation.labels
-    reference, prediction = volume_of(pair.reference, pair.axes), volume_of(pair.prediction, pair.axes)
+    prediction, reference = read_pair(pair)
     grid = with_voxel_size(pair, reference, prediction)
     overlay = Overlay(
         names=table.scored,

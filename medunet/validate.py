@@ -288,7 +288,7 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
     if held.inside:
         reference = volume.with_array(_held_out_labels(case, volume, scan.undo, held))
     annotation = EVERYTHING if held.inside else case.annotation
-    return Pair(case.name, target, reference, case.images[0], held.axes, annotation, case.size)
+    return Pair(case.name, target, reference, case.images[0], held.axes, annotation, case.size, own=True)
 
 
 def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medunet.cli import run
 from medunet.crossvalidate import _copy
 from medunet.data.formats import files_of, read_volume, write_volume
 from medunet.data.volume import Volume
 from tests.data.formats.agreement import files_in
+from tests.data.formats.zarrfiles import save_array
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd", ".nhdr", ".hdr", ".ome.zarr", ".tif"])
@@ -29,3 +32,22 @@ def test_a_copy_of_a_label_map_is_whole_and_stands_alone(tmp_path: Path, suffix:
     np.testing.assert_array_equal(found.array, array)
     np.testing.assert_array_equal(found.affine, expected.affine)
     assert all(name.startswith("case") for name in files_in(target.parent))
+
+
+def test_stated_axes_are_not_those_of_results(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A scan of one slice has results of two dimensions, in which there is no Z."""
+    labels = (np.indices((1, 40, 24)).sum(axis=0) % 16 < 8).astype(np.uint8)
+    save_array(tmp_path / "data" / "images" / "a.zarr", (labels * 100 + rng.integers(0, 50, labels.shape)).astype("u1"))
+    save_array(tmp_path / "data" / "labels" / "a.zarr", labels)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"name": "t", "labels": {"background": 0, "cell": 1}}))
+    said = {"data.path": tmp_path / "data", "data.axes": "ZYX", "data.folds": 2, "network.dimensions": 2,
+            "network.channels": "[4, 8]", "network.kernels": 3, "network.strides": 2, "patches.size": "[16, 16]",
+            "training.minutes": "null", "training.epochs": 1, "training.iterations": 2,
+            "training.workers": 0}  # fmt: skip
+    (tmp_path / "c.yaml").write_text("")
+    sets = [word for key, value in said.items() for word in ("--set", f"{key}={value}")]
+    out = tmp_path / "run"
+    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), "--fold", "all", "--device", "cpu", *sets]) == 0
+    for folder in (out / "fold_0", out / "fold_1", out):
+        assert read_volume(folder / "validation" / "a.zarr").shape == (24, 40)
+        assert (folder / "report.html").exists()

@@ -50,7 +50,7 @@ def best_probability(pair: Pair, labels: LabelTable, prediction: Volume) -> NDAr
     found = cell_probability(prediction, labels, str(own))
     if not beside.is_file():
         return found
-    volume = read_volume(beside, axes=pair.axes)
+    volume = read_volume(beside, axes=pair.predicted_axes)
     require_same_grid(pair.case, volume, prediction)
     probability = cell_probability(volume, labels, str(beside))
     other = np.mean((probability > 0.5) != (found > 0.5))

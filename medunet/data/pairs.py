@@ -38,8 +38,11 @@ class Pair:
     """A prediction and its reference, as files or volumes; the image is only for pictures.
 
     Attributes:
+        axes: of files that do not state them.
         annotation: what of the reference was annotated; the rest is not scored.
         size: the voxel size where neither file states one.
+        own: the prediction is a result of medunet, which states its axes and may have lost some: one slice of a scan
+            is two-dimensional. `axes` are then those of reference and image alone.
     """
 
     case: str
@@ -49,6 +52,12 @@ class Pair:
     axes: str | None = None
     annotation: Annotation = EVERYTHING
     size: VoxelSize | None = None
+    own: bool = False
+
+    @property
+    def predicted_axes(self) -> str | None:
+        """Those that are stated of the prediction."""
+        return None if self.own else self.axes
 
 
 def label_folder(references: Path) -> Path:
@@ -186,6 +195,15 @@ def _images(references: Path, labels: Mapping[str, Path], stack: bool) -> dict[s
     except DataError:
         # Scores need no image: a data set with odd images is not this command's business.
         return {}
+
+
+def read_pair(pair: Pair) -> tuple[Volume, Volume]:
+    """Prediction and reference.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    return volume_of(pair.prediction, pair.predicted_axes), volume_of(pair.reference, pair.axes)
 
 
 def volume_of(source: Source, axes: str | None = None) -> Volume:

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from medunet.data.formats import read_volume
 from medunet.data.labels import IGNORE, LabelTable
-from medunet.data.pairs import Pair, Source
+from medunet.data.pairs import Pair, read_pair
 from medunet.data.postprocess import PostStep, component_sizes, postprocess
 from medunet.data.volume import Volume
 from medunet.metrics import Counts, count_labels, count_overlap
@@ -238,7 +237,7 @@ def _measure(
     indexed = LabelTable(labels.names, tuple(range(labels.classes)))
     for number, pair in enumerate(pairs, start=1):
         report(f"post-processing, case {number}/{len(pairs)} {pair.case}")
-        prediction, reference = _volume(pair.prediction, pair.axes), _volume(pair.reference, pair.axes)
+        prediction, reference = read_pair(pair)
         prediction = prediction if pair.size is None else pair.size.given_to(prediction)
         predicted = labels.to_indices(prediction.array, pair.case)
         true = pair.annotation.marked(labels.to_indices(reference.array, pair.case), labels, pair.case)
@@ -295,10 +294,6 @@ def _note_sizes(
         else:
             counts = component_sizes(true[0] == index)
         tally.sizes.setdefault(labels.names[index], []).extend((counts * voxel).tolist())
-
-
-def _volume(source: Source, axes: str | None) -> Volume:
-    return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
 def _means(counts: Mapping[str, Sequence[Counts]]) -> Dice:
