@@ -20,6 +20,8 @@ from medunet.files import written_aside
 from medunet.learning.loop import Tally, TrainState
 
 _FORMAT = 2
+_ASKED = ("weight_decay", "betas", "momentum", "nesterov")
+"""Of an optimiser's group, what the config decides."""
 _PLAIN = ("step", "epoch", "skip", "best", "elapsed", "rate", "progress", "reserve")
 
 
@@ -66,7 +68,7 @@ class Checkpoint:
         """
         try:
             state.network.load_state_dict(self.content["network"])
-            state.optimiser.load_state_dict(self.content["optimiser"])
+            _restore_optimiser(state.optimiser, self.content["optimiser"])
             if state.ema is not None and self.content["ema"] is not None:
                 state.ema.load_state_dict(self.content["ema"])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -77,6 +79,18 @@ class Checkpoint:
         for name in _PLAIN:
             setattr(state, name, self.content[name])
         state.tally = Tally(**self.content["tally"])
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put the moments back. What the config says of each group may have changed since, and torch would put it back.
+
+    The learning rate is the schedule's business, and what else stands in a group belongs to the moments: a fused
+    optimiser has its steps on the device.
+    """
+    asked = [{key: group[key] for key in _ASKED if key in group} for group in optimiser.param_groups]
+    optimiser.load_state_dict(saved)
+    for group, settings in zip(optimiser.param_groups, asked, strict=True):
+        group.update(settings)
 
 
 def save_checkpoint(path: Path, state: TrainState, identity: str, notes: Mapping[str, Any] | None = None) -> None:

@@ -225,3 +225,38 @@ def test_the_weights_of_a_batch_reach_the_loss() -> None:
     assert losses[1] == pytest.approx(losses[2]) and losses[0] != pytest.approx(losses[1])
     nothing = replace(batch, weight=torch.zeros(2, 1, 8, 8))
     assert train_step(fresh_state(), nothing, RECIPE, 0.5).norm == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "found"),
+    [
+        ("adamw", {"weight_decay": 0.5, "betas": (0.5, 0.9)}, [(0.5, (0.5, 0.9)), (0.0, (0.5, 0.9))]),
+        ("muon", {"weight_decay": 0.5, "betas": (0.5, 0.9)}, [(0.5, (0.5, 0.9)), (0.5, (0.5, 0.9)), (0.0, (0.5, 0.9))]),
+        ("sgd", {"weight_decay": 0.5, "momentum": 0.0}, [(0.5, 0.0), (0.0, 0.0)]),
+    ],
+)
+def test_a_resumed_optimiser_is_what_is_asked_for_now(
+    tmp_path: Path, kind: str, changed: dict[str, object], found: list[object]
+) -> None:
+    """With the moments and the rate that it had; matrices inside a network alone are Muon's."""
+
+    def made(**more: object) -> TrainState:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1))
+        return TrainState(network, make_optimiser(OptimiserSettings(kind=kind, **more), network), None)
+
+    before, same, after = made(), made(), made(**changed)
+    train(before, batches(3))
+    save_checkpoint(tmp_path / "last.ckpt", before, "c")
+    for state in (same, after):
+        load_checkpoint(tmp_path / "last.ckpt").restore(state)
+    saved = before.optimiser.state_dict()
+    assert same.optimiser.state_dict()["param_groups"] == saved["param_groups"]
+    second = "momentum" if kind == "sgd" else "betas"
+    groups = after.optimiser.param_groups
+    assert [(group["weight_decay"], group[second]) for group in groups] == found
+    assert [group["lr"] for group in groups] == [group["lr"] for group in saved["param_groups"]]
+    for state in (before, same, after):
+        train(state, batches(2, 3))
+    weights = [nn.utils.parameters_to_vector(state.network.parameters()) for state in (before, same, after)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
