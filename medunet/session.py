@@ -5,6 +5,7 @@ With several processes, all are given the same by the first one, and only the fi
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from medunet.config import parse_config
+from medunet.config import Config, load_config, parse_config
 from medunet.course import clock_of, course_notes, joint_of
 from medunet.errors import ConfigError
 from medunet.experiment import (
@@ -88,6 +89,7 @@ class Session(Training):
         end: what comes after the last step.
         ending: seconds that are expected from the last step to the end of the command.
         validate_every: epochs from one validation to the next, in a run that is measured in epochs.
+        scored_before: as `scored`, of the best score that a resumed run was given; empty where it has none.
     """
 
     line: ProgressLine
@@ -97,8 +99,18 @@ class Session(Training):
     end: EndCost
     ending: float = 0.0
     validate_every: int = 1
+    scored_before: list[Any] = field(default_factory=list)
     validation_seconds: float = 0.0
     last_validation: float = field(default_factory=time.monotonic)
+
+    @property
+    def scored(self) -> list[Any]:
+        """What the best score is now: its name, and of how many cases."""
+        return _scored(self.setup.config, len(self.setup.held))
+
+
+def _scored(config: Config, held: int) -> list[Any]:
+    return [config.training.score, min(config.training.validation_cases, held)]
 
 
 class Quiet(ProgressLine):
@@ -183,6 +195,7 @@ def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, l
     recipe = replace(recipe, dtype=_precision(setup, recipe, found), joint=joint, world=world, forward=forward)
     if not world.leads:
         return Training(setup, state, recipe, clock, found.origin)
+    before = _scored_before(setup, found) if found.checkpoint and math.isfinite(state.best) else []
     if not resume:
         _clear(setup.folder)
     write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
@@ -196,7 +209,16 @@ def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, l
     left, end = TimeLeft(clock, state.step), EndCost(held_out(setup))
     minutes = config.training.minutes
     ending = 60 * (minutes - clock.minutes) if minutes and clock.minutes else 0.0
-    return Session(setup, state, recipe, clock, found.origin, line, board, metrics, left, end, ending)
+    return Session(
+        setup, state, recipe, clock, found.origin, line, board, metrics, left, end, ending, scored_before=before
+    )
+
+
+def _scored_before(setup: Setup, found: _Found) -> list[Any]:
+    """What the checkpoint's best score is; older checkpoints do not say it, but the config that the run had so far."""
+    if "scored" in found.notes:
+        return list(found.notes["scored"])
+    return _scored(load_config(setup.folder / CONFIG_FILE).config, len(setup.held))
 
 
 def held_out(setup: Setup) -> HeldOut:
@@ -271,5 +293,6 @@ def save_state(session: Session, state: TrainState) -> None:
         **course_notes(session.setup.config, recipe.joint),
         "precision": next(name for name, dtype in _DTYPES.items() if dtype == recipe.dtype),
         "origin": session.origin,
+        "scored": session.scored,
     }
     save_checkpoint(session.setup.folder / CHECKPOINT, state, run_identity(session.setup), notes)

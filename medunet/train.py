@@ -33,7 +33,7 @@ from medunet.learning.loop import Diverged, Recipe, StepFacts, evaluation_weight
 from medunet.learning.losses import Loss, make_loss
 from medunet.learning.monitor import ProgressLine, Waited, memory_used
 from medunet.learning.signals import caught_signals
-from medunet.model import MODEL_FILE, Model, save_model
+from medunet.model import MODEL_FILE, Model, load_model, save_model
 from medunet.networks.build import build_network
 from medunet.planning.trial import try_steps
 from medunet.runtext import final_scores, hyper_parameters, score_markdown
@@ -80,6 +80,7 @@ def _train(request: TrainRequest, world: World) -> Outcome:
         training = start_training(setup, recipe, request.resume, started, line)
         if isinstance(training, Session):
             training.validate_every = _epochs_between_validations(setup.config, patches, held)
+            _score_anew(training, held)
         with caught_signals(patient=world.size > 1) as training.stop:
             _learn(training, patches, held)
         if not isinstance(training, Session):
@@ -300,7 +301,7 @@ def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
     with _evaluated(session) as network:
         model = Model(network, setup.card({}))
         result = validate(model, looked_at, setup.config.training.precision)
-        score = result.mean_dice if setup.config.training.score == "dice" else result.mean_iou
+        score = _score(setup.config, result)
         # Ties and NaN (no label in the held-out part) keep the later model.
         if not score < state.best:
             state.best = score if math.isfinite(score) else state.best
@@ -310,6 +311,29 @@ def _validate(session: Session, held: Sequence[PreparedCase]) -> Validation:
         _keep_time_for_the_end(session, model, held)
     session.last_validation = time.monotonic()
     return result
+
+
+def _score_anew(session: Session, held: Sequence[PreparedCase]) -> None:
+    """Measure the best model so far by what is asked for now: Dice and IoU, or scores of other cases, do not compare.
+
+    Where the model is gone, the next one is the best.
+    """
+    state, before, now = session.state, session.scored_before, session.scored
+    if not before or before == now:
+        return
+    old, path, score = state.best, session.setup.folder / MODEL_FILE, math.nan
+    if path.exists():
+        model = load_model(path, session.setup.device)
+        score = _score(session.setup.config, validate(model, held[: now[1]], session.setup.config.training.precision))
+    state.best = score if math.isfinite(score) else -math.inf
+    found = f"the best so far has {score:.4f} (was {old:.4f})" if math.isfinite(score) else "the next one is the best"
+    session.line.say(
+        f"models are compared by {now[0]} of {now[1]} held-out cases, no longer by {before[0]} of {before[1]}: {found}"
+    )
+
+
+def _score(config: Config, result: Validation) -> float:
+    return result.mean_dice if config.training.score == "dice" else result.mean_iou
 
 
 def _show(board: Board, result: Validation, step: int) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 import medunet
 import medunet.train
@@ -107,6 +108,31 @@ def test_more_epochs_can_be_asked_for_and_are_written_down(data: Path, tmp_path:
     assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), "--resume", "--set", "training.epochs=3"]) == 0
     assert load_config(out / "config.yaml").config.training.epochs == 3
     assert len((out / "metrics.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: bool
+) -> None:
+    """Also where the checkpoint, of an older version, does not say by what it was the best."""
+    data, out = make_set(tmp_path / "data", cases=4, shape=(10, 9, 8)), tmp_path / "run"
+    assert train(data, out, "--set", "data.folds=2") == 0
+    content = torch.load(out / "last.ckpt", weights_only=True)
+    assert content["notes"].pop("scored", ["dice", 2]) == ["dice", 2]
+    if old:
+        torch.save(content, out / "last.ckpt")
+    # No step is worth anything, so that the first model stays the best.
+    more = ["--set", "training.epochs=2", "--set", "optimiser.rate=1e-12", "--set", "training.score=iou"]
+    again = ["train", str(tmp_path / "c.yaml"), "-o", str(out), "--resume", "--device", "cpu"]
+    assert run([*again, *more]) == 0
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+    said = f"the best so far has {float(rows[0]['validation_iou']):.4f} (was {content['best']:.4f})"
+    assert f"compared by iou of 2 held-out cases, no longer by dice of 2: {said}" in capsys.readouterr().err
+    best = torch.load(out / "last.ckpt", weights_only=True)
+    assert best["best"] == pytest.approx(max(float(row["validation_iou"]) for row in rows))
+    assert best["notes"]["scored"] == ["iou", 2]
+    assert run([*again, "--set", "training.epochs=3"]) == 0
+    assert "models are compared by" not in capsys.readouterr().err
 
 
 def test_an_interrupt_while_data_is_read_touches_nothing(
