@@ -79,9 +79,10 @@ def _mapped(folder: Path, size: int) -> _Mapping:
         with tempfile.TemporaryFile(dir=folder) as file:
             _reserve(file.fileno(), size, folder)
             return _Mapping(file.fileno(), size)  # it has its own descriptor of the file
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{folder}: no room for a temporary file of {size:,} bytes ({error.strerror or error})\n"
+            f"{folder}: no room for a temporary file of {size:,} bytes ({reason})\n"
             "free disk space there, or choose an output folder on another disk"
         ) from error
 

@@ -136,6 +136,11 @@ def test_no_room_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_more_than_any_disk_has_is_no_room(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no room for a temporary file of 73,786,976,294,838,206,464 bytes"):
+        Scratch(tmp_path, limit=0)((2**33, 2**33), np.uint8)
+
+
 def test_a_folder_that_cannot_be_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OutputError, match=r"file/folder: .*\n.*another disk"):

@@ -24,6 +24,9 @@ DOCUMENTS = (*_MARKS, ".zattrs", ".zmetadata")
 _LARGEST = 64 * 2**20
 """Bytes of a metadata file that are read; consolidated ones of large plates have some megabytes."""
 
+_MOST = 2**63 - 1
+"""Bytes that an array can have; what asks for more fails in unforeseen ways."""
+
 CODECS = frozenset({
     "blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "bytes", "endian", "transpose", "sharding_indexed",
     "delta", "shuffle", "packbits", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3",
@@ -235,6 +238,12 @@ def _checked(array: StoredArray) -> StoredArray:
     if not 2 <= len(array.shape) <= 8 or {len(array.chunks), len(array.files)} != {len(array.shape)}:
         raise DataError(
             f"{array.folder}: shape {array.shape} in chunks of {array.files}; expected an image of two axes or more"
+        )
+    absurd = next((n for n in (array.shape, array.files) if math.prod(n) * array.dtype.itemsize > _MOST), None)
+    if absurd is not None:
+        raise DataError(
+            f"{array.folder}: damaged Zarr metadata (lengths {absurd}, more bytes than any computer can count); "
+            "make or copy it again"
         )
     return array
 

@@ -498,6 +498,8 @@ BROKEN: dict[str, tuple[int, Callable[[Path], Any], str]] = {
     "another version": (3, lambda p: reversion(p, "0.6"), r"version 0\.6 is not read"),
     "no data type": (3, lambda p: change(p / "0" / "zarr.json", lambda m: m.pop("data_type")), "data_type"),
     "negative": (2, lambda p: change(p / "0" / ".zarray", lambda m: m.update(shape=[-1, 8, 8])), "shape"),
+    "absurd": (3, lambda p: change(p / "0" / "zarr.json", lambda m: m.update(shape=[8, 2**31, 2**32])), "more bytes"),
+    "absurd chunks": (2, lambda p: change(p / "0" / ".zarray", lambda m: m.update(chunks=[2**62, 4, 4])), "more bytes"),
     "cut chunk": (3, lambda p: cut(p / "0" / "c" / "0" / "0" / "0"), "a chunk is damaged"),
     "empty chunk": (2, lambda p: (p / "0" / "0" / "0" / "0").write_bytes(b""), "a chunk is damaged"),
     "noise": (3, lambda p: (p / "0" / "c" / "1" / "0" / "0").write_bytes(b"noise" * 9), "a chunk is damaged"),
