@@ -434,10 +434,11 @@ def _write_joined(folds: Folds, case: Case, files: Sequence[Path], target: Path)
     config = folds.setup.config
     volume = load_image(case, config.data.axes)
     where = fold_of_voxels(ScanView(volume, config.preprocess).undo, len(files))
-    joined = read_volume(files[0]).array.copy()
+    first = read_volume(files[0])  # on the grid that the scan's file states, which may know no voxel size
+    joined = first.array.copy()
     for number, file in enumerate(files[1:], start=1):
         np.copyto(joined, read_volume(file).array, where=where == number)
-    write_volume(volume.with_array(joined), target, overwrite=True, labels=True)
+    write_volume(first.with_array(joined), target, overwrite=True, labels=True)
 
 
 def _give(path: Path, steps: tuple[PostStep, ...]) -> None:

@@ -34,12 +34,13 @@ def test_a_copy_of_a_label_map_is_whole_and_stands_alone(tmp_path: Path, suffix:
     assert all(name.startswith("case") for name in files_in(target.parent))
 
 
-def test_stated_axes_are_not_those_of_results(tmp_path: Path, rng: np.random.Generator) -> None:
-    """A scan of one slice has results of two dimensions, in which there is no Z."""
+def test_stated_axes_and_declared_sizes_are_not_those_of_results(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A scan of one slice has results of two dimensions, in which there is no Z; its file knows no voxel size."""
     labels = (np.indices((1, 40, 24)).sum(axis=0) % 16 < 8).astype(np.uint8)
     save_array(tmp_path / "data" / "images" / "a.zarr", (labels * 100 + rng.integers(0, 50, labels.shape)).astype("u1"))
     save_array(tmp_path / "data" / "labels" / "a.zarr", labels)
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"name": "t", "labels": {"background": 0, "cell": 1}}))
+    declared = {"labels": {"background": 0, "cell": 1}, "spacing": [0.5, 0.5], "spacing_units": "um"}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(declared))
     said = {"data.path": tmp_path / "data", "data.axes": "ZYX", "data.folds": 2, "network.dimensions": 2,
             "network.channels": "[4, 8]", "network.kernels": 3, "network.strides": 2, "patches.size": "[16, 16]",
             "training.minutes": "null", "training.epochs": 1, "training.iterations": 2,
@@ -49,5 +50,6 @@ def test_stated_axes_are_not_those_of_results(tmp_path: Path, rng: np.random.Gen
     out = tmp_path / "run"
     assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), "--fold", "all", "--device", "cpu", *sets]) == 0
     for folder in (out / "fold_0", out / "fold_1", out):
-        assert read_volume(folder / "validation" / "a.zarr").shape == (24, 40)
+        result = read_volume(folder / "validation" / "a.zarr")
+        assert result.shape == (24, 40) and result.unit == "pixel"
         assert (folder / "report.html").exists()
