@@ -82,6 +82,7 @@ SIDEWAYS = {
     ("outputs", "objectfiles"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.
+    ("crossvalidate", "course"),
     ("crossvalidate", "experiment"),
     ("crossvalidate", "train"),
     ("crossvalidate", "validate"),
