@@ -7,6 +7,7 @@ Every mask is read and checked before anything is written; then the new folder i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -27,12 +28,17 @@ from medunet.data.maskrules import Rule
 from medunet.data.masks import Mask
 from medunet.data.structurefolders import find_structures
 from medunet.data.structures import has_structure_channels
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_new_folder, folder_written_aside, write_text
 from medunet.maskmeaning import ConvertRequest, Meaning, masks_of, meaning_of, progress, source_json
 
 Say = Callable[[str], None]
 _SHOWN = 10
+_PORTION = 2**20
+"""Bytes that are copied at a time."""
+
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Why a hard link cannot be made where a copy can: another disk, or a file system without links or with no more."""
 
 
 def convert(request: ConvertRequest, say: Say) -> None:
@@ -246,44 +252,81 @@ def _label_suffix(mask: Mask) -> str:
 
 
 def place_file(source: Path, folder: Path, stem: str, link: bool) -> None:
-    """Copy or link a file, with those that belong to it, under another stem.
+    """Copy or link a scan, with the files that belong to it, under another stem.
+
+    A scan that is a folder stays one, `folder/stem/`: slices of several DICOM series in one folder would be one series.
 
     Raises:
         DataError: a header that names another file would have to be renamed.
+        OutputError: the target exists.
     """
     folder.mkdir(exist_ok=True)
-    if is_zarr(source):
-        shutil.copytree(source, folder / f"{stem}{suffix_of(source) or '.zarr'}", copy_function=_placed(link))
+    if source.is_dir():
+        _place_folder(source, folder / f"{stem}{_folder_suffix(source)}", link)
         return
     files = [file for file in files_of(source) if file.is_file()]
-    if len(files) > 1 and stem != case_stem(source):
+    if len(files) == 1:
+        _place(source, folder / f"{stem}{source.name[len(case_stem(source)) :]}", link)
+        return
+    if stem != case_stem(source) or any(file.parent != source.parent for file in files):
         raise DataError(
             f"{source}: consists of {len(files)} files that name each other, and would have to be called {stem}\n"
             "save it as one file first"
         )
     for file in files:
-        target = folder / (
-            f"{stem}{file.name[len(case_stem(source)) :]}" if file.name.startswith(case_stem(source)) else file.name
+        _place(file, folder / file.name, link)
+
+
+def _place_folder(source: Path, target: Path, link: bool) -> None:
+    """All of a Zarr, of which `files_of` names only what is read; of a DICOM series its slices."""
+    files = _files_under(source) if is_zarr(source) else files_of(source)
+    _free(target).mkdir()
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _place(file, place, link)
+
+
+def _folder_suffix(source: Path) -> str:
+    return (suffix_of(source) or ".zarr") if is_zarr(source) else ""
+
+
+def _files_under(folder: Path) -> list[Path]:
+    return [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+
+
+def _place(file: Path, target: Path, link: bool) -> None:
+    """Link a file where that is wanted and possible, or copy it; never onto a file that is there.
+
+    That matters most for links: writing to a target that is linked would change the user's own file.
+    """
+    if link and _linked(file.resolve(), _free(target)):
+        return
+    with file.open("rb") as stream, _free(target).open("xb") as copy:  # x: fails where a file is
+        shutil.copyfileobj(stream, copy, _PORTION)
+
+
+def _free(target: Path) -> Path:
+    if target.exists() or target.is_symlink():
+        raise OutputError(
+            f"{target.parent.name}/{target.name}: two files would be written there; nothing was written\n"
+            "give them different names"
         )
-        _placed(link)(str(file), str(target))
-
-
-def _placed(link: bool) -> Callable[[str, str], None]:
-    """Links a file where that is wanted and possible, or copies it."""
-
-    def place(file: str, target: str) -> None:
-        if not (link and _linked(Path(file).resolve(), Path(target))):
-            shutil.copyfile(file, target)
-
-    return place
+    return target
 
 
 def _linked(file: Path, target: Path) -> bool:
-    """Make a hard link; false where the file system has none, or the target lies on another one."""
+    """Make a hard link; false where the file system has none, or the target lies on another one.
+
+    Raises:
+        OSError: for any other reason.
+    """
     try:
         os.link(file, target)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
     return True
 
 
