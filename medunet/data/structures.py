@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from medunet.data.colours import Decoded
 from medunet.data.formats import case_stem, read_grid, read_volume
+from medunet.data.labels import IGNORE
 from medunet.data.maskrules import grey_of
 from medunet.data.masks import Mask, read_mask
 from medunet.errors import DataError
 
-MOST_COMBINATIONS = 254
-"""Label values beside the background."""
+MOST_COMBINATIONS = IGNORE - 2
+"""A label table has fewer than IGNORE labels, and the background is one of them."""
 
 Combination = frozenset[str]
 """Names of the structures that a voxel is in."""
@@ -255,8 +257,7 @@ class StructureCensus:
         """
         labels = {"background": 0}
         for combination, value in self.values().items():
-            name = "+".join(sorted(combination))
-            labels[name if name not in labels else f"{name} ({value})"] = value
+            labels[_unused("+".join(sorted(combination)), value, labels)] = value
         if not self.shared:
             return {"labels": labels}
         held = {
@@ -264,6 +265,12 @@ class StructureCensus:
             for name in self.structures
         }
         return {"labels": labels, "regions": dict(sorted(held.items(), key=lambda item: -len(item[1])))}
+
+
+def _unused(name: str, number: int, taken: Container[str]) -> str:
+    """The name, or with the first number from `number` on that nothing is called by."""
+    numbered = (f"{name} ({n})" for n in itertools.count(number))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
 def _noting(masks: Iterable[Mask], names: list[str]) -> Iterator[Mask]:
