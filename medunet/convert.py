@@ -24,7 +24,7 @@ from medunet.data.colours import Decoded
 from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, is_zarr, suffix_of, write_volume
 from medunet.data.labels import table_from_names
 from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
-from medunet.data.maskrules import Rule
+from medunet.data.maskrules import MatchingRule, Rule
 from medunet.data.masks import Mask
 from medunet.data.structurefolders import find_structures
 from medunet.data.structures import has_structure_channels
@@ -195,6 +195,7 @@ class _Totals:
 def _refuse_unknown(totals: _Totals, rule: Rule, request: ConvertRequest) -> None:
     if not totals.unknown:
         return
+    assert isinstance(rule, MatchingRule), "others have a label value for whatever they find"
     count = sum(totals.unknown.values())
     within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
     raise DataError(

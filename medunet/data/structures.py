@@ -294,9 +294,3 @@ class JoinedStructures:
         result = joined(masks)
         table = [self.values.get(combination, 0) for combination in result.combinations]
         return Decoded(np.array(table, np.uint8)[result.codes])
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return str(dict(unknown))
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return float("inf")
