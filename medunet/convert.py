@@ -87,12 +87,31 @@ def _layout_of(request: ConvertRequest) -> Layout:
         return find_layout(request.source, request.masks)
     found = find_structures(request.source, request.masks)
     if found is not None:
+        _structure_channels(found, request)
         return found
     layout = find_layout(request.source, request.masks)
     plain = request.colours is None and all(len(case.masks) == 1 for case in layout.cases)
-    if plain and not layout.objects and has_structure_channels(layout.cases[0].masks[0], request.axes):
+    if plain and not layout.objects and _structure_channels(layout, request):
         return replace(layout, form=f"{layout.form}, one channel per structure", structures=True)
     return layout
+
+
+def _structure_channels(layout: Layout, request: ConvertRequest) -> bool:
+    """Whether masks have a channel for each structure.
+
+    Raises:
+        DataError: some have, others have not; or a header cannot be read.
+    """
+    masks = [case.masks[0] for case in layout.cases]
+    found = [len(case.masks) == 1 and has_structure_channels(case.masks[0], request.axes) for case in layout.cases]
+    if any(found) and not all(found):
+        several, one = masks[found.index(True)], masks[found.index(False)]
+        raise DataError(
+            f"{request.source}: in {sum(found)} of {len(masks)} cases the mask has a channel for each structure "
+            f"({_relative(several, request.source)}), in others not ({_relative(one, request.source)})\n"
+            "make all of one kind, or move one kind away"
+        )
+    return all(found)
 
 
 def _check_options(request: ConvertRequest) -> None:

@@ -100,6 +100,32 @@ def test_channels_of_a_file_are_structures(tmp_path: Path, capsys: pytest.Captur
         np.testing.assert_array_equal(np.isin(found, declared["regions"][name]), inside)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_masks_with_and_without_channels_do_not_mix(
+    first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever comes first; two channels had been taken for grey with alpha."""
+    stack = np.stack(list(masks_of(0).values())[:2]).astype(np.uint8)
+    for name, mask in (("a", stack if first else stack[0]), ("b", stack[0] if first else stack)):
+        write(tmp_path / "set" / "images" / f"{name}.nii.gz", np.zeros(SHAPE, np.int16))
+        write(tmp_path / "set" / "labels" / f"{name}.nii.gz", mask)
+    text = refused([tmp_path / "set", "-o", tmp_path / "data"], tmp_path, capsys)
+    several, one = ("a", "b") if first else ("b", "a")
+    assert "in 1 of 2 cases the mask has a channel for each structure" in text
+    assert f"(labels/{several}.nii.gz), in others not (labels/{one}.nii.gz)" in text
+
+
+def test_a_file_of_channels_among_folders_of_masks_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source(tmp_path / "masks")
+    for path in (source / "labels" / "s1").iterdir():
+        path.unlink()
+    write(source / "labels" / "s1" / "all.nii.gz", np.stack(list(masks_of(1).values())).astype(np.uint8))
+    text = refused([source, "-o", tmp_path / "data"], tmp_path, capsys)
+    assert "(labels/s1/all.nii.gz), in others not (labels/s0/bladder.nii.gz)" in text
+
+
 def test_pictures(tmp_path: Path) -> None:
     inside = np.zeros((2, 8, 9), bool)
     inside[0, :5], inside[1, 3:, 2:] = True, True
