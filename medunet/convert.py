@@ -26,8 +26,8 @@ from medunet.data.labels import table_from_names
 from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
 from medunet.data.maskrules import MatchingRule, Rule
 from medunet.data.masks import Mask
-from medunet.data.structurefolders import find_structures
-from medunet.data.structures import has_structure_channels
+from medunet.data.structurefolders import case_folders, find_structures
+from medunet.data.structures import are_label_maps, has_structure_channels
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_new_folder, folder_written_aside, write_text
 from medunet.maskmeaning import ConvertRequest, Meaning, masks_of, meaning_of, progress, source_json
@@ -87,13 +87,30 @@ def _layout_of(request: ConvertRequest) -> Layout:
         return find_layout(request.source, request.masks)
     found = find_structures(request.source, request.masks)
     if found is not None:
-        _structure_channels(found, request)
-        return found
+        return _of_folders(found, request)
     layout = find_layout(request.source, request.masks)
+    layout = replace(layout, passed_over=_passed_over(layout, request))
     plain = request.colours is None and all(len(case.masks) == 1 for case in layout.cases)
     if plain and not layout.objects and _structure_channels(layout, request):
         return replace(layout, form=f"{layout.form}, one channel per structure", structures=True)
     return layout
+
+
+def _passed_over(layout: Layout, request: ConvertRequest) -> tuple[Path, ...]:
+    """Folders that look like cases and of which the layout uses no file; none where it was said which files count."""
+    if request.masks is not None:
+        return ()
+    used = {path for case in layout.cases for file in (*case.images, *case.masks) for path in file.parents}
+    return tuple(folder for folder in case_folders(request.source) if folder not in used)
+
+
+def _of_folders(found: Layout, request: ConvertRequest) -> Layout:
+    """Masks in a folder per image: a label map in each, a file with a channel per structure, or a mask for each."""
+    if _structure_channels(found, request):
+        return replace(found, form=f"{found.form}, one channel per structure")
+    if are_label_maps(found.cases, request.axes):
+        return replace(found, form=f"{found.form}, one label map each", structures=False)
+    return replace(found, form=f"{found.form}, one mask per structure")
 
 
 def _structure_channels(layout: Layout, request: ConvertRequest) -> bool:
@@ -139,6 +156,10 @@ def _say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
         if paths:
             names = ", ".join(_relative(path, request.source) for path in paths[:_SHOWN])
             say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
+    if layout.passed_over:
+        names = ", ".join(path.name for path in layout.passed_over[:_SHOWN])
+        more = ", …" if len(layout.passed_over) > _SHOWN else ""
+        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}{more}")
     if layout.others:
         say(f"left out, no scans: {count_by_suffix(layout.others)}")
 

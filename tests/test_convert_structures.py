@@ -140,6 +140,55 @@ def test_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, inside[0] + 2 * inside[1])
 
 
+def test_a_label_map_for_each_image_in_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where one of them holds nothing but 0 and 1."""
+    maps = [np.random.default_rng(number).integers(0, 3, SHAPE).astype(np.uint8) for number in range(3)]
+    maps[1] = np.minimum(maps[1], 1)
+    for number, labels in enumerate(maps):
+        write(tmp_path / "set" / f"s{number}" / "image.nii.gz", np.zeros(SHAPE, np.int16))
+        write(tmp_path / "set" / f"s{number}" / (f"s{number}_label.nii.gz"), labels)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    text = said(capsys)
+    assert "one folder per image, one label map each, 3 pairs" in text and "masks: label values" in text
+    declared = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert declared["labels"] == {"background": 0, "label_1": 1, "label_2": 2}
+    for number, labels in enumerate(maps):
+        found = medunet.read_volume(tmp_path / "data" / "labels" / f"s{number}.nii.gz").array[0]
+        np.testing.assert_array_equal(found, labels)
+
+
+def test_masks_in_colours_in_folders_of_their_own(tmp_path: Path) -> None:
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+    labels = np.random.default_rng(0).integers(0, 3, (4, 5)).repeat(4, 0)
+    for name, pixels in (("a/image", np.zeros((16, 5), np.uint8)), ("a/label", colours[labels])):
+        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "set" / f"{name}.png")
+    (tmp_path / "set" / "colours.json").write_text(
+        json.dumps({"background": [0, 0, 0], "r": [255, 0, 0], "g": [0, 255, 0]})
+    )
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "data" / "labels" / "a.png")), labels)
+
+
+def test_one_binary_mask_for_each_image_stays_a_structure(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path / "set" / f"s{number}" / "ct.nii.gz", np.zeros(SHAPE, np.int16))
+        write(tmp_path / "set" / f"s{number}" / "liver.nii.gz", masks_of(number)["liver"].astype(np.uint8))
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["labels"] == {"background": 0, "liver": 1}
+
+
+def test_folders_that_are_passed_over_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    for name, array in (("images/a", labels * 9), ("masks/a", labels), ("old/ct", labels), ("old/liver", labels > 1)):
+        write(tmp_path / "set" / f"{name}.nii.gz", array.astype(np.uint8))
+    write(tmp_path / "set" / "lone.nii.gz", labels)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    text = said(capsys)
+    assert "images/ with masks/, 1 pair" in text
+    assert "left out, folders with an image and masks of their own: 1: old" in text
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [

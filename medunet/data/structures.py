@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medunet.data.colours import Decoded
 from medunet.data.formats import case_stem, read_grid, read_volume
 from medunet.data.labels import IGNORE
+from medunet.data.layouts import FoundCase
 from medunet.data.maskrules import grey_of
 from medunet.data.masks import Mask, read_mask
 from medunet.errors import DataError
@@ -112,16 +113,38 @@ def inside_of(mask: Mask) -> NDArray[np.bool_]:
     if mask.lossy:
         raise DataError(f"{mask.path}: JPEG changes the values of masks; make the mask again as PNG or TIFF")
     values = grey_of(mask)
-    white = float(values.max())
-    inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
-    strange = values[(values != 0) & ~inside]
+    inside, strange = _parted(values)
     if strange.size:
         found = ", ".join(f"{value:g}" for value in np.unique(strange)[:5])
         raise DataError(
             f"{mask.path}: holds {found} on {strange.size:,} voxels; the mask of one structure holds 0 and 1 (or 255)\n"
-            "make it binary; a file with a value for each structure is a label map, of which a case has one"
+            "make it binary; if it is a label map, each case needs that one alone, called the same in all cases"
         )
     return inside
+
+
+def _parted(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Where a mask is white, and its values that are neither that nor 0."""
+    white = float(values.max())
+    inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
+    return inside, values[(values != 0) & ~inside]
+
+
+def is_binary(mask: Mask) -> bool:
+    """Whether a mask can show one structure; not if it has colours, or was saved as JPEG."""
+    return not mask.lossy and mask.values is not None and _parted(grey_of(mask))[1].size == 0
+
+
+def are_label_maps(cases: Sequence[FoundCase], axes: str | None = None) -> bool:
+    """Whether masks in a folder per image are label maps: one in each, called the same, and not all binary.
+
+    Raises:
+        DataError: a mask cannot be read.
+    """
+    if any(len(case.masks) > 1 for case in cases):
+        return False
+    names = {case_stem(case.masks[0]).replace(case.name, "").strip("_-. ").lower() for case in cases}
+    return len(names) == 1 and not all(is_binary(read_mask(case.masks[0], axes)) for case in cases)
 
 
 @dataclass

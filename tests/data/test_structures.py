@@ -13,12 +13,14 @@ from PIL import Image
 
 import medunet
 from medunet.data.labels import table_from_names, with_regions
+from medunet.data.layouts import FoundCase
 from medunet.data.masks import Mask
 from medunet.data.regions import DeclaredRegions
 from medunet.data.structures import (
     JoinedStructures,
     StructureCensus,
     StructureMasks,
+    are_label_maps,
     has_structure_channels,
     inside_of,
     joined,
@@ -106,6 +108,29 @@ def test_masks_that_are_not_binary_are_refused(odd: float) -> None:
         assert len(str(error.value).splitlines()) <= 3
     with pytest.raises(DataError, match="holds 1 on 2 voxels"):
         inside_of(mask(values[:, :4]))
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        (["label", "label"], True),
+        (["s0_seg", "s1_seg"], True),
+        (["s0", "s1"], True),
+        (["liver", "heart"], False),
+        (["label", "binary/label"], True),
+        (["binary/label", "binary/label"], False),
+    ],
+)
+def test_which_masks_are_label_maps(tmp_path: Path, masks: list[str], expected: bool) -> None:
+    """One in each folder, of one name, of which not all are binary."""
+    cases = []
+    for number, name in enumerate(masks):
+        path = tmp_path / str(number) / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.array([[0, 1, 1 if "binary" in name else 2]], np.uint8)).save(path)
+        cases.append(FoundCase(f"s{number}", (path,), (path,)))
+    assert are_label_maps(cases) == expected
+    assert not are_label_maps([*cases, FoundCase("s9", (path,), (path, path))])
 
 
 def test_masks_that_do_not_go_together_are_refused() -> None:
