@@ -27,7 +27,7 @@ from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
 from medunet.data.maskrules import MatchingRule, Rule
 from medunet.data.masks import Mask
 from medunet.data.structurefolders import case_folders, find_structures
-from medunet.data.structures import are_label_maps, has_structure_channels
+from medunet.data.structures import are_label_maps, check_masks, has_structure_channels
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_new_folder, folder_written_aside, write_text
 from medunet.maskmeaning import ConvertRequest, Meaning, masks_of, meaning_of, progress, source_json
@@ -181,12 +181,13 @@ def _check_cases(layout: Layout, request: ConvertRequest) -> None:
     twice = [name for name, count in Counter(case.name for case in layout.cases).items() if count > 1]
     if twice:
         raise DataError(f"{request.source}: two cases would be called {twice[0]}; rename one of the images")
+    # Named after the mask where there may be a hundred. The others need no image, whose header may be slow to read.
+    named = ((_relative(case.masks[0], request.source) if layout.structures else case.name) for case in layout.cases)
+    check_pairs(
+        (Case(name, case.images, case.masks[0]) for name, case in zip(named, layout.cases, strict=True)), request.axes
+    )
     if layout.structures:
-        # Named after the mask: of a hundred, a message has to say which one.
-        named = ((_relative(mask, request.source), case, mask) for case in layout.cases for mask in case.masks)
-        check_pairs((Case(name, case.images, mask) for name, case, mask in named), request.axes)
-    else:
-        check_pairs((Case(case.name, case.images, case.masks[0]) for case in layout.cases), request.axes)
+        check_masks([case.masks for case in layout.cases], request.axes)
 
 
 class _Totals:

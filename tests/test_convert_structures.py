@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 import medunet
 import medunet.cli as cli
 from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
-from medunet.data.volume import Volume
+from medunet.data.formats import dicom
+from medunet.data.volume import Grid, Volume
+from tests.data.formats.test_dicom import write_series
 from tests.test_convert import refused, said
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -192,8 +195,12 @@ def test_folders_that_are_passed_over_are_named(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("shape", "labels/s1/lesion.nii.gz: label and image have different shapes: image 6×5×4, label 5×5×4"),
-        ("place", "labels/s1/lesion.nii.gz: label and image lie on different grids: corners differ by up to 3 mm"),
+        (
+            "shape",
+            "labels/s1/lesion.nii.gz: has shape (5, 5, 4), the first mask of this case, bladder.nii.gz, (6, 5, 4)",
+        ),
+        ("place", "labels/s1/lesion.nii.gz: lies on another grid than bladder.nii.gz: corners differ by up to 3 mm"),
+        ("first", "labels/s1/bladder.nii.gz: label and image lie on different grids: corners differ by up to 3 mm"),
         ("fractions", "labels/s1/lesion.nii.gz: holds 0.5 on "),
         ("label map", "labels/s1/lesion.nii.gz: holds 2 on "),
         ("empty folder", "labels/s1: holds no mask; expected a file per structure"),
@@ -209,7 +216,8 @@ def test_what_is_refused(what: str, expected: str, tmp_path: Path, capsys: pytes
     path = folder / "lesion.nii.gz"
     if what == "shape":
         write(path, mask[1:])
-    elif what == "place":
+    elif what in ("place", "first"):
+        path = path if what == "place" else folder / "bladder.nii.gz"
         write(path, mask, np.array([[2.0, 0, 0, 3], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]]))
     elif what in ("fractions", "label map"):
         write(path, mask * (0.5 if what == "fractions" else 2))
@@ -233,6 +241,27 @@ def test_options_of_other_masks_are_refused(tmp_path: Path, capsys: pytest.Captu
     text = refused([source, "-o", tmp_path / "data", "--foreground", "x", "--ignore", "liver"], tmp_path, capsys)
     assert "--ignore, --foreground: not for masks of one structure each" in text
     assert "exists already" in refused([source, "-o", source], tmp_path, capsys)
+
+
+def test_the_header_of_an_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a DICOM series is read from every slice, and there may be a hundred masks."""
+    looked = Counter[str]()
+    real = dicom.look
+
+    def look(folder: Path) -> Grid:
+        looked[folder.parent.name] += 1
+        return real(folder)
+
+    for case in ("s1", "s2"):
+        (tmp_path / "set" / case).mkdir(parents=True)
+        array = write_series(tmp_path / "set" / case / "ct")
+        grid = medunet.read_volume(tmp_path / "set" / case / "ct")
+        for place in range(4):
+            inside = (array[None] > 50 * place).astype(np.uint8)
+            medunet.write_volume(grid.with_array(inside), tmp_path / "set" / case / "masks" / f"m{place}.nii.gz")
+    monkeypatch.setattr(dicom, "look", look)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    assert looked == {"s1": 1, "s2": 1}
 
 
 def test_training_on_such_a_folder_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,16 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.data.catalogue import GRID_TOLERANCE
 from medunet.data.colours import Decoded
 from medunet.data.formats import case_stem, read_grid, read_volume
 from medunet.data.labels import IGNORE
 from medunet.data.layouts import FoundCase
 from medunet.data.maskrules import grey_of
 from medunet.data.masks import Mask, read_mask
+from medunet.data.volume import Grid
 from medunet.errors import DataError
+from medunet.geometry.grids import grid_distance
 
 MOST_COMBINATIONS = IGNORE - 2
 """A label table has fewer than IGNORE labels, and the background is one of them."""
@@ -87,6 +90,40 @@ class StructureMasks(Sequence[Mask]):
             Mask(path, volume.with_array(one[np.newaxis]), one, None, name)
             for name, one in zip(names, volume.array, strict=True)
         ]
+
+
+def check_masks(cases: Iterable[Sequence[Path]], axes: str | None = None) -> None:
+    """Compare the grids of the masks of each case, by headers alone; that of the first one counts.
+
+    Raises:
+        DataError: naming the first mask that is wrong, and how many there are.
+    """
+    problems = []
+    for masks in cases:
+        first = read_grid(masks[0], axes=axes)
+        for path in masks[1:]:
+            try:
+                _require_same_grid(path, read_grid(path, axes=axes), masks[0], first)
+            except DataError as error:
+                problems.append(str(error))
+    if problems:
+        more = f"\n… and {len(problems) - 1} more masks like this" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+
+def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> None:
+    if grid.shape != first.shape:
+        raise DataError(
+            f"{path}: has shape {grid.shape}, the first mask of this case, {beside.name}, {first.shape}\n"
+            "all masks of a case need the image's grid; make this one again"
+        )
+    # Without a pixel size there is nothing more to compare.
+    distance = 0.0 if "pixel" in (grid.unit, first.unit) else grid_distance(grid.shape, first.affine, grid.affine)
+    if distance > GRID_TOLERANCE:
+        raise DataError(
+            f"{path}: lies on another grid than {beside.name}: corners differ by up to {distance:.4g} {first.unit} "
+            f"(allowed {GRID_TOLERANCE:g})\nall masks of a case need the image's grid; resample this one onto it"
+        )
 
 
 def name_of(mask: Mask) -> str:
