@@ -220,6 +220,22 @@ def test_two_files_on_one_place_are_refused_and_the_first_is_untouched(tmp_path:
     assert (tmp_path / "out" / "one.png").read_bytes() == (tmp_path / "a" / "x.png").read_bytes()
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_all_of_a_zarr_is_placed(tmp_path: Path, link: bool) -> None:
+    """Also what is not read of it, such as lower resolutions; folders of it may be linked from elsewhere."""
+    source = tmp_path / "a.zarr"
+    for name, text in ((".zattrs", "{}"), (".zgroup", "{}"), ("0/0/0", "chunk"), ("1/0/0", "smaller")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    (source / "1").rename(tmp_path / "elsewhere")
+    (source / "1").symlink_to(tmp_path / "elsewhere")
+    place_file(source, tmp_path / "out", "b", link)
+    assert bytes_of(tmp_path / "out") == {
+        "b.zarr/.zattrs": b"{}", "b.zarr/.zgroup": b"{}", "b.zarr/0/0/0": b"chunk", "b.zarr/1/0/0": b"smaller",
+    }  # fmt: skip
+    assert (tmp_path / "out" / "b.zarr" / "0" / "0" / "0").samefile(source / "0" / "0" / "0") == link
+
+
 def test_a_link_becomes_a_copy_only_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(tmp_path / "a.png", photo(0))
 
