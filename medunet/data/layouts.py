@@ -64,6 +64,7 @@ class Layout:
         others: files that are no scans.
         own: whether this is already the layout of a data set.
         structures: whether masks show structures that may overlap, with a file or a channel each.
+        passed_over: folders that look like a case of their own, in another form than this one.
     """
 
     form: str
@@ -75,6 +76,7 @@ class Layout:
     own: bool = False
     one_each: bool = False
     structures: bool = False
+    passed_over: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -104,11 +106,9 @@ def find_layout(source: Path, pattern: str | None = None) -> Layout:
         raise DataError(f"{source}: no such folder; give one that holds images and masks")
     if pattern is not None:
         return _by_pattern(source, pattern)
-    finders = (_own_layout, _tracking_challenge, _science_bowl, _beside, _mixed)
-    for finder in finders:
-        layout = finder(source)
-        if layout is not None:
-            return replace(layout, others=_others(source))
+    layout = recognised(source)
+    if layout is not None:
+        return layout
     folders = [path.name for path in _folders(source)]
     scans = scan_files(source)
     found = [f"{len(scans)} scans (first: {scans[0].name})"] if scans else ["no scan that medunet reads"]
@@ -118,6 +118,28 @@ def find_layout(source: Path, pattern: str | None = None) -> Layout:
         "expected names such as cell.png with cell_mask.png, or folders such as images/ and masks/; "
         "say which files are masks with --masks '*_mask.png'"
     )
+
+
+def recognised(source: Path) -> Layout | None:
+    """The layout of a folder of which nothing was said; None if it is none of those that are known here.
+
+    Raises:
+        DataError: two images that a mask could belong to, or folders that could belong together in several ways.
+    """
+    for finder in (_own_layout, _tracking_challenge, _science_bowl, _beside, _mixed):
+        layout = finder(source)
+        if layout is not None:
+            return replace(layout, others=_others(source))
+    return None
+
+
+def pairs_at_top(source: Path) -> bool:
+    """Whether images and masks, or folders of them, lie right in a folder.
+
+    Raises:
+        DataError: as `recognised`.
+    """
+    return any(finder(source) is not None for finder in (_own_layout, _tracking_challenge, _beside, _mixed))
 
 
 def mask_keys(stem: str) -> list[str]:
