@@ -197,6 +197,9 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
 
     `NAME_0000`, `NAME_0001`, … are channels of NAME, unless a label carries the full name. Files named like this
     without any label are channels only if all files are.
+
+    Raises:
+        DataError: numbers with a gap, or two files of one name or for one channel.
     """
     stems = by_stem(images)
     matches = {stem: _CHANNEL_SUFFIX.match(stem) for stem in stems}
@@ -204,10 +207,15 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
     grouped: dict[str, dict[int, Path]] = defaultdict(dict)
     for stem, path in stems.items():
         match = matches[stem]
+        name, channel = stem, 0
         if match and stem not in labels and (match["case"] in labels or numbered):
-            grouped[match["case"]][int(match["channel"])] = path
-        else:
-            grouped[stem][0] = path
+            name, channel = match["case"], int(match["channel"])
+        other = grouped[name].setdefault(channel, path)
+        if other is not path:
+            raise DataError(
+                f"{other} and {path.name}: both are channel {channel} of the case {name}\n"
+                "a case has one file, or files numbered _0000, _0001, …; take one of the two away, or rename it"
+            )
     for name, channels in grouped.items():
         if sorted(channels) != list(range(len(channels))):
             raise DataError(

@@ -117,6 +117,27 @@ def test_a_missing_channel_is_named() -> None:
         group_cases([Path("p1_0000.nii"), Path("p1_0002.nii")], {"p1": Path("l")})
 
 
+def test_a_file_and_a_numbered_one_of_the_same_case_are_refused(tmp_path: Path) -> None:
+    """Whichever is read first; neither is taken silently."""
+    for name in ("images/a.nii", "images/a_0000.nii", "labels/a.nii"):
+        write(tmp_path / name, np.zeros((2, 2, 2), np.uint8))
+    with pytest.raises(DataError, match=r"a\.nii and a_0000\.nii: both are channel 0 of the case a\n"):
+        read_data_set(tmp_path)
+    with pytest.raises(DataError, match=r"a_0000\.nii and a\.nii: both are channel 0"):
+        group_cases([Path("a_0000.nii"), Path("a.nii")], {"a": Path("l")})
+
+
+def test_folders_of_sections_may_be_links_to_others_of_other_names(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        for z in range(2):
+            write_volume(Volume(np.ones((1, 4, 3), np.uint8), unit="pixel"), tmp_path / f"{kind}_of_7" / f"z{z}.png")
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        (tmp_path / "set" / kind / "s0").symlink_to(tmp_path / f"{kind}_of_7")
+    declare(tmp_path / "set", stack=True)
+    (case,) = read_data_set(tmp_path / "set").labelled
+    assert (case.name, case.label) == ("s0", tmp_path / "set" / "labels" / "s0")
+
+
 def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8))
     write(tmp_path / "images" / "a.nii", np.zeros((2, 2, 2), np.uint8))
