@@ -26,14 +26,11 @@ from medunet.data.channels import Channel, channel_indices, chosen_names
 from medunet.data.declaration import channel_names, label_table, read_declaration, says_stack
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume, stack_files
 from medunet.data.labels import LabelTable, table_from_values
+from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text
 from medunet.data.scratch import Scratch
 from medunet.data.volume import Grid, Volume
 from medunet.data.voxelsize import Scan, VoxelSize, declared_size
 from medunet.errors import DataError
-from medunet.geometry.grids import grid_distance
-
-GRID_TOLERANCE = 1e-3
-"""How far corresponding corners of image and label may lie apart, in the volume's unit."""
 
 _LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -373,37 +370,23 @@ def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.
     return label.array
 
 
-def _require_same_grid(name: str, image: Volume, other: Volume, what: str) -> None:
-    _compare_grids(name, (image.shape, image.affine, image.unit), (other.shape, other.affine, other.unit), what)
-
-
-_GridKey = tuple[tuple[int, ...], np.ndarray, str]
-
-
-def _compare_grids(name: str, image: _GridKey, other: _GridKey, what: str) -> None:
-    if image[0] != other[0]:
+def _require_same_grid(name: str, image: Scan, other: Scan, what: str) -> None:
+    if image.shape != other.shape:
         raise DataError(
-            f"{name}: {what} and image have different shapes: image {_times(image[0])}, {what} {_times(other[0])}\n"
+            f"{name}: {what} and image have different shapes: image {_times(image)}, {what} {_times(other)}\n"
             f"make the {what} on the image's own grid"
         )
-    # A mask without pixel size (PNG beside TIFF) says nothing about the grid but its shape.
-    if "pixel" in (image[2], other[2]):
-        return
-    distance = grid_distance(image[0], image[1], other[1])
+    distance = corners_apart(image, other)
     if distance > GRID_TOLERANCE:
         raise DataError(
-            f"{name}: {what} and image lie on different grids: corners differ by up to {distance:.4g} {image[2]} "
-            f"(allowed {GRID_TOLERANCE:g})\nimage spacing {_spacing(image)}, {what} spacing {_spacing(other)}; "
+            f"{name}: {what} and image lie on different grids: corners differ by up to {distance:.4g} {image.unit} "
+            f"(allowed {GRID_TOLERANCE:g})\nimage spacing {spacing_text(image)}, {what} spacing {spacing_text(other)}; "
             f"resample the {what} onto the image"
         )
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)
-
-
-def _spacing(grid: _GridKey) -> str:
-    return str(tuple(round(float(s), 4) for s in np.linalg.norm(grid[1][:3, :3], axis=0)[: len(grid[0])]))
+def _times(scan: Volume | Grid) -> str:
+    return "×".join(str(n) for n in scan.shape)
 
 
 def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
@@ -423,10 +406,7 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
             others = [("channel", path) for path in case.images[1:]]
             others += [("label", case.label)] if case.label else []
             for what, path in others:
-                grid = read_grid(path, axes=axes)
-                _compare_grids(
-                    case.name, (image.shape, image.affine, image.unit), (grid.shape, grid.affine, grid.unit), what
-                )
+                _require_same_grid(case.name, image, read_grid(path, axes=axes), what)
         except DataError as error:
             problems.append(str(error))
     if problems:

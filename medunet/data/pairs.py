@@ -8,7 +8,6 @@ from pathlib import Path
 
 from medunet.data.annotation import EVERYTHING, Annotation, AnnotationSettings
 from medunet.data.catalogue import (
-    GRID_TOLERANCE,
     by_stem,
     group_cases,
     scan_files,
@@ -22,10 +21,10 @@ from medunet.data.declaration import (
 )
 from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, stack_files, suffix_of
 from medunet.data.labels import LabelTable
-from medunet.data.volume import MILLIMETRES, Volume
+from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text
+from medunet.data.volume import Volume
 from medunet.data.voxelsize import VoxelSize
 from medunet.errors import DataError
-from medunet.geometry.grids import grid_distance
 
 Source = Path | str | Volume
 
@@ -209,17 +208,12 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
             f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
             f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
         )
-    # A file without voxel size (a PNG) says nothing about its grid but the shape.
-    if "pixel" in (prediction.unit, reference.unit):
-        return
-    affine = prediction.affine.copy()
-    affine[:3] *= MILLIMETRES[prediction.unit] / MILLIMETRES[reference.unit]
-    distance = grid_distance(reference.shape, reference.affine, affine)
+    distance = corners_apart(reference, prediction)
     if distance > GRID_TOLERANCE:
         raise DataError(
             f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
             f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
-            f"spacing {_rounded(prediction)} {prediction.unit} and {_rounded(reference)} {reference.unit}; "
+            f"spacing {spacing_text(prediction)} and {spacing_text(reference)}; "
             "write the prediction on the reference's grid"
         )
 
@@ -250,10 +244,6 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
             f"{first[0]} would be compared with {first[1]}\n"
             "give the same sections of both, under the same names or all under others"
         )
-
-
-def _rounded(volume: Volume) -> tuple[float, ...]:
-    return tuple(round(length, 4) for length in volume.spacing)
 
 
 def probabilities_path(target: Path) -> Path:
