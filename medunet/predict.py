@@ -261,8 +261,8 @@ class _Job:
     """One scan on its way: opened, segmented, written.
 
     Attributes:
-        volume: as its file has it, which results are written like.
-        grid: the same with the voxel size that it is taken to have, where its file states none.
+        volume: as its file has it.
+        grid: the same with the voxel size that it is taken to have, where its file states none or not all of it.
     """
 
     case: Case
@@ -285,6 +285,11 @@ class _Job:
     def assumed(self) -> bool:
         """Whether the voxel size, or a part of it, is not the file's own."""
         return self.grid is not self.volume
+
+    @property
+    def like(self) -> Volume:
+        """What results are written like: the grid that the file states, which sections do but for their distance."""
+        return self.volume if self.volume.unit == "pixel" else self.grid
 
     def record(self) -> dict[str, Any]:
         return {
@@ -409,8 +414,12 @@ class _Work:
             self._bar.say(f"post-processing: {words} (chosen by cross-validation; --no-postprocess leaves it out)")
         if job.assumed and not self._assumed:
             size = f"{'×'.join(f'{length:g}' for length in job.grid.spacing)} {job.grid.unit}"
+            whole = job.volume.unit == "pixel"
+            unstated = (
+                "its file states no voxel size; it" if whole else "its sections state no distance; its voxel size"
+            )
             self._bar.say(
-                f"{name}: NOTE: its file states no voxel size; it is taken to be {size}, as dataset.json declared of "
+                f"{name}: NOTE: {unstated} is taken to be {size}, as dataset.json declared of "
                 "the scans that the model learned from; so are all others that state none"
             )
             self._assumed = True
@@ -438,7 +447,7 @@ class _Work:
             results[path] = functools.partial(region_mask, labels, values, self._scratch)
             job.masks.append(path)
         with job.watch.stage("write"):
-            write_together(job.volume, results, request.overwrite)
+            write_together(job.like, results, request.overwrite)
             if objects is not None:
                 ids, names = job.volume.with_array(objects.ids), self._segmenter.card.channels
                 request.object_files.write(job.target, ids, job.grid, names, request.overwrite)

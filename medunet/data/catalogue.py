@@ -268,10 +268,10 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
     paths = case.images
     if len(paths) > 1 and case.channels:
         paths = tuple(paths[n] for n in channel_indices(case.channels, (), len(paths), case.name))
-    volumes = [_sized(read_volume(path, axes=axes, frame=case.frame, scratch=scratch), case) for path in paths]
-    first = volumes[0]
+    volumes = [read_volume(path, axes=axes, frame=case.frame, scratch=scratch) for path in paths]
+    first = volumes[0] if case.size is None else case.size.given_to(volumes[0])
     for other in volumes[1:]:
-        _require_same_grid(case.name, first, other, "channel")
+        _require_same_grid(case, first, other, "channel")
     arrays = [volume.array for volume in volumes]
     if len(case.images) == 1:
         if not case.channels:
@@ -286,13 +286,10 @@ def image_grid(case: Case, axes: str | None = None) -> Grid:
     """What the header of a case's first image says, with the voxel size that `load_image` gives it.
 
     Raises:
-        DataError: the header cannot be read.
+        DataError: the header cannot be read, or what is declared of voxel sizes does not suffice.
     """
-    return _sized(read_grid(case.images[0], axes=axes, frame=case.frame), case)
-
-
-def _sized(scan: Scan, case: Case) -> Scan:
-    return scan if case.size is None else case.size.given_to(scan)
+    grid = read_grid(case.images[0], axes=axes, frame=case.frame)
+    return grid if case.size is None else case.size.given_to(grid, str(case.images[0]))
 
 
 def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
@@ -366,11 +363,14 @@ def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.
             "masks in colours, or with a channel for each structure, become label maps with: medunet convert "
             f"{case.label.parent.parent} -o NEW_FOLDER (--colours TABLE)"
         )
-    _require_same_grid(case.name, image, label, "label")
+    _require_same_grid(case, image, label, "label")
     return label.array
 
 
-def _require_same_grid(name: str, image: Scan, other: Scan, what: str) -> None:
+def _require_same_grid(case: Case, image: Scan, other: Scan, what: str) -> None:
+    """Compare a label or a further channel, as its file has it, with an image that has its voxel size already."""
+    name = case.name
+    other = other if case.size is None else case.size.completing(other)
     if image.shape != other.shape:
         raise DataError(
             f"{name}: {what} and image have different shapes: image {_times(image)}, {what} {_times(other)}\n"
@@ -399,14 +399,14 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
     first: tuple[str, int, int] | None = None
     for case in cases:
         try:
-            image = read_grid(case.images[0], axes=axes)
+            image = image_grid(case, axes)
             found = (case.name, channel_count(case, image.channels), len(image.shape))
             first = first or found
             _require_alike(first, found)
             others = [("channel", path) for path in case.images[1:]]
             others += [("label", case.label)] if case.label else []
             for what, path in others:
-                _require_same_grid(case.name, image, read_grid(path, axes=axes), what)
+                _require_same_grid(case, image, read_grid(path, axes=axes), what)
         except DataError as error:
             problems.append(str(error))
     if problems:

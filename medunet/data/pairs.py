@@ -23,7 +23,7 @@ from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, sta
 from medunet.data.labels import LabelTable
 from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text
 from medunet.data.volume import Volume
-from medunet.data.voxelsize import VoxelSize
+from medunet.data.voxelsize import VoxelSize, is_stack
 from medunet.errors import DataError
 
 Source = Path | str | Volume
@@ -193,14 +193,33 @@ def volume_of(source: Source, axes: str | None = None) -> Volume:
 
 
 def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known, the reference where both are; with the declared size where neither is."""
+    """The side whose voxel size is known, the reference where both are; with the declared size where neither is.
+
+    Sections have the distance that is declared or that the other side states.
+    """
     known = prediction if reference.unit == "pixel" else reference
-    return known if pair.size is None else pair.size.given_to(known)
+    size = _size_of_sections(pair.size, prediction, reference)
+    return known if size is None else size.given_to(known)
 
 
-def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
-    """Raises:
-    DataError: the two cannot be compared voxel by voxel.
+def _size_of_sections(size: VoxelSize | None, *sides: Volume) -> VoxelSize | None:
+    """The declared size, if it has a z, or that of the side that states one, as sections never do."""
+    if size is not None and size.deep:
+        return size
+    stated = (side for side in sides if side.dimensions == 3 and side.unit != "pixel" and not is_stack(side))
+    return next((VoxelSize(side.spacing, side.unit) for side in stated), size)
+
+
+def require_same_grid(case: str, prediction: Volume, reference: Volume, size: VoxelSize | None = None) -> None:
+    """Compare the grids of a pair, as their files state them or with the distance of sections that none can state.
+
+    The former is for volumes that were written like sections whose distance was not known.
+
+    Args:
+        size: what is declared of voxels.
+
+    Raises:
+        DataError: the two cannot be compared voxel by voxel.
     """
     _require_same_sections(case, prediction, reference)
     if prediction.shape != reference.shape:
@@ -208,6 +227,10 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
             f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
             f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
         )
+    if corners_apart(reference, prediction) <= GRID_TOLERANCE:
+        return
+    if found := _size_of_sections(size, prediction, reference):
+        prediction, reference = found.completing(prediction), found.completing(reference)
     distance = corners_apart(reference, prediction)
     if distance > GRID_TOLERANCE:
         raise DataError(
