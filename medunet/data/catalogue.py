@@ -26,7 +26,7 @@ from medunet.data.channels import Channel, channel_indices, chosen_names
 from medunet.data.declaration import channel_names, label_table, read_declaration, says_stack
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume, stack_files
 from medunet.data.labels import LabelTable, table_from_values
-from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text
+from medunet.data.samegrid import corners_apart, spacing_text, tolerance
 from medunet.data.scratch import Scratch
 from medunet.data.volume import Grid, Volume
 from medunet.data.voxelsize import Scan, VoxelSize, declared_size
@@ -377,10 +377,11 @@ def _require_same_grid(case: Case, image: Scan, other: Scan, what: str) -> None:
             f"make the {what} on the image's own grid"
         )
     distance = corners_apart(image, other)
-    if distance > GRID_TOLERANCE:
+    if distance > tolerance(image):
         raise DataError(
             f"{name}: {what} and image lie on different grids: corners differ by up to {distance:.4g} {image.unit} "
-            f"(allowed {GRID_TOLERANCE:g})\nimage spacing {spacing_text(image)}, {what} spacing {spacing_text(other)}; "
+            f"(allowed {tolerance(image):.3g})\n"
+            f"image spacing {spacing_text(image)}, {what} spacing {spacing_text(other)}; "
             f"resample the {what} onto the image"
         )
 

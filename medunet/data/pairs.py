@@ -21,7 +21,7 @@ from medunet.data.declaration import (
 )
 from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, stack_files, suffix_of
 from medunet.data.labels import LabelTable
-from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text
+from medunet.data.samegrid import corners_apart, spacing_text, tolerance
 from medunet.data.volume import Volume
 from medunet.data.voxelsize import VoxelSize, is_stack
 from medunet.errors import DataError
@@ -227,15 +227,15 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume, size: Vo
             f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
             f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
         )
-    if corners_apart(reference, prediction) <= GRID_TOLERANCE:
+    if corners_apart(reference, prediction) <= tolerance(reference):
         return
     if found := _size_of_sections(size, prediction, reference):
         prediction, reference = found.completing(prediction), found.completing(reference)
     distance = corners_apart(reference, prediction)
-    if distance > GRID_TOLERANCE:
+    if distance > tolerance(reference):
         raise DataError(
             f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
-            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
+            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {tolerance(reference):.3g})\n"
             f"spacing {spacing_text(prediction)} and {spacing_text(reference)}; "
             "write the prediction on the reference's grid"
         )

@@ -7,6 +7,13 @@ from medunet.geometry.grids import grid_distance
 
 GRID_TOLERANCE = 1e-3
 """How far corresponding corners of two scans may lie apart, in the unit of the first."""
+VOXEL_TOLERANCE = 0.1
+"""The same in voxels, for grids so fine that a thousandth of their unit is a voxel: microscopy in millimetres."""
+
+
+def tolerance(first: Volume | Grid) -> float:
+    """How far corresponding corners of a scan and another one may lie apart, in the scan's unit."""
+    return min(GRID_TOLERANCE, VOXEL_TOLERANCE * min(first.spacing))
 
 
 def corners_apart(first: Volume | Grid, second: Volume | Grid) -> float:

@@ -13,16 +13,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.catalogue import GRID_TOLERANCE
 from medunet.data.colours import Decoded
 from medunet.data.formats import case_stem, read_grid, read_volume
 from medunet.data.labels import IGNORE
 from medunet.data.layouts import FoundCase
 from medunet.data.maskrules import grey_of
 from medunet.data.masks import Mask, read_mask
+from medunet.data.samegrid import corners_apart, tolerance
 from medunet.data.volume import Grid
 from medunet.errors import DataError
-from medunet.geometry.grids import grid_distance
 
 MOST_COMBINATIONS = IGNORE - 2
 """A label table has fewer than IGNORE labels, and the background is one of them."""
@@ -117,12 +116,11 @@ def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> Non
             f"{path}: has shape {grid.shape}, the first mask of this case, {beside.name}, {first.shape}\n"
             "all masks of a case need the image's grid; make this one again"
         )
-    # Without a pixel size there is nothing more to compare.
-    distance = 0.0 if "pixel" in (grid.unit, first.unit) else grid_distance(grid.shape, first.affine, grid.affine)
-    if distance > GRID_TOLERANCE:
+    distance = corners_apart(first, grid)
+    if distance > tolerance(first):
         raise DataError(
             f"{path}: lies on another grid than {beside.name}: corners differ by up to {distance:.4g} {first.unit} "
-            f"(allowed {GRID_TOLERANCE:g})\nall masks of a case need the image's grid; resample this one onto it"
+            f"(allowed {tolerance(first):.3g})\nall masks of a case need the image's grid; resample this one onto it"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text
+from medunet.data.samegrid import GRID_TOLERANCE, corners_apart, spacing_text, tolerance
 from medunet.data.volume import Volume
 
 
@@ -34,3 +34,11 @@ def test_corners_are_compared_in_the_unit_of_the_first(first: Volume, second: Vo
 
 def test_small_spacings_are_said_with_their_digits() -> None:
     assert spacing_text(scan("mm", 0.000123456, 0.5, 2.0)) == "(0.0001235, 0.5, 2) mm"
+
+
+def test_a_thousandth_of_a_millimetre_is_allowed_but_no_whole_voxel_of_a_microscope() -> None:
+    assert tolerance(scan("mm", 0.7, 0.7, 5.0)) == 1e-3
+    fine = scan("mm", 0.0005, 0.0005, 0.002)
+    shifted = scan("mm", 0.0005, 0.0005, 0.002, shift=0.0005)
+    assert corners_apart(fine, shifted) < GRID_TOLERANCE
+    assert corners_apart(fine, shifted) > tolerance(fine) == pytest.approx(0.00005)
