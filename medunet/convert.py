@@ -21,7 +21,16 @@ import numpy as np
 
 from medunet.data.catalogue import Case, check_pairs
 from medunet.data.colours import Decoded
-from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, is_zarr, suffix_of, write_volume
+from medunet.data.formats import (
+    WRITABLE,
+    case_stem,
+    default_suffix,
+    files_of,
+    is_zarr,
+    read_grid,
+    suffix_of,
+    write_volume,
+)
 from medunet.data.labels import table_from_names
 from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
 from medunet.data.maskrules import MatchingRule, Rule
@@ -68,7 +77,7 @@ def convert(request: ConvertRequest, say: Say) -> None:
     for case in progress(layout.cases):
         totals.add(case, meaning.rule.apply(masks_of(case, layout, request)))
     _refuse_unknown(totals, meaning.rule, request)
-    declaration = _completed(meaning, totals, request)
+    declaration = _completed(meaning, totals, layout, request)
     for line in totals.lines(declaration):
         say(line)
     if request.dry_run:
@@ -107,8 +116,8 @@ def _passed_over(layout: Layout, request: ConvertRequest) -> tuple[Path, ...]:
 def _of_folders(found: Layout, request: ConvertRequest) -> Layout:
     """Masks in a folder per image: a label map in each, a file with a channel per structure, or a mask for each."""
     if _structure_channels(found, request):
-        return replace(found, form=f"{found.form}, one channel per structure")
-    if are_label_maps(found.cases, request.axes):
+        return replace(found, form=f"{found.form}, one channel per structure", structures=True)
+    if not found.structures or are_label_maps(found.cases, request.axes):
         return replace(found, form=f"{found.form}, one label map each", structures=False)
     return replace(found, form=f"{found.form}, one mask per structure")
 
@@ -144,15 +153,23 @@ def _check_options(request: ConvertRequest) -> None:
 
 def _say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
     say(f"{request.source}: {layout.form}, {len(layout.cases)} pair{'s' * (len(layout.cases) != 1)}")
+    if layout.channels:
+        say(
+            f"channels, in the order of their names: {', '.join(f'{n} {one}' for n, one in enumerate(layout.channels))}"
+        )
     shown = layout.cases if request.dry_run else layout.cases[:_SHOWN]
     for case in shown:
-        images = " + ".join(_relative(path, request.source) for path in case.images)
+        images = _relative(case.images[0], request.source) + "".join(f" + {path.name}" for path in case.images[1:])
         masks = _relative(case.masks[0], request.source)
         masks += f" and {len(case.masks) - 1} more" if len(case.masks) > 1 else ""
         say(f"  {images}  <-  {masks}")
     if len(layout.cases) > len(shown):
         say(f"  … and {len(layout.cases) - len(shown)} more (all with --dry-run)")
-    for what, paths in (("without a mask", layout.alone), ("without an image", layout.orphans)):
+    for what, paths in (
+        ("without a mask", layout.alone),
+        ("without an image", layout.orphans),
+        ("neither a known scan nor the mask", layout.unused),
+    ):
         if paths:
             names = ", ".join(_relative(path, request.source) for path in paths[:_SHOWN])
             say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
@@ -181,6 +198,8 @@ def _check_cases(layout: Layout, request: ConvertRequest) -> None:
     twice = [name for name, count in Counter(case.name for case in layout.cases).items() if count > 1]
     if twice:
         raise DataError(f"{request.source}: two cases would be called {twice[0]}; rename one of the images")
+    if layout.channels:
+        _check_channels(layout, request)
     # Named after the mask where there may be a hundred. The others need no image, whose header may be slow to read.
     named = ((_relative(case.masks[0], request.source) if layout.structures else case.name) for case in layout.cases)
     check_pairs(
@@ -188,6 +207,18 @@ def _check_cases(layout: Layout, request: ConvertRequest) -> None:
     )
     if layout.structures:
         check_masks([case.masks for case in layout.cases], request.axes)
+
+
+def _check_channels(layout: Layout, request: ConvertRequest) -> None:
+    """Files that are a channel each have one; a data set would count those of all files otherwise."""
+    for case in layout.cases:
+        for path, name in zip(case.images, layout.channels, strict=True):
+            found = read_grid(path, axes=request.axes).channels
+            if found != 1:
+                raise DataError(
+                    f"{path}: has {found} channels (or time points); expected one, {name}\n"
+                    "save the one that is meant as a file of its own in its place"
+                )
 
 
 class _Totals:
@@ -247,13 +278,16 @@ def _refuse_unknown(totals: _Totals, rule: Rule, request: ConvertRequest) -> Non
     )
 
 
-def _completed(meaning: Meaning, totals: _Totals, request: ConvertRequest) -> dict[str, Any]:
+def _completed(meaning: Meaning, totals: _Totals, layout: Layout, request: ConvertRequest) -> dict[str, Any]:
     """The new `dataset.json`: what the source's says of other things is kept."""
     given = source_json(request)
     kept = {key: value for key, value in given.items() if key not in ("colour_coded", "colours", "n_cases")}
     if meaning.declaration:
         dropped = ("labels", "ignore", "label_kind", "regions", "regions_class_order", "instance_labels", "label_note")
         kept = {key: value for key, value in kept.items() if key not in dropped}
+    if layout.channels:
+        kept = {key: value for key, value in kept.items() if key not in ("channel_names", "modality")}
+        kept["channels"] = list(layout.channels)
     declaration = {"name": request.output.name, **kept, **meaning.declaration}
     labels = declaration["labels"]
     if meaning.declaration:

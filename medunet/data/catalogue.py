@@ -404,7 +404,7 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
             found = (case.name, channel_count(case, image.channels), len(image.shape))
             first = first or found
             _require_alike(first, found)
-            others = [("channel", path) for path in case.images[1:]]
+            others = [(f"channel {path.name}", path) for path in case.images[1:]]
             others += [("label", case.label)] if case.label else []
             for what, path in others:
                 _require_same_grid(case, image, read_grid(path, axes=axes), what)

@@ -44,11 +44,16 @@ _MASK_NUMBER = re.compile(r"[_\-. ]*\(?\d+\)?$")
 
 @dataclass(frozen=True)
 class FoundCase:
-    """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each."""
+    """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each.
+
+    Attributes:
+        structures: what each mask's structure is called; empty where its file's name says it.
+    """
 
     name: str
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
+    structures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Layout:
         own: whether this is already the layout of a data set.
         structures: whether masks show structures that may overlap, with a file or a channel each.
         passed_over: folders that look like a case of their own, in another form than this one.
+        channels: names of the images of each case, in their order, where file names say them.
+        unused: scans beside a case's images and mask that are neither.
     """
 
     form: str
@@ -77,6 +84,8 @@ class Layout:
     one_each: bool = False
     structures: bool = False
     passed_over: tuple[Path, ...] = ()
+    channels: tuple[str, ...] = ()
+    unused: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -140,6 +149,11 @@ def pairs_at_top(source: Path) -> bool:
         DataError: as `recognised`.
     """
     return any(finder(source) is not None for finder in (_own_layout, _tracking_challenge, _beside, _mixed))
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a name is nothing but a word for masks."""
+    return _MASK_TOKEN.fullmatch(name) is not None
 
 
 def mask_keys(stem: str) -> list[str]:
@@ -335,10 +349,15 @@ def _folder_pairs(folders: Mapping[str, Path]) -> list[tuple[Path, Path]]:
     masks = [folders[name] for name in MASK_FOLDERS if name in folders]
     if len(images) == 1 and len(masks) == 1:
         return [(images[0], masks[0])]
+    of_image: dict[str, set[str]] = defaultdict(set)  # each name is looked at once, as there may be a thousand folders
+    for key in folders:
+        of_image[key.removesuffix("annot")].add(key)
+        for name in mask_keys(key)[:1]:
+            of_image[name].add(key)
     pairs = []
     for name, folder in folders.items():
-        own = [folders[key] for key in folders if mask_keys(key)[:1] == [name] or key == f"{name}annot"]
-        pairs += [(folder, own[0])] if len(own) == 1 else []
+        own = sorted(of_image[name] - {name})
+        pairs += [(folder, folders[own[0]])] if len(own) == 1 else []
     if not pairs and len(images) + len(masks) > 2 and images and masks:
         names = ", ".join(path.name for path in [*images, *masks])
         raise DataError(f"{images[0].parent}: which folders belong together? found {names}; say --masks FOLDER")

@@ -30,14 +30,14 @@ class Mask:
         volume: its grid, with what was read.
         values: ``(*spatial)`` grey values, palette indices or label values; None for a mask in colours.
         colours: ``(*spatial)`` codes of its colours, for RGB and palettes; None for grey and label values.
-        channel: what the channel is called that it is, in a file that holds several masks.
+        name: what it shows is called; None where the file's name says it.
     """
 
     path: Path
     volume: Volume
     values: NDArray[Any] | None
     colours: Codes | None
-    channel: str | None = None
+    name: str | None = None
 
     @property
     def lossy(self) -> bool:

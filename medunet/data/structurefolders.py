@@ -6,15 +6,16 @@ Names alone decide; no file is opened.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medunet.data.catalogue import group_cases, scan_files
+from medunet.data.channelfolders import PLAIN_NAMES, CaseFolder, channel_layout, has_channels, refuse_folders
 from medunet.data.formats import case_stem, is_readable, is_zarr
 from medunet.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, FoundCase, Layout, pairs_at_top, recognised
 from medunet.errors import DataError
 
-_IMAGE_NAMES = ("image", "img", "scan", "volume", "raw", "ct", "mr", "mri", "pet", "t1", "t2", "flair")
+_IMAGE_NAMES = (*PLAIN_NAMES, "ct", "mr", "mri", "pet", "t1", "t2", "flair")
 
 
 def find_structures(source: Path, masks: str | None = None) -> Layout | None:
@@ -23,6 +24,7 @@ def find_structures(source: Path, masks: str | None = None) -> Layout | None:
     In this order: an image folder beside a mask folder that holds a folder per image (`images/CASE.nii.gz` with
     `labels/CASE/liver.nii.gz`); a folder per image with a folder of masks in it (`CASE/ct.nii.gz` with
     `CASE/segmentations/liver.nii.gz`); a folder per image that holds all (`CASE/image.nii.gz`, `CASE/liver.nii.gz`).
+    In the last two a case may have a file per channel, see `channel_layout`; its mask is one label map then, perhaps.
     Images and masks that lie at the top come before a folder per image, of which one may be there by accident.
 
     Args:
@@ -33,7 +35,7 @@ def find_structures(source: Path, masks: str | None = None) -> Layout | None:
 
     Raises:
         DataError: a mask folder that is empty, or several images, mask folders or kinds of masks where one was
-            expected.
+            expected; or cases with different channels.
     """
     if not source.is_dir():
         return None
@@ -45,7 +47,10 @@ def find_structures(source: Path, masks: str | None = None) -> Layout | None:
 
 def case_folders(source: Path) -> tuple[Path, ...]:
     """Folders that hold an image and masks of their own; for a source whose images and masks lie elsewhere."""
-    return tuple(source / case.name for case in _looked_into(source, None).cases)
+    found = _looked_into(source, None)
+    found.take_single_images()
+    several = {folder.path for folder in found.folders if has_channels([folder])}
+    return tuple(sorted(several | {source / case.name for case in found.cases}))
 
 
 def _folders(place: Path) -> list[Path]:
@@ -92,8 +97,9 @@ def _masks_at_top(source: Path, masks: str | None) -> bool:
 
 @dataclass
 class _LookedInto:
-    """What folders of one image each hold, and what is left over, while they are looked into."""
+    """What folders hold that may be cases, and what is left over, while they are looked into."""
 
+    folders: list[CaseFolder] = field(default_factory=list)
     cases: list[FoundCase] = field(default_factory=list)
     alone: list[Path] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)
@@ -109,7 +115,7 @@ class _LookedInto:
         elif inner:
             self.orphans += inner
         elif masks is None and scans != [folder]:
-            self._add_all_in_one(folder, scans)
+            self.folders.append(CaseFolder(folder, tuple(scans)))
         else:
             self.alone += scans
 
@@ -120,23 +126,31 @@ class _LookedInto:
                 f"{folder}: holds {len(inner)} folders of masks ({_names(inner)}); expected one\n"
                 f"move the others away, or say which one with --masks {inner[0].name}"
             )
-        elif len(scans) > 1:
-            self.problems.append(_several_images(folder, scans))
         elif not masks:
             self.problems.append(_no_mask(inner[0]))
         else:
-            self.cases.append(FoundCase(folder.name, (scans[0],), tuple(masks)))
+            self.folders.append(CaseFolder(folder, tuple(scans), tuple(masks)))
 
-    def _add_all_in_one(self, folder: Path, scans: Sequence[Path]) -> None:
-        images = [path for path in scans if case_stem(path).lower() in _IMAGE_NAMES]
-        others = tuple(path for path in scans if path not in images)
-        if len(images) == 1 and others:
-            self.cases.append(FoundCase(folder.name, (images[0],), others))
-        elif images and others:
-            self.problems.append(_several_images(folder, images))
-        else:
-            self.alone += images
-            self.orphans += [folder] if others else []
+    def take_single_images(self) -> None:
+        """Make cases of the folders that hold one image and masks."""
+        for folder in self.folders:
+            images, masks = folder.scans, folder.masks
+            if masks is None:
+                images = tuple(path for path in folder.scans if case_stem(path).lower() in _IMAGE_NAMES)
+                masks = tuple(path for path in folder.scans if path not in images)
+            if len(images) == 1 and masks:
+                self.cases.append(FoundCase(folder.path.name, images, masks))
+            elif images and masks:
+                self.problems.append(_several_images(folder.path, images))
+            else:
+                self.alone += images
+                self.orphans += [folder.path] if masks else []
+
+    def refuse_problems(self) -> None:
+        """Raises:
+        DataError: the first problem, if there is one.
+        """
+        refuse_folders(self.problems)
 
 
 def _looked_into(source: Path, masks: str | None) -> _LookedInto:
@@ -155,10 +169,15 @@ def _looked_into(source: Path, masks: str | None) -> _LookedInto:
 
 def _in_case_folders(source: Path, masks: str | None) -> Layout | None:
     found = _looked_into(source, masks)
+    if has_channels(found.folders) and (masks is not None or recognised(source) is None):
+        found.refuse_problems()
+        layout = channel_layout(found.folders)
+        alone, orphans = (*found.alone, *layout.alone), (*found.orphans, *layout.orphans)
+        return replace(layout, alone=alone, orphans=orphans)
+    found.take_single_images()
     # Without any case, what looks odd here may be as it should be in another layout.
     if found.problems and (found.cases or masks is not None or recognised(source) is None):
-        more = f"\n… and {len(found.problems) - 1} more folders like this" if len(found.problems) > 1 else ""
-        raise DataError(found.problems[0] + more)
+        found.refuse_problems()
     if not found.cases:
         return None
     alone, orphans = tuple(found.alone), tuple(found.orphans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -54,10 +54,11 @@ class StructureMasks(Sequence[Mask]):
     Args:
         paths: at least one; a file of one channel, or one with a channel for each structure.
         axes: states a TIFF's axes.
+        names: what the structures are called, one for each file; empty where the files' names say it.
     """
 
-    def __init__(self, paths: Sequence[Path], axes: str | None = None) -> None:
-        self._paths, self._axes = paths, axes
+    def __init__(self, paths: Sequence[Path], axes: str | None = None, names: Sequence[str] = ()) -> None:
+        self._paths, self._axes, self._names = paths, axes, names
 
     def __len__(self) -> int:
         return len(self._paths) if self._channels is None else len(self._channels)
@@ -71,11 +72,15 @@ class StructureMasks(Sequence[Mask]):
             return [self[place] for place in range(*index.indices(len(self)))]
         if self._channels is not None:
             return self._channels[index]
-        return self._first if index == 0 else read_mask(self._paths[index], self._axes)
+        return self._first if index == 0 else self._read(index)
 
     @cached_property
     def _first(self) -> Mask:
-        return read_mask(self._paths[0], self._axes)
+        return self._read(0)
+
+    def _read(self, index: int) -> Mask:
+        mask = read_mask(self._paths[index], self._axes)
+        return replace(mask, name=self._names[index]) if self._names else mask
 
     @cached_property
     def _channels(self) -> list[Mask] | None:
@@ -125,12 +130,12 @@ def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> Non
 
 
 def name_of(mask: Mask) -> str:
-    """What a mask's structure is called: after its channel, or its file.
+    """What a mask's structure is called: as it says, or after its file.
 
     Raises:
         DataError: a name that means something else in `dataset.json`.
     """
-    name = mask.channel or case_stem(mask.path)
+    name = mask.name or case_stem(mask.path)
     if name.lower() in _RESERVED:
         raise DataError(
             f"{mask.path}: a structure cannot be called {name}, which has a meaning of its own\n"

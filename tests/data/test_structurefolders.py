@@ -85,8 +85,11 @@ def test_an_empty_folder_of_masks_is_refused(tmp_path: Path, names: tuple[str, .
 
 @pytest.mark.parametrize("mask", ["masks/x.nii.gz", "x.nii.gz"])
 def test_two_images_in_a_folder_are_refused(tmp_path: Path, mask: str) -> None:
-    with pytest.raises(DataError, match=r"s1: holds 2 scans \(ct.nii.gz, pet.nii.gz\) beside its masks"):
-        find_structures(folder_of(tmp_path, "s1/ct.nii.gz", "s1/pet.nii.gz", f"s1/{mask}", "s2/ct.nii.gz", "s2/x.nii"))
+    """As the names do not say which channel they are; see `test_channelfolders` for those that do."""
+    with pytest.raises(DataError, match=r"s1: holds 2 scans \(ct.nii.gz, image.nii.gz\) beside its masks"):
+        find_structures(
+            folder_of(tmp_path, "s1/ct.nii.gz", "s1/image.nii.gz", f"s1/{mask}", "s2/ct.nii.gz", "s2/x.nii")
+        )
 
 
 def test_two_mask_folders_of_an_image_are_refused_until_one_is_named(tmp_path: Path) -> None:
@@ -143,6 +146,7 @@ def test_odd_folders_do_not_disturb_another_layout(tmp_path: Path) -> None:
     names = ("7f/images/7f.png", "7f/masks/a.png", "stray/t1.png", "stray/t2.png", "stray/t3.png", "stray/t4.png")
     source = folder_of(tmp_path, *names, "stray/x.png")
     assert find_structures(source) is None and find_layout(source).one_each
+    assert [path.name for path in case_folders(source)] == ["stray"]
 
 
 def test_folders_of_masks_and_files_do_not_mix(tmp_path: Path) -> None:

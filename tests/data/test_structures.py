@@ -165,11 +165,11 @@ def test_channels_are_structures_unless_they_are_colours(tmp_path: Path) -> None
     medunet.write_volume(Volume(inside), tmp_path / "m.nii.gz")
     assert has_structure_channels(tmp_path / "m.nii.gz")
     masks = StructureMasks([tmp_path / "m.nii.gz"])
-    assert [one.channel for one in masks] == ["structure_1", "structure_2", "structure_3"] and len(masks) == 3
+    assert [one.name for one in masks] == ["structure_1", "structure_2", "structure_3"] and len(masks) == 3
     for one, expected in zip(masks, inside, strict=True):
         np.testing.assert_array_equal(inside_of(one), expected)
     tifffile.imwrite(tmp_path / "two.ome.tif", inside[:2, 0], metadata={"axes": "CYX", "Channel": {"Name": ["a", "b"]}})
-    assert [one.channel for one in StructureMasks([tmp_path / "two.ome.tif"])] == ["a", "b"]
+    assert [one.name for one in StructureMasks([tmp_path / "two.ome.tif"])] == ["a", "b"]
     tifffile.imwrite(tmp_path / "rgb.tif", inside[:, 0], imagej=True, metadata={"axes": "CYX"})
     tifffile.imwrite(tmp_path / "grey.tif", inside[0, 0], metadata={"axes": "YX"})
     Image.fromarray(inside[0].transpose(1, 2, 0)[..., :3]).save(tmp_path / "rgb.png")
