@@ -371,12 +371,14 @@ def convert(
     One folder:     medunet convert CELLS -o DATASET        cell.tif with cell_mask.tif; shows the pairs
     Objects:        medunet convert NUCLEI -o DATASET --instances
     Structures:     medunet convert SCANS -o DATASET        labels/CASE/liver.nii.gz, …; they may overlap
+    Channels:       medunet convert BRATS -o DATASET        CASE/CASE_t1.nii.gz, …_t2, …_flair with …_seg
     And back:       medunet convert DATASET -o COLOURS --to-colours
 
     Recognised are images/ with masks/ (and similar names), images and masks in one folder (*_mask, *_seg, *_label,
     *_gt, mask_*, …), the Cell Tracking Challenge (01/ with 01_GT/SEG/), the Data Science Bowl (one folder per image,
-    one mask per nucleus), and one binary mask per structure: labels/CASE/liver.nii.gz, CASE/segmentations/liver.nii.gz,
-    or a channel each. Masks may be RGB, palette, black and white (0 and 255) or label values.
+    one mask per nucleus), one binary mask per structure: labels/CASE/liver.nii.gz, CASE/segmentations/liver.nii.gz,
+    or a channel each, and one folder per case with a file per channel (t1, t2, flair, ct, pet, …), as BraTS has it.
+    Masks may be RGB, palette, black and white (0 and 255) or label values.
     A colour TABLE has lines `R G B name` or `name R G B`, or is JSON: {"name": [R, G, B]}. Images are taken byte by
     byte; a colour that means nothing is refused with its count, and then nothing is written.
     """

@@ -7,6 +7,7 @@ Every mask is read and checked before anything is written; then the new folder i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,19 +21,33 @@ import numpy as np
 
 from medunet.data.catalogue import Case, check_pairs
 from medunet.data.colours import Decoded
-from medunet.data.formats import WRITABLE, case_stem, default_suffix, files_of, is_zarr, suffix_of, write_volume
+from medunet.data.formats import (
+    WRITABLE,
+    case_stem,
+    default_suffix,
+    files_of,
+    is_zarr,
+    read_grid,
+    suffix_of,
+    write_volume,
+)
 from medunet.data.labels import table_from_names
 from medunet.data.layouts import FoundCase, Layout, count_by_suffix, find_layout
-from medunet.data.maskrules import Rule
+from medunet.data.maskrules import MatchingRule, Rule
 from medunet.data.masks import Mask
-from medunet.data.structurefolders import find_structures
-from medunet.data.structures import has_structure_channels
-from medunet.errors import ConfigError, DataError
+from medunet.data.structurefolders import case_folders, find_structures
+from medunet.data.structures import are_label_maps, check_masks, has_structure_channels
+from medunet.errors import ConfigError, DataError, OutputError
 from medunet.files import check_new_folder, folder_written_aside, write_text
 from medunet.maskmeaning import ConvertRequest, Meaning, masks_of, meaning_of, progress, source_json
 
 Say = Callable[[str], None]
 _SHOWN = 10
+_PORTION = 2**20
+"""Bytes that are copied at a time."""
+
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Why a hard link cannot be made where a copy can: another disk, or a file system without links or with no more."""
 
 
 def convert(request: ConvertRequest, say: Say) -> None:
@@ -62,7 +77,7 @@ def convert(request: ConvertRequest, say: Say) -> None:
     for case in progress(layout.cases):
         totals.add(case, meaning.rule.apply(masks_of(case, layout, request)))
     _refuse_unknown(totals, meaning.rule, request)
-    declaration = _completed(meaning, totals, request)
+    declaration = _completed(meaning, totals, layout, request)
     for line in totals.lines(declaration):
         say(line)
     if request.dry_run:
@@ -81,12 +96,48 @@ def _layout_of(request: ConvertRequest) -> Layout:
         return find_layout(request.source, request.masks)
     found = find_structures(request.source, request.masks)
     if found is not None:
-        return found
+        return _of_folders(found, request)
     layout = find_layout(request.source, request.masks)
+    layout = replace(layout, passed_over=_passed_over(layout, request))
     plain = request.colours is None and all(len(case.masks) == 1 for case in layout.cases)
-    if plain and not layout.objects and has_structure_channels(layout.cases[0].masks[0], request.axes):
+    if plain and not layout.objects and _structure_channels(layout, request):
         return replace(layout, form=f"{layout.form}, one channel per structure", structures=True)
     return layout
+
+
+def _passed_over(layout: Layout, request: ConvertRequest) -> tuple[Path, ...]:
+    """Folders that look like cases and of which the layout uses no file; none where it was said which files count."""
+    if request.masks is not None:
+        return ()
+    used = {path for case in layout.cases for file in (*case.images, *case.masks) for path in file.parents}
+    return tuple(folder for folder in case_folders(request.source) if folder not in used)
+
+
+def _of_folders(found: Layout, request: ConvertRequest) -> Layout:
+    """Masks in a folder per image: a label map in each, a file with a channel per structure, or a mask for each."""
+    if _structure_channels(found, request):
+        return replace(found, form=f"{found.form}, one channel per structure", structures=True)
+    if not found.structures or are_label_maps(found.cases, request.axes):
+        return replace(found, form=f"{found.form}, one label map each", structures=False)
+    return replace(found, form=f"{found.form}, one mask per structure")
+
+
+def _structure_channels(layout: Layout, request: ConvertRequest) -> bool:
+    """Whether masks have a channel for each structure.
+
+    Raises:
+        DataError: some have, others have not; or a header cannot be read.
+    """
+    masks = [case.masks[0] for case in layout.cases]
+    found = [len(case.masks) == 1 and has_structure_channels(case.masks[0], request.axes) for case in layout.cases]
+    if any(found) and not all(found):
+        several, one = masks[found.index(True)], masks[found.index(False)]
+        raise DataError(
+            f"{request.source}: in {sum(found)} of {len(masks)} cases the mask has a channel for each structure "
+            f"({_relative(several, request.source)}), in others not ({_relative(one, request.source)})\n"
+            "make all of one kind, or move one kind away"
+        )
+    return all(found)
 
 
 def _check_options(request: ConvertRequest) -> None:
@@ -102,18 +153,30 @@ def _check_options(request: ConvertRequest) -> None:
 
 def _say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
     say(f"{request.source}: {layout.form}, {len(layout.cases)} pair{'s' * (len(layout.cases) != 1)}")
+    if layout.channels:
+        say(
+            f"channels, in the order of their names: {', '.join(f'{n} {one}' for n, one in enumerate(layout.channels))}"
+        )
     shown = layout.cases if request.dry_run else layout.cases[:_SHOWN]
     for case in shown:
-        images = " + ".join(_relative(path, request.source) for path in case.images)
+        images = _relative(case.images[0], request.source) + "".join(f" + {path.name}" for path in case.images[1:])
         masks = _relative(case.masks[0], request.source)
         masks += f" and {len(case.masks) - 1} more" if len(case.masks) > 1 else ""
         say(f"  {images}  <-  {masks}")
     if len(layout.cases) > len(shown):
         say(f"  … and {len(layout.cases) - len(shown)} more (all with --dry-run)")
-    for what, paths in (("without a mask", layout.alone), ("without an image", layout.orphans)):
+    for what, paths in (
+        ("without a mask", layout.alone),
+        ("without an image", layout.orphans),
+        ("neither a known scan nor the mask", layout.unused),
+    ):
         if paths:
             names = ", ".join(_relative(path, request.source) for path in paths[:_SHOWN])
             say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
+    if layout.passed_over:
+        names = ", ".join(path.name for path in layout.passed_over[:_SHOWN])
+        more = ", …" if len(layout.passed_over) > _SHOWN else ""
+        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}{more}")
     if layout.others:
         say(f"left out, no scans: {count_by_suffix(layout.others)}")
 
@@ -135,12 +198,27 @@ def _check_cases(layout: Layout, request: ConvertRequest) -> None:
     twice = [name for name, count in Counter(case.name for case in layout.cases).items() if count > 1]
     if twice:
         raise DataError(f"{request.source}: two cases would be called {twice[0]}; rename one of the images")
+    if layout.channels:
+        _check_channels(layout, request)
+    # Named after the mask where there may be a hundred. The others need no image, whose header may be slow to read.
+    named = ((_relative(case.masks[0], request.source) if layout.structures else case.name) for case in layout.cases)
+    check_pairs(
+        (Case(name, case.images, case.masks[0]) for name, case in zip(named, layout.cases, strict=True)), request.axes
+    )
     if layout.structures:
-        # Named after the mask: of a hundred, a message has to say which one.
-        named = ((_relative(mask, request.source), case, mask) for case in layout.cases for mask in case.masks)
-        check_pairs((Case(name, case.images, mask) for name, case, mask in named), request.axes)
-    else:
-        check_pairs((Case(case.name, case.images, case.masks[0]) for case in layout.cases), request.axes)
+        check_masks([case.masks for case in layout.cases], request.axes)
+
+
+def _check_channels(layout: Layout, request: ConvertRequest) -> None:
+    """Files that are a channel each have one; a data set would count those of all files otherwise."""
+    for case in layout.cases:
+        for path, name in zip(case.images, layout.channels, strict=True):
+            found = read_grid(path, axes=request.axes).channels
+            if found != 1:
+                raise DataError(
+                    f"{path}: has {found} channels (or time points); expected one, {name}\n"
+                    "save the one that is meant as a file of its own in its place"
+                )
 
 
 class _Totals:
@@ -189,6 +267,7 @@ class _Totals:
 def _refuse_unknown(totals: _Totals, rule: Rule, request: ConvertRequest) -> None:
     if not totals.unknown:
         return
+    assert isinstance(rule, MatchingRule), "others have a label value for whatever they find"
     count = sum(totals.unknown.values())
     within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
     raise DataError(
@@ -199,13 +278,16 @@ def _refuse_unknown(totals: _Totals, rule: Rule, request: ConvertRequest) -> Non
     )
 
 
-def _completed(meaning: Meaning, totals: _Totals, request: ConvertRequest) -> dict[str, Any]:
+def _completed(meaning: Meaning, totals: _Totals, layout: Layout, request: ConvertRequest) -> dict[str, Any]:
     """The new `dataset.json`: what the source's says of other things is kept."""
     given = source_json(request)
     kept = {key: value for key, value in given.items() if key not in ("colour_coded", "colours", "n_cases")}
     if meaning.declaration:
         dropped = ("labels", "ignore", "label_kind", "regions", "regions_class_order", "instance_labels", "label_note")
         kept = {key: value for key, value in kept.items() if key not in dropped}
+    if layout.channels:
+        kept = {key: value for key, value in kept.items() if key not in ("channel_names", "modality")}
+        kept["channels"] = list(layout.channels)
     declaration = {"name": request.output.name, **kept, **meaning.declaration}
     labels = declaration["labels"]
     if meaning.declaration:
@@ -246,44 +328,81 @@ def _label_suffix(mask: Mask) -> str:
 
 
 def place_file(source: Path, folder: Path, stem: str, link: bool) -> None:
-    """Copy or link a file, with those that belong to it, under another stem.
+    """Copy or link a scan, with the files that belong to it, under another stem.
+
+    A scan that is a folder stays one, `folder/stem/`: slices of several DICOM series in one folder would be one series.
 
     Raises:
         DataError: a header that names another file would have to be renamed.
+        OutputError: the target exists.
     """
     folder.mkdir(exist_ok=True)
-    if is_zarr(source):
-        shutil.copytree(source, folder / f"{stem}{suffix_of(source) or '.zarr'}", copy_function=_placed(link))
+    if source.is_dir():
+        _place_folder(source, folder / f"{stem}{_folder_suffix(source)}", link)
         return
     files = [file for file in files_of(source) if file.is_file()]
-    if len(files) > 1 and stem != case_stem(source):
+    if len(files) == 1:
+        _place(source, folder / f"{stem}{source.name[len(case_stem(source)) :]}", link)
+        return
+    if stem != case_stem(source) or any(file.parent != source.parent for file in files):
         raise DataError(
             f"{source}: consists of {len(files)} files that name each other, and would have to be called {stem}\n"
             "save it as one file first"
         )
     for file in files:
-        target = folder / (
-            f"{stem}{file.name[len(case_stem(source)) :]}" if file.name.startswith(case_stem(source)) else file.name
+        _place(file, folder / file.name, link)
+
+
+def _place_folder(source: Path, target: Path, link: bool) -> None:
+    """All of a Zarr, of which `files_of` names only what is read; of a DICOM series its slices."""
+    files = _files_under(source) if is_zarr(source) else files_of(source)
+    _free(target).mkdir()
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _place(file, place, link)
+
+
+def _folder_suffix(source: Path) -> str:
+    return (suffix_of(source) or ".zarr") if is_zarr(source) else ""
+
+
+def _files_under(folder: Path) -> list[Path]:
+    return [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+
+
+def _place(file: Path, target: Path, link: bool) -> None:
+    """Link a file where that is wanted and possible, or copy it; never onto a file that is there.
+
+    That matters most for links: writing to a target that is linked would change the user's own file.
+    """
+    if link and _linked(file.resolve(), _free(target)):
+        return
+    with file.open("rb") as stream, _free(target).open("xb") as copy:  # x: fails where a file is
+        shutil.copyfileobj(stream, copy, _PORTION)
+
+
+def _free(target: Path) -> Path:
+    if target.exists() or target.is_symlink():
+        raise OutputError(
+            f"{target.parent.name}/{target.name}: two files would be written there; nothing was written\n"
+            "give them different names"
         )
-        _placed(link)(str(file), str(target))
-
-
-def _placed(link: bool) -> Callable[[str, str], None]:
-    """Links a file where that is wanted and possible, or copies it."""
-
-    def place(file: str, target: str) -> None:
-        if not (link and _linked(Path(file).resolve(), Path(target))):
-            shutil.copyfile(file, target)
-
-    return place
+    return target
 
 
 def _linked(file: Path, target: Path) -> bool:
-    """Make a hard link; false where the file system has none, or the target lies on another one."""
+    """Make a hard link; false where the file system has none, or the target lies on another one.
+
+    Raises:
+        OSError: for any other reason.
+    """
     try:
         os.link(file, target)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return False
+        raise
     return True
 
 

@@ -192,7 +192,7 @@ def _named(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
 def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[CaseScores, str]:
     """The scores of one pair, and the unit of their distances."""
     prediction, reference = read_pair(pair)
-    require_same_grid(pair.case, prediction, reference)
+    require_same_grid(pair.case, prediction, reference, pair.size)
     grid = with_voxel_size(pair, reference, prediction)
     tolerance = how.tolerance
     if tolerance is None:

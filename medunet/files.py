@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from medunet.errors import OutputError
@@ -33,14 +33,15 @@ def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         # Where the "folder" is a file, there is nothing to remove, and unlink would hide the error.
         if path.parent.is_dir():
             aside.unlink(missing_ok=True)
 
 
-def _unwritable(place: Path, error: OSError) -> OutputError:
+def unwritable(place: Path, error: OSError) -> OutputError:
+    """What to tell the user of a place that the system refuses to write to."""
     return OutputError(
         f"{place}: cannot be written ({error.strerror or error})\n"
         "check the folder's permissions and the free disk space, or choose another place"
@@ -88,7 +89,7 @@ def folder_written_aside(folder: Path, overwrite: bool = False) -> Iterator[Path
     except OutputError:
         raise
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -96,8 +97,7 @@ def folder_written_aside(folder: Path, overwrite: bool = False) -> Iterator[Path
 def put_in_place(new: Path, target: Path) -> None:
     """Rename a finished file or folder onto a target on the same disk, which may be a folder with files in it.
 
-    A folder cannot be replaced in one step: the old one is moved aside, and removed once the new one stands, or moved
-    back if that fails. A program that is killed in between leaves it beside the target, under a hidden name.
+    A folder cannot be replaced in one step: see `put_all_in_place`.
 
     Raises:
         OSError: the disk refuses; `target` is as it was.
@@ -105,20 +105,44 @@ def put_in_place(new: Path, target: Path) -> None:
     if not (target.is_dir() and not target.is_symlink()) and not new.is_dir():
         new.replace(target)
         return
-    old = target.absolute().with_name(f".{secrets.token_hex(4)}.old.{target.name}")
-    there = target.exists() or target.is_symlink()
-    if there:
-        target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:
-        if there:
-            old.rename(target)
-        raise
-    if there and old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-    elif there:
-        old.unlink()
+    put_all_in_place({new: target})
+
+
+def put_all_in_place(targets: Mapping[Path, Path]) -> None:
+    """Rename finished files and folders onto targets on the same disk: all of them or none.
+
+    What they replace, folders with files in them too, is moved aside, and removed once all new ones stand, or moved
+    back if one of them cannot be placed. A program that is killed in between leaves it beside the target, under a
+    hidden name.
+
+    Args:
+        targets: where each new one goes.
+
+    Raises:
+        OSError: the disk refuses; all targets are as they were, and the new ones back in their places.
+    """
+    replaced: list[Path] = []
+    with ExitStack() as undo:
+        for new, target in targets.items():
+            if target.exists() or target.is_symlink():
+                old = target.absolute().with_name(f".{secrets.token_hex(4)}.old.{target.name}")
+                target.rename(old)
+                undo.callback(old.rename, target)
+                replaced.append(old)
+            new.rename(target)
+            undo.callback(target.rename, new)
+        undo.pop_all()
+    for old in replaced:
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove what was replaced; the new one stands, so that a failure must not say that it does not."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def check_new_folder(folder: Path) -> None:

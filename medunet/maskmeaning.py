@@ -136,7 +136,7 @@ def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
 def masks_of(case: FoundCase, layout: Layout, request: ConvertRequest) -> Sequence[Mask]:
     """The masks of a case; those of structures are read when it is their turn, because there may be a hundred."""
     if layout.structures:
-        return StructureMasks(case.masks, request.axes)
+        return StructureMasks(case.masks, request.axes, case.structures)
     return [read_mask(path, request.axes) for path in case.masks]
 
 

@@ -300,11 +300,14 @@ def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
 
 
 def _as_stated(volume: Volume, case: Case, axes: str | None) -> Volume:
-    """The volume on the grid that its file states, which may know no voxel size: results lie on exactly that."""
+    """The volume on the grid that its file states, which may know no voxel size: results lie on exactly that.
+
+    Sections keep the declared distance, as they cannot state another.
+    """
     if case.size is None:
         return volume
     own = read_grid(case.images[0], axes=axes, frame=case.frame)
-    return replace(volume, affine=own.affine, unit=own.unit)
+    return replace(volume, affine=own.affine, unit=own.unit) if own.unit == "pixel" else volume
 
 
 def _find_ids(terrain: Terrain, spacing: Sequence[float], memory: int) -> NDArray[Any] | None:

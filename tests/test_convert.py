@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from PIL import Image
 
+import medunet
 import medunet.cli as cli
+from medunet.convert import place_file
 from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
+from medunet.errors import OutputError
+from tests.data.formats.test_dicom import write_series
 
 TABLE = {"sky": (0, 0, 255), "road": (128, 64, 128), "car": (200, 0, 0), "void": (0, 0, 0)}
 LABELS = np.random.default_rng(1).integers(0, 4, (2, 3, 4)).repeat(5, 1).repeat(5, 2).astype(np.uint8)
@@ -148,6 +155,103 @@ def test_links_share_the_bytes(tmp_path: Path) -> None:
     assert cli.run(["convert", str(source), "-o", str(tmp_path / "data"), "--link"]) == 0
     for new, old in (("images/c0.png", "c0.png"), ("labels/c0.png", "c0_label.png")):
         assert (tmp_path / "data" / new).stat().st_ino == (source / old).stat().st_ino
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def scans_of_slices(folder: Path, scans: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """DICOM series whose slices have the same names, each with a mask; what each series must be read as."""
+    made = {}
+    for number, (name, mask) in enumerate(scans.items()):
+        (folder / name).mkdir(parents=True)
+        made[name] = write_series(folder / name, 3, SeriesInstanceUID=f"1.2.{number}") + number
+        for path in (folder / name).iterdir():
+            data = pydicom.dcmread(path)
+            data.PixelData = (data.pixel_array + number).astype(np.int16).tobytes()
+            data.save_as(path)
+        grid = medunet.read_volume(folder / name)
+        inside = (made[name] > 100).astype(np.uint8)
+        medunet.write_volume(grid.with_array(inside[None]), folder / mask)
+    return made
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_dicom_series_stays_a_folder_and_the_originals_stay_as_they_are(tmp_path: Path, link: bool) -> None:
+    source, data = tmp_path / "scans", tmp_path / "data"
+    made = scans_of_slices(source, {f"images/{name}": f"masks/{name}.nii.gz" for name in ("s1", "s2")})
+    (source / "images" / "s1" / "notes.txt").write_text("no slice")
+    before = bytes_of(source)
+    assert cli.run(["convert", str(source), "-o", str(data), *(["--link"] if link else [])]) == 0
+    assert bytes_of(source) == before
+    read = read_data_set(data)
+    assert [case.name for case in read.labelled] == ["s1", "s2"]
+    for case, (name, expected) in zip(read.labelled, made.items(), strict=True):
+        np.testing.assert_array_equal(load_image(case).array[0], expected)
+        np.testing.assert_array_equal(
+            load_label(case, with_labels(read, read.labelled), load_image(case))[0], expected > 100
+        )
+        for path in (data / name).iterdir():
+            assert path.samefile(source / name / path.name) == link
+    assert not (data / "images" / "s1" / "notes.txt").exists()
+
+
+def test_a_series_in_a_folder_for_each_image_gets_the_name_of_that_folder(tmp_path: Path) -> None:
+    source, data = tmp_path / "scans", tmp_path / "data"
+    made = scans_of_slices(source, {f"{name}/ct": f"{name}/masks/liver.nii.gz" for name in ("s1", "s2")})
+    assert cli.run(["convert", str(source), "-o", str(data), "--link"]) == 0
+    for case, expected in zip(read_data_set(data).labelled, made.values(), strict=True):
+        np.testing.assert_array_equal(load_image(case).array[0], expected)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_two_files_on_one_place_are_refused_and_the_first_is_untouched(tmp_path: Path, link: bool) -> None:
+    for number, folder in enumerate("ab"):
+        saved(tmp_path / folder / "x.png", photo(number))
+        scans_of_slices(tmp_path / folder, {"s": "mask.nii.gz"})
+    before = bytes_of(tmp_path / "a"), bytes_of(tmp_path / "b")
+    for name in ("x.png", "s"):
+        place_file(tmp_path / "a" / name, tmp_path / "out", "one", link)
+        with pytest.raises(OutputError, match=r"out/one.*: two files would be written there"):
+            place_file(tmp_path / "b" / name, tmp_path / "out", "one", link)
+    assert (bytes_of(tmp_path / "a"), bytes_of(tmp_path / "b")) == before
+    assert bytes_of(tmp_path / "out" / "one") == bytes_of(tmp_path / "a" / "s")
+    assert (tmp_path / "out" / "one.png").read_bytes() == (tmp_path / "a" / "x.png").read_bytes()
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_all_of_a_zarr_is_placed(tmp_path: Path, link: bool) -> None:
+    """Also what is not read of it, such as lower resolutions; folders of it may be linked from elsewhere."""
+    source = tmp_path / "a.zarr"
+    for name, text in ((".zattrs", "{}"), (".zgroup", "{}"), ("0/0/0", "chunk"), ("1/0/0", "smaller")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    (source / "1").rename(tmp_path / "elsewhere")
+    (source / "1").symlink_to(tmp_path / "elsewhere")
+    place_file(source, tmp_path / "out", "b", link)
+    assert bytes_of(tmp_path / "out") == {
+        "b.zarr/.zattrs": b"{}", "b.zarr/.zgroup": b"{}", "b.zarr/0/0/0": b"chunk", "b.zarr/1/0/0": b"smaller",
+    }  # fmt: skip
+    assert (tmp_path / "out" / "b.zarr" / "0" / "0" / "0").samefile(source / "0" / "0" / "0") == link
+
+
+def test_a_link_becomes_a_copy_only_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved(tmp_path / "a.png", photo(0))
+
+    def failing(number: int) -> Callable[[Path, Path], None]:
+        def link(file: Path, target: Path) -> None:
+            raise OSError(number, os.strerror(number), str(target))
+
+        return link
+
+    monkeypatch.setattr(os, "link", failing(errno.EXDEV))
+    place_file(source, tmp_path / "out", "other disk", link=True)
+    assert (tmp_path / "out" / "other disk.png").read_bytes() == source.read_bytes()
+    monkeypatch.setattr(os, "link", failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        place_file(source, tmp_path / "out", "broken disk", link=True)
+    assert not (tmp_path / "out" / "broken disk.png").exists()
 
 
 def bowl(folder: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 import medunet
 import medunet.cli as cli
 from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
-from medunet.data.volume import Volume
+from medunet.data.formats import dicom
+from medunet.data.volume import Grid, Volume
+from tests.data.formats.test_dicom import write_series
 from tests.test_convert import refused, said
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -100,6 +103,32 @@ def test_channels_of_a_file_are_structures(tmp_path: Path, capsys: pytest.Captur
         np.testing.assert_array_equal(np.isin(found, declared["regions"][name]), inside)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_masks_with_and_without_channels_do_not_mix(
+    first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever comes first; two channels had been taken for grey with alpha."""
+    stack = np.stack(list(masks_of(0).values())[:2]).astype(np.uint8)
+    for name, mask in (("a", stack if first else stack[0]), ("b", stack[0] if first else stack)):
+        write(tmp_path / "set" / "images" / f"{name}.nii.gz", np.zeros(SHAPE, np.int16))
+        write(tmp_path / "set" / "labels" / f"{name}.nii.gz", mask)
+    text = refused([tmp_path / "set", "-o", tmp_path / "data"], tmp_path, capsys)
+    several, one = ("a", "b") if first else ("b", "a")
+    assert "in 1 of 2 cases the mask has a channel for each structure" in text
+    assert f"(labels/{several}.nii.gz), in others not (labels/{one}.nii.gz)" in text
+
+
+def test_a_file_of_channels_among_folders_of_masks_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source(tmp_path / "masks")
+    for path in (source / "labels" / "s1").iterdir():
+        path.unlink()
+    write(source / "labels" / "s1" / "all.nii.gz", np.stack(list(masks_of(1).values())).astype(np.uint8))
+    text = refused([source, "-o", tmp_path / "data"], tmp_path, capsys)
+    assert "(labels/s1/all.nii.gz), in others not (labels/s0/bladder.nii.gz)" in text
+
+
 def test_pictures(tmp_path: Path) -> None:
     inside = np.zeros((2, 8, 9), bool)
     inside[0, :5], inside[1, 3:, 2:] = True, True
@@ -114,11 +143,64 @@ def test_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, inside[0] + 2 * inside[1])
 
 
+def test_a_label_map_for_each_image_in_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where one of them holds nothing but 0 and 1."""
+    maps = [np.random.default_rng(number).integers(0, 3, SHAPE).astype(np.uint8) for number in range(3)]
+    maps[1] = np.minimum(maps[1], 1)
+    for number, labels in enumerate(maps):
+        write(tmp_path / "set" / f"s{number}" / "image.nii.gz", np.zeros(SHAPE, np.int16))
+        write(tmp_path / "set" / f"s{number}" / (f"s{number}_label.nii.gz"), labels)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    text = said(capsys)
+    assert "one folder per image, one label map each, 3 pairs" in text and "masks: label values" in text
+    declared = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert declared["labels"] == {"background": 0, "label_1": 1, "label_2": 2}
+    for number, labels in enumerate(maps):
+        found = medunet.read_volume(tmp_path / "data" / "labels" / f"s{number}.nii.gz").array[0]
+        np.testing.assert_array_equal(found, labels)
+
+
+def test_masks_in_colours_in_folders_of_their_own(tmp_path: Path) -> None:
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+    labels = np.random.default_rng(0).integers(0, 3, (4, 5)).repeat(4, 0)
+    for name, pixels in (("a/image", np.zeros((16, 5), np.uint8)), ("a/label", colours[labels])):
+        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "set" / f"{name}.png")
+    (tmp_path / "set" / "colours.json").write_text(
+        json.dumps({"background": [0, 0, 0], "r": [255, 0, 0], "g": [0, 255, 0]})
+    )
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "data" / "labels" / "a.png")), labels)
+
+
+def test_one_binary_mask_for_each_image_stays_a_structure(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path / "set" / f"s{number}" / "ct.nii.gz", np.zeros(SHAPE, np.int16))
+        write(tmp_path / "set" / f"s{number}" / "liver.nii.gz", masks_of(number)["liver"].astype(np.uint8))
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["labels"] == {"background": 0, "liver": 1}
+
+
+def test_folders_that_are_passed_over_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    for name, array in (("images/a", labels * 9), ("masks/a", labels), ("old/ct", labels), ("old/liver", labels > 1)):
+        write(tmp_path / "set" / f"{name}.nii.gz", array.astype(np.uint8))
+    write(tmp_path / "set" / "lone.nii.gz", labels)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    text = said(capsys)
+    assert "images/ with masks/, 1 pair" in text
+    assert "left out, folders with an image and masks of their own: 1: old" in text
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("shape", "labels/s1/lesion.nii.gz: label and image have different shapes: image 6×5×4, label 5×5×4"),
-        ("place", "labels/s1/lesion.nii.gz: label and image lie on different grids: corners differ by up to 3 mm"),
+        (
+            "shape",
+            "labels/s1/lesion.nii.gz: has shape (5, 5, 4), the first mask of this case, bladder.nii.gz, (6, 5, 4)",
+        ),
+        ("place", "labels/s1/lesion.nii.gz: lies on another grid than bladder.nii.gz: corners differ by up to 3 mm"),
+        ("first", "labels/s1/bladder.nii.gz: label and image lie on different grids: corners differ by up to 3 mm"),
         ("fractions", "labels/s1/lesion.nii.gz: holds 0.5 on "),
         ("label map", "labels/s1/lesion.nii.gz: holds 2 on "),
         ("empty folder", "labels/s1: holds no mask; expected a file per structure"),
@@ -134,7 +216,8 @@ def test_what_is_refused(what: str, expected: str, tmp_path: Path, capsys: pytes
     path = folder / "lesion.nii.gz"
     if what == "shape":
         write(path, mask[1:])
-    elif what == "place":
+    elif what in ("place", "first"):
+        path = path if what == "place" else folder / "bladder.nii.gz"
         write(path, mask, np.array([[2.0, 0, 0, 3], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]]))
     elif what in ("fractions", "label map"):
         write(path, mask * (0.5 if what == "fractions" else 2))
@@ -158,6 +241,27 @@ def test_options_of_other_masks_are_refused(tmp_path: Path, capsys: pytest.Captu
     text = refused([source, "-o", tmp_path / "data", "--foreground", "x", "--ignore", "liver"], tmp_path, capsys)
     assert "--ignore, --foreground: not for masks of one structure each" in text
     assert "exists already" in refused([source, "-o", source], tmp_path, capsys)
+
+
+def test_the_header_of_an_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a DICOM series is read from every slice, and there may be a hundred masks."""
+    looked = Counter[str]()
+    real = dicom.look
+
+    def look(folder: Path) -> Grid:
+        looked[folder.parent.name] += 1
+        return real(folder)
+
+    for case in ("s1", "s2"):
+        (tmp_path / "set" / case).mkdir(parents=True)
+        array = write_series(tmp_path / "set" / case / "ct")
+        grid = medunet.read_volume(tmp_path / "set" / case / "ct")
+        for place in range(4):
+            inside = (array[None] > 50 * place).astype(np.uint8)
+            medunet.write_volume(grid.with_array(inside), tmp_path / "set" / case / "masks" / f"m{place}.nii.gz")
+    monkeypatch.setattr(dicom, "look", look)
+    assert cli.run(["convert", str(tmp_path / "set"), "-o", str(tmp_path / "data")]) == 0
+    assert looked == {"s1": 1, "s2": 1}
 
 
 def test_training_on_such_a_folder_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

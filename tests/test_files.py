@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import OutputError
-from medunet.files import folder_written_aside, put_in_place, write_text, written_aside
+from medunet.files import folder_written_aside, put_all_in_place, put_in_place, write_text, written_aside
 
 
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
@@ -121,3 +121,29 @@ def test_whatever_stands_there_is_replaced_by_a_folder_and_a_link_not_followed(t
         assert [path.name for path in (tmp_path / name).iterdir()] == ["new"]
     assert (other / "mine").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "nothing", "other"]
+
+
+def test_several_are_placed_together_or_all_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a file, over a folder, and where nothing is; the last one cannot be placed at first."""
+    new, place = tmp_path / "new", tmp_path / "place"
+    new.mkdir(), place.mkdir()
+    for name in ("a", "c", "d"):
+        (new / name).write_text(f"new {name}")
+    folder_of(new / "b", "new b")
+    (place / "a").write_text("old a"), (place / "d").write_text("old d")
+    folder_of(place / "b", "old b")
+    targets, rename = {new / name: place / name for name in "abcd"}, Path.rename
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+
+    def refusing(path: Path, target: Path) -> Path:
+        return rename(path, target if path != new / "d" else tmp_path / "no" / "where")
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OSError, match="where"):
+        put_all_in_place(targets)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    assert ((place / "a").read_text(), (place / "d").read_text()) == ("old a", "old d")
+    monkeypatch.undo()
+    put_all_in_place(targets)
+    assert [(place / name).read_text() for name in ("a", "b/new b", "c", "d")] == ["new a", "new b", "new c", "new d"]
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b", "c", "d"] and not list(new.iterdir())

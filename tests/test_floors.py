@@ -42,6 +42,7 @@ FLOORS: dict[str, int] = {
     "outputs": 4,
     "objectfiles": 4,
     "segmentation": 4,
+    "scanwork": 4,
     "predict": 4,
     "evaluate": 4,
     "scorefiles": 4,
@@ -79,6 +80,9 @@ SIDEWAYS = {
     ("recolour", "maskmeaning"),
     ("convert", "maskmeaning"),
     ("predict", "outputs"),
+    ("predict", "scanwork"),
+    ("scanwork", "outputs"),
+    ("scanwork", "segmentation"),
     ("outputs", "objectfiles"),
     ("predict", "segmentation"),
     # Every fold is a whole run of `train`; its predictions are scored and tried on together.

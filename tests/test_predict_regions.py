@@ -89,6 +89,20 @@ def test_existing_masks_are_kept_unless_said_otherwise(tmp_path: Path, capsys: p
     assert old.read_bytes() != before and len(list(out.iterdir())) == 3
 
 
+def test_voxel_files_beside_headers_are_kept_unless_said_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A header that names voxels of another name, which nothing but `--overwrite` may replace."""
+    model, source, out = saved_model(tmp_path / "run", CROSSING), scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    out.mkdir()
+    (out / "scan_B.zraw").write_bytes(b"voxels")
+    asked = (model, source, "-o", out / "scan.mhd", "--probabilities")
+    assert predicted(*asked) == 1
+    assert "scan_B.zraw: exists already" in capsys.readouterr().err
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("scan_B.zraw", b"voxels")]
+    assert predicted(*asked, "--overwrite") == 0 and len(list(out.iterdir())) == 8
+
+
 def test_a_mask_never_takes_the_place_of_another_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor of a scan."""
     model = saved_model(tmp_path / "run", CROSSING)

@@ -26,14 +26,11 @@ from medunet.data.channels import Channel, channel_indices, chosen_names
 from medunet.data.declaration import channel_names, label_table, read_declaration, says_stack
 from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume, stack_files
 from medunet.data.labels import LabelTable, table_from_values
+from medunet.data.samegrid import corners_apart, spacing_text, tolerance
 from medunet.data.scratch import Scratch
 from medunet.data.volume import Grid, Volume
 from medunet.data.voxelsize import Scan, VoxelSize, declared_size
 from medunet.errors import DataError
-from medunet.geometry.grids import grid_distance
-
-GRID_TOLERANCE = 1e-3
-"""How far corresponding corners of image and label may lie apart, in the volume's unit."""
 
 _LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -197,6 +194,9 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
 
     `NAME_0000`, `NAME_0001`, … are channels of NAME, unless a label carries the full name. Files named like this
     without any label are channels only if all files are.
+
+    Raises:
+        DataError: numbers with a gap, or two files of one name or for one channel.
     """
     stems = by_stem(images)
     matches = {stem: _CHANNEL_SUFFIX.match(stem) for stem in stems}
@@ -204,10 +204,15 @@ def group_cases(images: Iterable[Path], labels: Mapping[str, Path]) -> list[Case
     grouped: dict[str, dict[int, Path]] = defaultdict(dict)
     for stem, path in stems.items():
         match = matches[stem]
+        name, channel = stem, 0
         if match and stem not in labels and (match["case"] in labels or numbered):
-            grouped[match["case"]][int(match["channel"])] = path
-        else:
-            grouped[stem][0] = path
+            name, channel = match["case"], int(match["channel"])
+        other = grouped[name].setdefault(channel, path)
+        if other is not path:
+            raise DataError(
+                f"{other} and {path.name}: both are channel {channel} of the case {name}\n"
+                "a case has one file, or files numbered _0000, _0001, …; take one of the two away, or rename it"
+            )
     for name, channels in grouped.items():
         if sorted(channels) != list(range(len(channels))):
             raise DataError(
@@ -263,10 +268,10 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
     paths = case.images
     if len(paths) > 1 and case.channels:
         paths = tuple(paths[n] for n in channel_indices(case.channels, (), len(paths), case.name))
-    volumes = [_sized(read_volume(path, axes=axes, frame=case.frame, scratch=scratch), case) for path in paths]
-    first = volumes[0]
+    volumes = [read_volume(path, axes=axes, frame=case.frame, scratch=scratch) for path in paths]
+    first = volumes[0] if case.size is None else case.size.given_to(volumes[0])
     for other in volumes[1:]:
-        _require_same_grid(case.name, first, other, "channel")
+        _require_same_grid(case, first, other, "channel")
     arrays = [volume.array for volume in volumes]
     if len(case.images) == 1:
         if not case.channels:
@@ -281,13 +286,10 @@ def image_grid(case: Case, axes: str | None = None) -> Grid:
     """What the header of a case's first image says, with the voxel size that `load_image` gives it.
 
     Raises:
-        DataError: the header cannot be read.
+        DataError: the header cannot be read, or what is declared of voxel sizes does not suffice.
     """
-    return _sized(read_grid(case.images[0], axes=axes, frame=case.frame), case)
-
-
-def _sized(scan: Scan, case: Case) -> Scan:
-    return scan if case.size is None else case.size.given_to(scan)
+    grid = read_grid(case.images[0], axes=axes, frame=case.frame)
+    return grid if case.size is None else case.size.given_to(grid, str(case.images[0]))
 
 
 def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
@@ -361,41 +363,31 @@ def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.
             "masks in colours, or with a channel for each structure, become label maps with: medunet convert "
             f"{case.label.parent.parent} -o NEW_FOLDER (--colours TABLE)"
         )
-    _require_same_grid(case.name, image, label, "label")
+    _require_same_grid(case, image, label, "label")
     return label.array
 
 
-def _require_same_grid(name: str, image: Volume, other: Volume, what: str) -> None:
-    _compare_grids(name, (image.shape, image.affine, image.unit), (other.shape, other.affine, other.unit), what)
-
-
-_GridKey = tuple[tuple[int, ...], np.ndarray, str]
-
-
-def _compare_grids(name: str, image: _GridKey, other: _GridKey, what: str) -> None:
-    if image[0] != other[0]:
+def _require_same_grid(case: Case, image: Scan, other: Scan, what: str) -> None:
+    """Compare a label or a further channel, as its file has it, with an image that has its voxel size already."""
+    name = case.name
+    other = other if case.size is None else case.size.completing(other)
+    if image.shape != other.shape:
         raise DataError(
-            f"{name}: {what} and image have different shapes: image {_times(image[0])}, {what} {_times(other[0])}\n"
+            f"{name}: {what} and image have different shapes: image {_times(image)}, {what} {_times(other)}\n"
             f"make the {what} on the image's own grid"
         )
-    # A mask without pixel size (PNG beside TIFF) says nothing about the grid but its shape.
-    if "pixel" in (image[2], other[2]):
-        return
-    distance = grid_distance(image[0], image[1], other[1])
-    if distance > GRID_TOLERANCE:
+    distance = corners_apart(image, other)
+    if distance > tolerance(image):
         raise DataError(
-            f"{name}: {what} and image lie on different grids: corners differ by up to {distance:.4g} {image[2]} "
-            f"(allowed {GRID_TOLERANCE:g})\nimage spacing {_spacing(image)}, {what} spacing {_spacing(other)}; "
+            f"{name}: {what} and image lie on different grids: corners differ by up to {distance:.4g} {image.unit} "
+            f"(allowed {tolerance(image):.3g})\n"
+            f"image spacing {spacing_text(image)}, {what} spacing {spacing_text(other)}; "
             f"resample the {what} onto the image"
         )
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)
-
-
-def _spacing(grid: _GridKey) -> str:
-    return str(tuple(round(float(s), 4) for s in np.linalg.norm(grid[1][:3, :3], axis=0)[: len(grid[0])]))
+def _times(scan: Volume | Grid) -> str:
+    return "×".join(str(n) for n in scan.shape)
 
 
 def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
@@ -408,17 +400,14 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
     first: tuple[str, int, int] | None = None
     for case in cases:
         try:
-            image = read_grid(case.images[0], axes=axes)
+            image = image_grid(case, axes)
             found = (case.name, channel_count(case, image.channels), len(image.shape))
             first = first or found
             _require_alike(first, found)
-            others = [("channel", path) for path in case.images[1:]]
+            others = [(f"channel {path.name}", path) for path in case.images[1:]]
             others += [("label", case.label)] if case.label else []
             for what, path in others:
-                grid = read_grid(path, axes=axes)
-                _compare_grids(
-                    case.name, (image.shape, image.affine, image.unit), (grid.shape, grid.affine, grid.unit), what
-                )
+                _require_same_grid(case, image, read_grid(path, axes=axes), what)
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -28,8 +28,29 @@ _TOGETHER = 2**20
 """Scores that are compared at a time, of all regions together, so that no slab of many regions is held twice."""
 
 
+class _OneAtATime:
+    """Channels can be decided on one after the other."""
+
+    def held(self, count: int) -> int:
+        """How many of `count` channels are held at a time by `decide_one_by_one`."""
+        return 1
+
+
+class _Regions:
+    """A sigmoid for each region."""
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Thresholds and means are those of probabilities, so labels do not depend on whether these are asked for."""
+        return True
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Probabilities `(region, *spatial)`; they do not sum to 1."""
+        return logits.sigmoid()
+
+
 @dataclass(frozen=True)
-class LargestWins:
+class LargestWins(_OneAtATime):
     """Classes exclude each other: softmax, and the class of the largest score, the first one in a tie."""
 
     @property
@@ -45,10 +66,6 @@ class LargestWins:
         """`(*spatial)` uint8 class indices of `(class, *spatial)` logits or probabilities."""
         return scores.argmax(dim=0).to(torch.uint8)
 
-    def held(self, count: int) -> int:
-        """How many of `count` channels are held at a time by `decide_one_by_one`."""
-        return 1
-
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
         """The same of `count` classes, each `(*spatial)`, of which one is held at a time."""
         best = scores(0).copy()
@@ -62,7 +79,7 @@ class LargestWins:
 
 
 @dataclass(frozen=True)
-class PaintedRegions:
+class PaintedRegions(_OneAtATime, _Regions):
     """Regions lie inside each other: a sigmoid each; those above the threshold are painted in order, later ones over.
 
     Attributes:
@@ -71,25 +88,12 @@ class PaintedRegions:
 
     paints: tuple[int, ...]
 
-    @property
-    def needs_probabilities(self) -> bool:
-        """The threshold is one of probabilities, so that labels do not depend on whether these are asked for."""
-        return True
-
-    def activate(self, logits: Tensor) -> Tensor:
-        """Probabilities `(region, *spatial)`; they do not sum to 1."""
-        return logits.sigmoid()
-
     def decide(self, scores: Tensor) -> Tensor:
         """`(*spatial)` uint8 class indices of `(region, *spatial)` probabilities."""
         painted = torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
         for score, index in zip(scores, self.paints, strict=True):
             painted.masked_fill_(score > THRESHOLD, index)
         return painted
-
-    def held(self, count: int) -> int:
-        """How many of `count` channels are held at a time by `decide_one_by_one`."""
-        return 1
 
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
         """The same of `count` regions, each `(*spatial)`, of which one is held at a time."""
@@ -102,7 +106,7 @@ class PaintedRegions:
 
 
 @dataclass(frozen=True)
-class ProbableCombination:
+class ProbableCombination(_Regions):
     """Regions overlap in any way: a sigmoid each, and the class whose combination of regions is the most probable.
 
     Regions being independent, the log-probability of a class is the sum of log p over the regions that it is in and of
@@ -114,15 +118,6 @@ class ProbableCombination:
     """
 
     combined: tuple[tuple[int, tuple[int, ...]], ...]
-
-    @property
-    def needs_probabilities(self) -> bool:
-        """Means of several opinions are probabilities; so labels do not depend on whether these are asked for."""
-        return True
-
-    def activate(self, logits: Tensor) -> Tensor:
-        """Probabilities `(region, *spatial)`; they do not sum to 1."""
-        return logits.sigmoid()
 
     def decide(self, scores: Tensor) -> Tensor:
         """`(*spatial)` uint8 class indices of `(region, *spatial)` probabilities; the first class in a tie."""

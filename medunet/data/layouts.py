@@ -44,11 +44,16 @@ _MASK_NUMBER = re.compile(r"[_\-. ]*\(?\d+\)?$")
 
 @dataclass(frozen=True)
 class FoundCase:
-    """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each."""
+    """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each.
+
+    Attributes:
+        structures: what each mask's structure is called; empty where its file's name says it.
+    """
 
     name: str
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
+    structures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ class Layout:
         others: files that are no scans.
         own: whether this is already the layout of a data set.
         structures: whether masks show structures that may overlap, with a file or a channel each.
+        passed_over: folders that look like a case of their own, in another form than this one.
+        channels: names of the images of each case, in their order, where file names say them.
+        unused: scans beside a case's images and mask that are neither.
     """
 
     form: str
@@ -75,6 +83,9 @@ class Layout:
     own: bool = False
     one_each: bool = False
     structures: bool = False
+    passed_over: tuple[Path, ...] = ()
+    channels: tuple[str, ...] = ()
+    unused: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -104,11 +115,9 @@ def find_layout(source: Path, pattern: str | None = None) -> Layout:
         raise DataError(f"{source}: no such folder; give one that holds images and masks")
     if pattern is not None:
         return _by_pattern(source, pattern)
-    finders = (_own_layout, _tracking_challenge, _science_bowl, _beside, _mixed)
-    for finder in finders:
-        layout = finder(source)
-        if layout is not None:
-            return replace(layout, others=_others(source))
+    layout = recognised(source)
+    if layout is not None:
+        return layout
     folders = [path.name for path in _folders(source)]
     scans = scan_files(source)
     found = [f"{len(scans)} scans (first: {scans[0].name})"] if scans else ["no scan that medunet reads"]
@@ -118,6 +127,33 @@ def find_layout(source: Path, pattern: str | None = None) -> Layout:
         "expected names such as cell.png with cell_mask.png, or folders such as images/ and masks/; "
         "say which files are masks with --masks '*_mask.png'"
     )
+
+
+def recognised(source: Path) -> Layout | None:
+    """The layout of a folder of which nothing was said; None if it is none of those that are known here.
+
+    Raises:
+        DataError: two images that a mask could belong to, or folders that could belong together in several ways.
+    """
+    for finder in (_own_layout, _tracking_challenge, _science_bowl, _beside, _mixed):
+        layout = finder(source)
+        if layout is not None:
+            return replace(layout, others=_others(source))
+    return None
+
+
+def pairs_at_top(source: Path) -> bool:
+    """Whether images and masks, or folders of them, lie right in a folder.
+
+    Raises:
+        DataError: as `recognised`.
+    """
+    return any(finder(source) is not None for finder in (_own_layout, _tracking_challenge, _beside, _mixed))
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a name is nothing but a word for masks."""
+    return _MASK_TOKEN.fullmatch(name) is not None
 
 
 def mask_keys(stem: str) -> list[str]:
@@ -313,10 +349,15 @@ def _folder_pairs(folders: Mapping[str, Path]) -> list[tuple[Path, Path]]:
     masks = [folders[name] for name in MASK_FOLDERS if name in folders]
     if len(images) == 1 and len(masks) == 1:
         return [(images[0], masks[0])]
+    of_image: dict[str, set[str]] = defaultdict(set)  # each name is looked at once, as there may be a thousand folders
+    for key in folders:
+        of_image[key.removesuffix("annot")].add(key)
+        for name in mask_keys(key)[:1]:
+            of_image[name].add(key)
     pairs = []
     for name, folder in folders.items():
-        own = [folders[key] for key in folders if mask_keys(key)[:1] == [name] or key == f"{name}annot"]
-        pairs += [(folder, own[0])] if len(own) == 1 else []
+        own = sorted(of_image[name] - {name})
+        pairs += [(folder, folders[own[0]])] if len(own) == 1 else []
     if not pairs and len(images) + len(masks) > 2 and images and masks:
         names = ", ".join(path.name for path in [*images, *masks])
         raise DataError(f"{images[0].parent}: which folders belong together? found {names}; say --masks FOLDER")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,17 @@ class Rule(Protocol):
         """Label values ``(*spatial)``, and what was odd."""
         ...
 
+
+@runtime_checkable
+class MatchingRule(Rule, Protocol):
+    """A rule that compares with known colours or grey values, so that others can be unknown."""
+
     def describe(self, unknown: Mapping[int, int]) -> str:
         """Unknown colours or values for a message."""
         ...
 
     def farthest(self, unknown: Mapping[int, int]) -> float:
-        """The tolerance that would take all of them; infinite where none would."""
+        """The tolerance that would take all of them."""
         ...
 
 
@@ -95,12 +100,6 @@ class AsTheyAre:
         (mask,) = masks
         return Decoded(values_of(mask))
 
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return str(dict(unknown))
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return float("inf")
-
 
 @dataclass(frozen=True)
 class Connected:
@@ -111,12 +110,6 @@ class Connected:
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         (mask,) = masks
         return Decoded(_fitting(parts_of(values_of(mask)), mask))
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return str(dict(unknown))
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return float("inf")
 
 
 @dataclass(frozen=True)
@@ -146,12 +139,6 @@ class ColouredObjects:
         ids[order[: int(objects.sum())]] = np.arange(1, int(objects.sum()) + 1)
         labels = ids[inverse.reshape(codes.shape)]
         return Decoded(_fitting(parts_of(labels) if self.connected else labels, mask))
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return str(dict(unknown))
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return float("inf")
 
 
 @dataclass(frozen=True)

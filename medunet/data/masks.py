@@ -30,14 +30,14 @@ class Mask:
         volume: its grid, with what was read.
         values: ``(*spatial)`` grey values, palette indices or label values; None for a mask in colours.
         colours: ``(*spatial)`` codes of its colours, for RGB and palettes; None for grey and label values.
-        channel: what the channel is called that it is, in a file that holds several masks.
+        name: what it shows is called; None where the file's name says it.
     """
 
     path: Path
     volume: Volume
     values: NDArray[Any] | None
     colours: Codes | None
-    channel: str | None = None
+    name: str | None = None
 
     @property
     def lossy(self) -> bool:
@@ -65,9 +65,9 @@ class Mask:
 def read_mask(path: Path, axes: str | None = None) -> Mask:
     """Read a mask.
 
-    RGB whose three parts are equal everywhere is grey, and one bit is 0 and 255. Where pixels are transparent, the
-    alpha channel is the mask if the colours say nothing else: one for what is visible, and the same or black for the
-    rest.
+    RGB whose three parts are equal everywhere is grey, and one bit is 0 and 255. Where pixels of a picture or TIFF are
+    transparent, the alpha channel is the mask if the colours say nothing else: one for what is visible, and the same or
+    black for the rest.
 
     Raises:
         DataError: as `read_volume`; 16-bit colours, half-transparent pixels, or an alpha channel that contradicts the
@@ -81,14 +81,17 @@ def read_mask(path: Path, axes: str | None = None) -> Mask:
         palette = _palette(path)
         colours = None if palette is None else _looked_up(array[0], palette, path)
         return Mask(path, volume, array[0], colours)
-    if array.shape[0] == 2 or array.shape[0] == 4:
+    if array.shape[0] in (2, 4) and suffix_of(path) in (*_PICTURES, *_TIFFS):  # others have no alpha channels
         array = _alpha_resolved(array, path)
     if array.shape[0] == 3 and not (array == array[:1]).all():
         if array.dtype != np.uint8:
             raise DataError(f"{path}: colours of type {array.dtype}; a colour-coded mask has 8 bits, save it so")
         return Mask(path, volume, None, packed(array))
     if array.shape[0] not in (1, 3):
-        raise DataError(f"{path}: has {array.shape[0]} channels; a mask has one, or red, green and blue")
+        raise DataError(
+            f"{path}: has {array.shape[0]} channels; a mask has one, or red, green and blue\n"
+            "save each channel as a file of its own; if each is a structure, let this be the only mask of its image"
+        )
     return Mask(path, volume, array[0], None)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from medunet.data.annotation import EVERYTHING, Annotation, AnnotationSettings
 from medunet.data.catalogue import (
-    GRID_TOLERANCE,
     by_stem,
     group_cases,
     scan_files,
@@ -22,10 +21,10 @@ from medunet.data.declaration import (
 )
 from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, stack_files, suffix_of
 from medunet.data.labels import LabelTable
-from medunet.data.volume import MILLIMETRES, Volume
-from medunet.data.voxelsize import VoxelSize
+from medunet.data.samegrid import corners_apart, spacing_text, tolerance
+from medunet.data.volume import Volume
+from medunet.data.voxelsize import VoxelSize, is_stack
 from medunet.errors import DataError
-from medunet.geometry.grids import grid_distance
 
 Source = Path | str | Volume
 
@@ -212,14 +211,33 @@ def volume_of(source: Source, axes: str | None = None) -> Volume:
 
 
 def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known, the reference where both are; with the declared size where neither is."""
+    """The side whose voxel size is known, the reference where both are; with the declared size where neither is.
+
+    Sections have the distance that is declared or that the other side states.
+    """
     known = prediction if reference.unit == "pixel" else reference
-    return known if pair.size is None else pair.size.given_to(known)
+    size = _size_of_sections(pair.size, prediction, reference)
+    return known if size is None else size.given_to(known)
 
 
-def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
-    """Raises:
-    DataError: the two cannot be compared voxel by voxel.
+def _size_of_sections(size: VoxelSize | None, *sides: Volume) -> VoxelSize | None:
+    """The declared size, if it has a z, or that of the side that states one, as sections never do."""
+    if size is not None and size.deep:
+        return size
+    stated = (side for side in sides if side.dimensions == 3 and side.unit != "pixel" and not is_stack(side))
+    return next((VoxelSize(side.spacing, side.unit) for side in stated), size)
+
+
+def require_same_grid(case: str, prediction: Volume, reference: Volume, size: VoxelSize | None = None) -> None:
+    """Compare the grids of a pair, as their files state them or with the distance of sections that none can state.
+
+    The former is for volumes that were written like sections whose distance was not known.
+
+    Args:
+        size: what is declared of voxels.
+
+    Raises:
+        DataError: the two cannot be compared voxel by voxel.
     """
     _require_same_sections(case, prediction, reference)
     if prediction.shape != reference.shape:
@@ -227,17 +245,16 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume) -> None:
             f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
             f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
         )
-    # A file without voxel size (a PNG) says nothing about its grid but the shape.
-    if "pixel" in (prediction.unit, reference.unit):
+    if corners_apart(reference, prediction) <= tolerance(reference):
         return
-    affine = prediction.affine.copy()
-    affine[:3] *= MILLIMETRES[prediction.unit] / MILLIMETRES[reference.unit]
-    distance = grid_distance(reference.shape, reference.affine, affine)
-    if distance > GRID_TOLERANCE:
+    if found := _size_of_sections(size, prediction, reference):
+        prediction, reference = found.completing(prediction), found.completing(reference)
+    distance = corners_apart(reference, prediction)
+    if distance > tolerance(reference):
         raise DataError(
             f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
-            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {GRID_TOLERANCE:g})\n"
-            f"spacing {_rounded(prediction)} {prediction.unit} and {_rounded(reference)} {reference.unit}; "
+            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {tolerance(reference):.3g})\n"
+            f"spacing {spacing_text(prediction)} and {spacing_text(reference)}; "
             "write the prediction on the reference's grid"
         )
 
@@ -268,10 +285,6 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
             f"{first[0]} would be compared with {first[1]}\n"
             "give the same sections of both, under the same names or all under others"
         )
-
-
-def _rounded(volume: Volume) -> tuple[float, ...]:
-    return tuple(round(length, 4) for length in volume.spacing)
 
 
 def probabilities_path(target: Path) -> Path:

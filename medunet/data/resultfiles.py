@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medunet.data.formats import check_target, write_volume
 from medunet.data.volume import Volume
 from medunet.errors import OutputError
-from medunet.files import put_in_place
+from medunet.files import put_all_in_place, unwritable
 
 Result: TypeAlias = Callable[[], NDArray[Any]]
 """Makes the array `(channel, *spatial)` of a file."""
@@ -30,7 +30,8 @@ def write_together(like: Volume, results: Mapping[Path, Result], overwrite: bool
             time. Integers are label maps.
 
     Raises:
-        OutputError: a file exists and `overwrite` is false, or cannot be written.
+        OutputError: a file exists and `overwrite` is false, be it the voxels beside a header, or cannot be written;
+            what was there is untouched.
     """
     if len(results) == 1:
         ((path, make),) = results.items()
@@ -45,7 +46,11 @@ def write_together(like: Volume, results: Mapping[Path, Result], overwrite: bool
             for path, make in results.items():
                 array = make()
                 write_volume(like.with_array(array), Path(staging) / path.name, labels=array.dtype.kind in "ui")
-            for file in sorted(Path(staging).iterdir()):
-                put_in_place(file, place / file.name)
+            targets = {file: place / file.name for file in sorted(Path(staging).iterdir())}
+            for target in targets.values():
+                check_target(target, overwrite)
+            put_all_in_place(targets)
     except OutputError as error:
         raise OutputError(str(error).replace(staging, str(place))) from error
+    except OSError as error:
+        raise unwritable(Path(error.filename2 or place), error) from error

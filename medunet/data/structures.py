@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -14,12 +15,16 @@ from numpy.typing import NDArray
 
 from medunet.data.colours import Decoded
 from medunet.data.formats import case_stem, read_grid, read_volume
+from medunet.data.labels import IGNORE
+from medunet.data.layouts import FoundCase
 from medunet.data.maskrules import grey_of
 from medunet.data.masks import Mask, read_mask
+from medunet.data.samegrid import corners_apart, tolerance
+from medunet.data.volume import Grid
 from medunet.errors import DataError
 
-MOST_COMBINATIONS = 254
-"""Label values beside the background."""
+MOST_COMBINATIONS = IGNORE - 2
+"""A label table has fewer than IGNORE labels, and the background is one of them."""
 
 Combination = frozenset[str]
 """Names of the structures that a voxel is in."""
@@ -49,10 +54,11 @@ class StructureMasks(Sequence[Mask]):
     Args:
         paths: at least one; a file of one channel, or one with a channel for each structure.
         axes: states a TIFF's axes.
+        names: what the structures are called, one for each file; empty where the files' names say it.
     """
 
-    def __init__(self, paths: Sequence[Path], axes: str | None = None) -> None:
-        self._paths, self._axes = paths, axes
+    def __init__(self, paths: Sequence[Path], axes: str | None = None, names: Sequence[str] = ()) -> None:
+        self._paths, self._axes, self._names = paths, axes, names
 
     def __len__(self) -> int:
         return len(self._paths) if self._channels is None else len(self._channels)
@@ -66,11 +72,15 @@ class StructureMasks(Sequence[Mask]):
             return [self[place] for place in range(*index.indices(len(self)))]
         if self._channels is not None:
             return self._channels[index]
-        return self._first if index == 0 else read_mask(self._paths[index], self._axes)
+        return self._first if index == 0 else self._read(index)
 
     @cached_property
     def _first(self) -> Mask:
-        return read_mask(self._paths[0], self._axes)
+        return self._read(0)
+
+    def _read(self, index: int) -> Mask:
+        mask = read_mask(self._paths[index], self._axes)
+        return replace(mask, name=self._names[index]) if self._names else mask
 
     @cached_property
     def _channels(self) -> list[Mask] | None:
@@ -86,13 +96,46 @@ class StructureMasks(Sequence[Mask]):
         ]
 
 
+def check_masks(cases: Iterable[Sequence[Path]], axes: str | None = None) -> None:
+    """Compare the grids of the masks of each case, by headers alone; that of the first one counts.
+
+    Raises:
+        DataError: naming the first mask that is wrong, and how many there are.
+    """
+    problems = []
+    for masks in cases:
+        first = read_grid(masks[0], axes=axes)
+        for path in masks[1:]:
+            try:
+                _require_same_grid(path, read_grid(path, axes=axes), masks[0], first)
+            except DataError as error:
+                problems.append(str(error))
+    if problems:
+        more = f"\n… and {len(problems) - 1} more masks like this" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+
+def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> None:
+    if grid.shape != first.shape:
+        raise DataError(
+            f"{path}: has shape {grid.shape}, the first mask of this case, {beside.name}, {first.shape}\n"
+            "all masks of a case need the image's grid; make this one again"
+        )
+    distance = corners_apart(first, grid)
+    if distance > tolerance(first):
+        raise DataError(
+            f"{path}: lies on another grid than {beside.name}: corners differ by up to {distance:.4g} {first.unit} "
+            f"(allowed {tolerance(first):.3g})\nall masks of a case need the image's grid; resample this one onto it"
+        )
+
+
 def name_of(mask: Mask) -> str:
-    """What a mask's structure is called: after its channel, or its file.
+    """What a mask's structure is called: as it says, or after its file.
 
     Raises:
         DataError: a name that means something else in `dataset.json`.
     """
-    name = mask.channel or case_stem(mask.path)
+    name = mask.name or case_stem(mask.path)
     if name.lower() in _RESERVED:
         raise DataError(
             f"{mask.path}: a structure cannot be called {name}, which has a meaning of its own\n"
@@ -110,16 +153,38 @@ def inside_of(mask: Mask) -> NDArray[np.bool_]:
     if mask.lossy:
         raise DataError(f"{mask.path}: JPEG changes the values of masks; make the mask again as PNG or TIFF")
     values = grey_of(mask)
-    white = float(values.max())
-    inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
-    strange = values[(values != 0) & ~inside]
+    inside, strange = _parted(values)
     if strange.size:
         found = ", ".join(f"{value:g}" for value in np.unique(strange)[:5])
         raise DataError(
             f"{mask.path}: holds {found} on {strange.size:,} voxels; the mask of one structure holds 0 and 1 (or 255)\n"
-            "make it binary; a file with a value for each structure is a label map, of which a case has one"
+            "make it binary; if it is a label map, each case needs that one alone, called the same in all cases"
         )
     return inside
+
+
+def _parted(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Where a mask is white, and its values that are neither that nor 0."""
+    white = float(values.max())
+    inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
+    return inside, values[(values != 0) & ~inside]
+
+
+def is_binary(mask: Mask) -> bool:
+    """Whether a mask can show one structure; not if it has colours, or was saved as JPEG."""
+    return not mask.lossy and mask.values is not None and _parted(grey_of(mask))[1].size == 0
+
+
+def are_label_maps(cases: Sequence[FoundCase], axes: str | None = None) -> bool:
+    """Whether masks in a folder per image are label maps: one in each, called the same, and not all binary.
+
+    Raises:
+        DataError: a mask cannot be read.
+    """
+    if any(len(case.masks) > 1 for case in cases):
+        return False
+    names = {case_stem(case.masks[0]).replace(case.name, "").strip("_-. ").lower() for case in cases}
+    return len(names) == 1 and not all(is_binary(read_mask(case.masks[0], axes)) for case in cases)
 
 
 @dataclass
@@ -255,8 +320,7 @@ class StructureCensus:
         """
         labels = {"background": 0}
         for combination, value in self.values().items():
-            name = "+".join(sorted(combination))
-            labels[name if name not in labels else f"{name} ({value})"] = value
+            labels[_unused("+".join(sorted(combination)), value, labels)] = value
         if not self.shared:
             return {"labels": labels}
         held = {
@@ -264,6 +328,12 @@ class StructureCensus:
             for name in self.structures
         }
         return {"labels": labels, "regions": dict(sorted(held.items(), key=lambda item: -len(item[1])))}
+
+
+def _unused(name: str, number: int, taken: Container[str]) -> str:
+    """The name, or with the first number from `number` on that nothing is called by."""
+    numbered = (f"{name} ({n})" for n in itertools.count(number))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
 def _noting(masks: Iterable[Mask], names: list[str]) -> Iterator[Mask]:
@@ -287,9 +357,3 @@ class JoinedStructures:
         result = joined(masks)
         table = [self.values.get(combination, 0) for combination in result.combinations]
         return Decoded(np.array(table, np.uint8)[result.codes])
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return str(dict(unknown))
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return float("inf")

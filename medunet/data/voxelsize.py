@@ -35,32 +35,48 @@ class VoxelSize:
     lengths: tuple[float, ...]
     unit: str
 
-    def given_to(self, scan: Scan) -> Scan:
+    def given_to(self, scan: Scan, where: str = "a scan") -> Scan:
         """The scan with this size where its file states none; otherwise the scan as it is.
 
         Of a stack whose sections state their pixel size, the distance of sections is taken, which no section can state.
         A stack without a declared one has sections as far apart as pixels are high.
+
+        Args:
+            where: the file of a `Grid`, which does not know it, for messages.
 
         Raises:
             DataError: the scan is a volume, and only two lengths are declared.
         """
         affine = scan.affine.copy()
         if scan.unit == "pixel":
-            affine = np.diag([*self._of(scan), 1.0])
+            affine = np.diag([*self._of(scan, where), 1.0])
             return replace(scan, affine=affine, unit=self.unit)
-        if _is_stack(scan) and len(self.lengths) == 3:
+        if is_stack(scan) and self.deep:
             affine[2, 2] = self.lengths[2] * MILLIMETRES[self.unit] / MILLIMETRES[scan.unit]
             return replace(scan, affine=affine)
         return scan
 
-    def _of(self, scan: Volume | Grid) -> tuple[float, float, float]:
+    def completing(self, scan: Scan) -> Scan:
+        """`given_to` of scans that state a part of their size, for comparing grids.
+
+        What states nothing says nothing of its grid but its shape, and stays so: where it lies beside a scan that
+        states its own size, this one is not its.
+        """
+        return scan if scan.unit == "pixel" else self.given_to(scan)
+
+    @property
+    def deep(self) -> bool:
+        """Whether z is known."""
+        return len(self.lengths) == 3
+
+    def _of(self, scan: Volume | Grid, where: str) -> tuple[float, float, float]:
         x, y, *deep = self.lengths
         if deep:
             return x, y, deep[0]
-        if scan.dimensions == 3 and not _is_stack(scan):
+        if scan.dimensions == 3 and not is_stack(scan):
             raise DataError(
-                f"{_name(scan)}: is a volume without voxel size, and dataset.json declares a spacing of two numbers; "
-                'declare three, with "axes": "ZYX" for their order'
+                f"{scan.name if isinstance(scan, Volume) else where}: is a volume without voxel size, and dataset.json "
+                'declares a spacing of two numbers; declare three, with "axes": "ZYX" for their order'
             )
         return x, y, 1.0 if scan.dimensions == 2 else y
 
@@ -83,12 +99,9 @@ class VoxelSize:
         return f"{'×'.join(f'{length:g}' for length in self.lengths)} {self.unit}"
 
 
-def _is_stack(scan: Volume | Grid) -> bool:
+def is_stack(scan: Volume | Grid) -> bool:
+    """Whether a scan was read from a folder of sections, which cannot state how far apart they are."""
     return (scan.format if isinstance(scan, Grid) else scan.origin.format if scan.origin else "") == "stack"
-
-
-def _name(scan: Volume | Grid) -> str:
-    return scan.name if isinstance(scan, Volume) else "a scan"
 
 
 def declared_size(declared: Mapping[str, Any], where: str) -> VoxelSize | None:

@@ -128,12 +128,13 @@ class Segmenter:
 
     def sized(self, volume: Volume) -> Volume:
         """The scan as it is or, where it states no voxel size, with that of the scans that the first model learned
-        from, if that is known (`PreprocessSettings.fallback_spacing`)."""
+        from, if that is known (`PreprocessSettings.fallback_spacing`); sections take its distance of sections."""
         size = self.card.preprocess.fallback
         if size is None or (volume.dimensions == 3 and self.card.network.dimensions == 3 and len(size.lengths) == 2):
             return volume
-        lengths = (*size.lengths, size.lengths[1])[: max(len(size.lengths), volume.dimensions)]
-        return replace(size, lengths=lengths).given_to(volume)
+        if volume.unit == "pixel" and volume.dimensions == 3 and not size.deep:
+            size = replace(size, lengths=(*size.lengths, size.lengths[1]))
+        return size.given_to(volume)
 
     def opened(self, image: Image) -> Scan:
         """A scan `(channel, *spatial)` that is preprocessed already."""

@@ -16,6 +16,7 @@ from medunet.data.catalogue import (
     group_cases,
     load_image,
     load_label,
+    load_label_values,
     read_data_set,
     with_labels,
 )
@@ -117,6 +118,27 @@ def test_a_missing_channel_is_named() -> None:
         group_cases([Path("p1_0000.nii"), Path("p1_0002.nii")], {"p1": Path("l")})
 
 
+def test_a_file_and_a_numbered_one_of_the_same_case_are_refused(tmp_path: Path) -> None:
+    """Whichever is read first; neither is taken silently."""
+    for name in ("images/a.nii", "images/a_0000.nii", "labels/a.nii"):
+        write(tmp_path / name, np.zeros((2, 2, 2), np.uint8))
+    with pytest.raises(DataError, match=r"a\.nii and a_0000\.nii: both are channel 0 of the case a\n"):
+        read_data_set(tmp_path)
+    with pytest.raises(DataError, match=r"a_0000\.nii and a\.nii: both are channel 0"):
+        group_cases([Path("a_0000.nii"), Path("a.nii")], {"a": Path("l")})
+
+
+def test_folders_of_sections_may_be_links_to_others_of_other_names(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        for z in range(2):
+            write_volume(Volume(np.ones((1, 4, 3), np.uint8), unit="pixel"), tmp_path / f"{kind}_of_7" / f"z{z}.png")
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        (tmp_path / "set" / kind / "s0").symlink_to(tmp_path / f"{kind}_of_7")
+    declare(tmp_path / "set", stack=True)
+    (case,) = read_data_set(tmp_path / "set").labelled
+    assert (case.name, case.label) == ("s0", tmp_path / "set" / "labels" / "s0")
+
+
 def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8))
     write(tmp_path / "images" / "a.nii", np.zeros((2, 2, 2), np.uint8))
@@ -169,6 +191,22 @@ def test_a_label_on_another_grid_is_refused_with_the_distance(tmp_path: Path) ->
     write(tmp_path / "labels" / "case_1.nii.gz", np.zeros((4, 5, 6), np.uint8), np.diag([1, 1, 1.01, 1.0]))
     with pytest.raises(DataError, match=r"case_1: .*corners differ by up to 0\.05 mm"):
         check_pairs(read_data_set(tmp_path).cases)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0])
+def test_units_are_converted_before_grids_are_compared(factor: float, tmp_path: Path) -> None:
+    """An image of 0.5 um lies on the grid of a label of 0.0005 mm, and not on that of one of 0.5 mm."""
+    array, size = np.ones((1, 6, 5, 4), np.uint8), np.array([0.5, 0.5, 2.0])
+    write_volume(Volume(array, np.diag([*size, 1.0]), "um"), tmp_path / "images" / "a.tif")
+    write_volume(Volume(array, np.diag([*factor * size, 1.0]), "mm"), tmp_path / "labels" / "a.mha")
+    (case,) = read_data_set(tmp_path).labelled
+    checks = (lambda: check_pairs([case]), lambda: load_label_values(case, load_image(case)))
+    for check in checks:
+        if factor == 1e-3:
+            check()
+            continue
+        with pytest.raises(DataError, match=r"corners differ by up to 6\d{3} um .*\n.*\(0\.5, 0\.5, 2\) mm"):
+            check()
 
 
 def test_a_label_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medunet.data.layouts import Layout, find_layout, image_keys, mask_keys, match_names
+from medunet.data.layouts import Layout, find_layout, image_keys, is_mask_name, mask_keys, match_names
 from medunet.errors import DataError
 
 
@@ -184,3 +184,19 @@ def test_names_lose_a_word_and_one_separator() -> None:
     assert mask_keys("a_mask_1") == ["a_1", "a"]
     assert image_keys("train-volume") == ["train-volume", "train"]
     assert image_keys("img001") == ["img001", "001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "whether"),
+    [("seg", True), ("SEG", True), ("ground_truth", True), ("tumour_seg", False), ("segment", False), ("", False)],
+)
+def test_a_name_that_is_a_word_for_masks(name: str, whether: bool) -> None:
+    assert is_mask_name(name) is whether
+
+
+def test_pairs_of_folders_beside_many_others(tmp_path: Path) -> None:
+    names = [f"{part}{ending}/{n}.png" for part in ("train", "val") for ending in ("", "annot") for n in (1, 2)]
+    source = folder_of(
+        tmp_path, *names, "test/1.png", "test_labels/1.png", "both/1.png", "both_gt/1.png", "bothannot/1.png"
+    )
+    assert find_layout(source).form == "test/ with test_labels/, train/ with trainannot/, val/ with valannot/"

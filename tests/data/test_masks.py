@@ -10,7 +10,9 @@ import tifffile
 from PIL import Image
 
 from medunet.data.colours import packed
+from medunet.data.formats import write_volume
 from medunet.data.masks import read_mask
+from medunet.data.volume import Volume
 from medunet.errors import DataError
 
 INSIDE = np.zeros((5, 7), bool)
@@ -88,6 +90,18 @@ def test_deep_colours_and_too_many_channels_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "five.tif", np.zeros((5, 4, 6), np.uint8), metadata={"axes": "CYX"})
     with pytest.raises(DataError, match="has 5 channels"):
         read_mask(tmp_path / "five.tif")
+
+
+def test_only_pictures_and_tiff_have_alpha_channels(tmp_path: Path) -> None:
+    """The second of two structures is no transparency of the first one."""
+    write_volume(Volume(np.stack([INSIDE, INSIDE]).astype(np.uint8)), tmp_path / "two.nii.gz")
+    write_volume(Volume(np.stack([INSIDE] * 4).astype(np.uint8)), tmp_path / "four.nrrd")
+    for name, count in (("two.nii.gz", 2), ("four.nrrd", 4)):
+        with pytest.raises(DataError, match=f"{name}: has {count} channels; a mask has one"):
+            read_mask(tmp_path / name)
+    grey_alpha = np.stack([GREY, GREY], axis=-1)
+    tifffile.imwrite(tmp_path / "m.tif", grey_alpha, photometric="minisblack", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif").values, GREY.T)
 
 
 def test_a_damaged_mask_is_refused(tmp_path: Path) -> None:

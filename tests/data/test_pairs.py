@@ -12,6 +12,7 @@ from medunet.cli import run
 from medunet.data.formats import write_volume
 from medunet.data.pairs import pair_by_stem
 from medunet.data.volume import Volume
+from medunet.errors import DataError
 from medunet.evaluate import EvaluateSettings, evaluate_folders
 
 SHAPE = (12, 10, 4)
@@ -84,6 +85,56 @@ def test_a_data_set_of_stacks_needs_no_option_and_gives_labels_spacing_and_image
     assert found.pairs["s0"].image == data / "images" / "s0"
     one = evaluate_folders(tmp_path / "p" / "s1", data / "labels" / "s1", EvaluateSettings(stack=True))
     assert one.card.unit == "nm" and one.labels.names == ("background", "cell")
+
+
+def sized(place: Path, array: np.ndarray, distance: float | None = None) -> Path:
+    """Pixels of 4 nm: sections, which cannot state their distance, or a volume in which it is stated."""
+    spacing = np.diag([0.004, 0.004, 1.0 if distance is None else distance, 1.0])
+    if distance is not None:
+        write_volume(Volume(array[None], spacing, "um"), place.with_suffix(".tif"), labels=True)
+    for z in range(array.shape[2] if distance is None else 0):
+        write_volume(Volume(array[None, ..., z], spacing, "um"), place / f"z_{z}.tif")
+    return place
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(
+    ("predicted", "true"), [(None, None), (0.05, None), (None, 0.05), (0.05, 0.05), (0.004, None), (None, 0.004)]
+)
+def test_sections_with_a_pixel_size_lie_on_the_grid_of_a_volume_that_states_their_distance(
+    predicted: float | None, true: float | None, declared: bool, tmp_path: Path
+) -> None:
+    """Also on that of a volume whose sections are as far apart as pixels are high: sections are written so, where their
+    distance is not known."""
+    data = tmp_path / "data"
+    sized(tmp_path / "p" / "s", truth(0), predicted), sized(data / "labels" / "s", truth(0), true)
+    size = {"spacing": [50, 4, 4], "spacing_units": "nm", "axes": "ZYX"} if declared else {}
+    (data / "dataset.json").write_text(json.dumps({"stack": True, "labels": {"background": 0, "cell": 1}} | size))
+    found = evaluate_folders(tmp_path / "p", data)
+    assert not found.failed and found.cases[0].labels[0].dice == 1 and found.card.unit == "um"
+
+
+def test_a_volume_that_contradicts_the_declared_distance_of_sections_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    sized(tmp_path / "p" / "s", truth(0), 0.06), sized(data / "labels" / "s", truth(0))
+    size = {"spacing": [50, 4, 4], "spacing_units": "nm", "axes": "ZYX"}
+    (data / "dataset.json").write_text(json.dumps({"stack": True, "labels": {"background": 0, "cell": 1}} | size))
+    words = r"up to 0\.03 um apart .*\nspacing \(0\.004, 0\.004, 0\.06\) um and \(0\.004, 0\.004, 0\.05\) um"
+    with pytest.raises(DataError, match=words):
+        evaluate_folders(tmp_path / "p", data)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_distances_are_measured_with_the_distance_of_sections_that_is_known(declared: bool, tmp_path: Path) -> None:
+    """A voxel that is one section away is 0.05 um away."""
+    one, other = (np.zeros(SHAPE, np.uint8) for _ in range(2))
+    one[5, 5, 1] = other[5, 5, 2] = 1
+    data = tmp_path / "data"
+    sized(tmp_path / "p" / "s", one, 0.05), sized(data / "labels" / "s", other)
+    size = {"spacing": [50, 4, 4], "spacing_units": "nm", "axes": "ZYX"} if declared else {}
+    (data / "dataset.json").write_text(json.dumps({"stack": True, "labels": {"background": 0, "cell": 1}} | size))
+    (case,) = evaluate_folders(tmp_path / "p", data).cases
+    assert case.labels[0].hausdorff95 == pytest.approx(0.05)
 
 
 def test_the_only_stack_of_a_data_set_is_called_like_the_set(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from PIL import Image
 
 import medunet
 from medunet.data.labels import table_from_names, with_regions
+from medunet.data.layouts import FoundCase
 from medunet.data.masks import Mask
 from medunet.data.regions import DeclaredRegions
 from medunet.data.structures import (
     JoinedStructures,
     StructureCensus,
     StructureMasks,
+    are_label_maps,
     has_structure_channels,
     inside_of,
     joined,
@@ -85,6 +87,8 @@ def test_what_is_declared() -> None:
     }, "the largest first, so that it is painted"
     odd = census_of({"a": [1, 1, 0], "b": [1, 1, 0], "a+b": [0, 0, 1]}).declaration()["labels"]
     assert odd == {"background": 0, "a+b": 1, "a+b (2)": 2}
+    odder = census_of({"a": [1, 0, 1], "b": [0, 1, 1]}, {"a+b": [1, 0, 0], "a+b (5)": [0, 1, 0]}).declaration()
+    assert odder["labels"] == {"background": 0, "a": 1, "a+b": 2, "a+b (5)": 3, "b": 4, "a+b (6)": 5}
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535, 1.0, True])
@@ -106,6 +110,29 @@ def test_masks_that_are_not_binary_are_refused(odd: float) -> None:
         inside_of(mask(values[:, :4]))
 
 
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        (["label", "label"], True),
+        (["s0_seg", "s1_seg"], True),
+        (["s0", "s1"], True),
+        (["liver", "heart"], False),
+        (["label", "binary/label"], True),
+        (["binary/label", "binary/label"], False),
+    ],
+)
+def test_which_masks_are_label_maps(tmp_path: Path, masks: list[str], expected: bool) -> None:
+    """One in each folder, of one name, of which not all are binary."""
+    cases = []
+    for number, name in enumerate(masks):
+        path = tmp_path / str(number) / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.array([[0, 1, 1 if "binary" in name else 2]], np.uint8)).save(path)
+        cases.append(FoundCase(f"s{number}", (path,), (path,)))
+    assert are_label_maps(cases) == expected
+    assert not are_label_maps([*cases, FoundCase("s9", (path,), (path, path))])
+
+
 def test_masks_that_do_not_go_together_are_refused() -> None:
     ones = np.ones((2, 3), np.uint8)
     with pytest.raises(DataError, match=r"case/b.nii.gz: has shape \(2, 2\), the first mask of this case \(2, 3\)"):
@@ -118,15 +145,17 @@ def test_masks_that_do_not_go_together_are_refused() -> None:
 
 
 def test_more_combinations_than_values_are_refused() -> None:
-    """Eight bits of a number as masks: all 255 numbers above 0 occur."""
-    numbers = np.arange(256).reshape(16, 16)
-    bits = [mask((numbers >> bit & 1).astype(np.uint8), f"bit{bit}") for bit in range(8)]
-    with pytest.raises(DataError, match="case: its masks overlap in more than 254 combinations"):
-        joined(bits)
-    few = [mask(np.where(numbers == 255, 0, one.values).astype(np.uint8), f"bit{n}") for n, one in enumerate(bits)]
-    assert len(joined(few).counts) == 254
+    """Eight bits of a number as masks, so that all numbers above 0 occur; as many as a label table takes are joined."""
+
+    def bits(highest: int) -> list[Mask]:
+        numbers = np.minimum(np.arange(256), highest).reshape(16, 16)
+        return [mask((numbers >> bit & 1).astype(np.uint8), f"bit{bit}") for bit in range(8)]
+
+    with pytest.raises(DataError, match="case: its masks overlap in more than 253 combinations"):
+        joined(bits(254))
     census = StructureCensus()
-    census.add(few, Path("set"))
+    census.add(bits(253), Path("set"))
+    assert len(census.voxels) == 253 == table_from_names(census.declaration()["labels"], None).classes - 1
     with pytest.raises(DataError, match=r"^set: its masks overlap in more"):
         census.add([mask(np.ones((2, 2), np.uint8), "another")], Path("set"))
 
@@ -136,11 +165,11 @@ def test_channels_are_structures_unless_they_are_colours(tmp_path: Path) -> None
     medunet.write_volume(Volume(inside), tmp_path / "m.nii.gz")
     assert has_structure_channels(tmp_path / "m.nii.gz")
     masks = StructureMasks([tmp_path / "m.nii.gz"])
-    assert [one.channel for one in masks] == ["structure_1", "structure_2", "structure_3"] and len(masks) == 3
+    assert [one.name for one in masks] == ["structure_1", "structure_2", "structure_3"] and len(masks) == 3
     for one, expected in zip(masks, inside, strict=True):
         np.testing.assert_array_equal(inside_of(one), expected)
     tifffile.imwrite(tmp_path / "two.ome.tif", inside[:2, 0], metadata={"axes": "CYX", "Channel": {"Name": ["a", "b"]}})
-    assert [one.channel for one in StructureMasks([tmp_path / "two.ome.tif"])] == ["a", "b"]
+    assert [one.name for one in StructureMasks([tmp_path / "two.ome.tif"])] == ["a", "b"]
     tifffile.imwrite(tmp_path / "rgb.tif", inside[:, 0], imagej=True, metadata={"axes": "CYX"})
     tifffile.imwrite(tmp_path / "grey.tif", inside[0, 0], metadata={"axes": "YX"})
     Image.fromarray(inside[0].transpose(1, 2, 0)[..., :3]).save(tmp_path / "rgb.png")

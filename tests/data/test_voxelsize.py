@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunet.data.catalogue import image_grid, load_image, read_data_set, size_notes
+from medunet.data.catalogue import check_pairs, image_grid, load_image, load_label_values, read_data_set, size_notes
 from medunet.data.formats import write_volume
 from medunet.data.volume import Volume
 from medunet.data.voxelsize import VoxelSize, declared_size
@@ -111,6 +111,73 @@ def test_sections_with_a_pixel_size_still_take_their_distance(tmp_path: Path) ->
     folder = made(tmp_path, files, stack=True, spacing=[50, 4, 4], axes="ZYX", spacing_units="nm")
     assert sizes(folder) == {"s": ((0.004, 0.004, 0.05), "um")}
     assert size_notes(read_data_set(folder)) == []
+
+
+def labelled_stack(folder: Path, label: Volume | None, **declared: object) -> Path:
+    """Sections of 4 nm, 50 nm apart, which only `dataset.json` says; the label is a volume, or None for sections."""
+    pixel = image((6, 5), "um", (0.004, 0.004, 1.0))
+    for z in range(3):
+        write_volume(pixel, folder / "images" / "s" / f"z{z}.tif")
+        if label is None:
+            write_volume(pixel, folder / "labels" / "s" / f"z{z}.tif")
+    if label is not None:
+        write_volume(label, folder / "labels" / ("s.tif" if label.unit == "um" else "s.nrrd"))
+    size = {"spacing": [50, 4, 4], "axes": "ZYX", "spacing_units": "nm"}
+    (folder / "dataset.json").write_text(json.dumps({"stack": True, **size, **declared}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        None,
+        image((6, 5, 3), "um", (0.004, 0.004, 0.05)),
+        image((6, 5, 3), "mm", (4e-6, 4e-6, 5e-5)),
+    ],
+    ids=["sections", "volume in um", "volume in mm"],
+)
+def test_labels_of_sections_take_their_distance_as_images_do(label: Volume | None, tmp_path: Path) -> None:
+    """Sections of labels cannot state it either, and a volume that states it lies on the same grid."""
+    (case,) = read_data_set(labelled_stack(tmp_path, label)).labelled
+    check_pairs([case])
+    assert load_label_values(case, load_image(case)).shape == (1, 6, 5, 3)
+
+
+@pytest.mark.parametrize("check", ["headers", "voxels"])
+def test_a_label_that_states_another_distance_of_sections_is_refused(check: str, tmp_path: Path) -> None:
+    label = image((6, 5, 3), "um", (0.004, 0.004, 0.06))
+    (case,) = read_data_set(labelled_stack(tmp_path, label)).labelled
+    words = r"s: label and image .* up to 0\.02 um .*\n.*\(0\.004, 0\.004, 0\.05\) um, .*\(0\.004, 0\.004, 0\.06\) um"
+    with pytest.raises(DataError, match=words):
+        check_pairs([case]) if check == "headers" else load_label_values(case, load_image(case))
+
+
+def test_a_label_or_channel_without_a_size_says_nothing_beside_an_image_with_another_than_the_declared_one(
+    tmp_path: Path,
+) -> None:
+    own, none = image((6, 5), "um", (0.7, 0.7, 1.0)), image((6, 5))
+    folder = made(tmp_path, {"a_0000.tif": own, "a_0001.png": none}, spacing=[0.5, 0.5], spacing_units="um")
+    write_volume(none, folder / "labels" / "a.png")
+    (case,) = read_data_set(folder).labelled
+    check_pairs([case])
+    volume = load_image(case)
+    assert volume.spacing == pytest.approx((0.7, 0.7)) and volume.channels == 2
+    load_label_values(case, volume)
+
+
+def test_a_label_that_contradicts_what_is_declared_of_its_image_is_refused_by_its_header(tmp_path: Path) -> None:
+    folder = made(tmp_path, {"a.png": image((6, 5))}, spacing=[0.5, 0.5], spacing_units="um")
+    write_volume(image((6, 5), "um", (0.7, 0.7, 1.0)), folder / "labels" / "a.tif")
+    (case,) = read_data_set(folder).labelled
+    for check in (lambda: check_pairs([case]), lambda: load_label_values(case, load_image(case))):
+        with pytest.raises(DataError, match=r"a: label and image lie on different grids"):
+            check()
+
+
+def test_headers_name_the_volume_that_needs_three_lengths(tmp_path: Path) -> None:
+    folder = made(tmp_path, {"v.tif": image((6, 5, 4))}, spacing=[4, 4], spacing_units="nm")
+    with pytest.raises(DataError, match=r"v.tif: is a volume without voxel size, and .* two numbers"):
+        check_pairs(read_data_set(folder).cases, "ZYX")
 
 
 def test_a_volume_needs_three_lengths(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from medunet.cli import run
 from medunet.config import load_config
 from medunet.data.volume import Volume
 from medunet.model import load_model
-from tests.flows.made import make_set
+from tests.flows.made import LABELS, make_case, make_set
 from tests.flows.test_objects import QUICK
 
 
@@ -82,6 +82,46 @@ def test_declared_pictures_are_learned_and_measured_in_micrometres(
     assert found_in_stack.unit == "pixel"
     for z in range(2):
         np.testing.assert_array_equal(found_in_stack.array[..., z], in_picture.array)
+
+
+@pytest.mark.parametrize("labels", ["sections", "volumes"])
+def test_stacks_of_sections_with_a_pixel_size_are_learned_scored_and_predicted_with_their_declared_distance(
+    labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels too may be sections, which cannot state their distance, or volumes that state it."""
+    data, size = tmp_path / "data", np.diag([0.004, 0.004, 0.05, 1.0])
+    for number in range(3):
+        image, label = make_case(number, (16, 14, 12))
+        grey = Volume(np.clip(image.array, 0, 255).astype(np.uint8), size, "um")
+        truth = Volume(label.array, size, "um")
+        for z in range(12):
+            picture = Volume(grey.array[..., z], size, "um")
+            medunet.write_volume(picture, data / "images" / f"s{number}" / f"z{z}.tif")
+            if labels == "sections":
+                medunet.write_volume(
+                    Volume(truth.array[..., z], size, "um"), data / "labels" / f"s{number}" / f"z{z}.tif"
+                )
+        if labels == "volumes":
+            medunet.write_volume(truth, data / "labels" / f"s{number}.tif")
+    declared = {"stack": True, "labels": LABELS, "spacing": [50, 4, 4], "axes": "ZYX", "spacing_units": "nm"}
+    (data / "dataset.json").write_text(json.dumps(declared))
+    out, found, spacing = tmp_path / "run", tmp_path / "p", pytest.approx((0.004, 0.004, 0.05))
+    quick = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "training.epochs=1",
+             "--set", "training.iterations=2", "--device", "cpu", "--set", f"data.path={data}"]  # fmt: skip
+    (tmp_path / "c.yaml").write_text("")
+    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), *quick]) == 0
+    assert json.loads((out / "validation" / "scores.json").read_text())["unit"] == "um"
+    (validated,) = (out / "validation").glob("s?.tif")
+    assert medunet.read_volume(validated).spacing == spacing
+
+    assert run(["predict", str(out), str(data / "images"), "-o", str(found), "--stack", "--device", "cpu"]) == 0
+    assert medunet.read_volume(found / "s0.tif").spacing == spacing
+    said = "NOTE: its sections state no distance; its voxel size is taken to be 0.004×0.004×0.05 um, as dataset.json"
+    assert capsys.readouterr().err.count(said) == 1
+    assert run(["evaluate", str(found), str(data)]) == 0
+    (truth_file,) = (data / "labels").glob(f"{validated.stem}*")
+    assert run(["evaluate", str(out / "validation"), str(truth_file), "--stack"]) == 0
+    assert "different grids" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("declared", [{}, {"spacing": [0.5, 0.5], "spacing_units": "um"}])

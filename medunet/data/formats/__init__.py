@@ -5,6 +5,7 @@ The grid survives: what is read knows where its voxels are, and what is written 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -184,13 +185,14 @@ def suffix_of(path: Path | str) -> str:
 def case_stem(path: Path | str) -> str:
     """The name without its suffix; a folder (a DICOM series) keeps all of its name.
 
-    What lies inside an OME-Zarr is named after all of its path: ``plate_A_1_0`` for ``plate.zarr/A/1/0``.
+    A link is called as it is, whatever it leads to. What lies inside an OME-Zarr is named after all of its path:
+    ``plate_A_1_0`` for ``plate.zarr/A/1/0``.
     """
     path = Path(path)
     if path.is_dir() and (outer := enclosing(path)) not in (None, path.absolute()):
         return "_".join((case_stem(outer), *path.absolute().relative_to(outer).parts))
     if path.is_dir() and suffix_of(path) not in ZARR_SUFFIXES:
-        return path.resolve().name
+        return Path(os.path.abspath(path)).name  # noqa: PTH100 - `.` has a name so, and a link keeps its own
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 

@@ -52,6 +52,14 @@ def test_a_folder_keeps_its_whole_name(tmp_path: Path) -> None:
     assert case_stem(tmp_path / "Study3.T1") == "Study3.T1"
 
 
+def test_a_linked_folder_keeps_the_name_of_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "series.0815").mkdir()
+    (tmp_path / "patient_7").symlink_to(tmp_path / "series.0815")
+    assert case_stem(tmp_path / "patient_7") == "patient_7"
+    monkeypatch.chdir(tmp_path / "series.0815")
+    assert case_stem(".") == "series.0815" and case_stem("../patient_7") == "patient_7"
+
+
 def volume_from(name: str, family: str, array: np.ndarray) -> Volume:
     return Volume(array, origin=Origin(Path(name), family))
 
