@@ -24,9 +24,9 @@ from medunet.data.pairs import (
     labels_beside,
     pair_by_stem,
     read_pair,
+    reference_of,
     require_same_grid,
     stack_beside,
-    volume_of,
     voxel_size_beside,
     with_voxel_size,
 )
@@ -330,7 +330,7 @@ def _found_labels(pairs: Sequence[Pair], references_only: bool = False) -> Label
     for pair in pairs:
         try:
             # A value that only a prediction has is a label as well: an invented structure must cost something.
-            sides = (volume_of(pair.reference, pair.axes),) if references_only else read_pair(pair)
+            sides = (reference_of(pair),) if references_only else read_pair(pair)
             found = np.concatenate([np.unique(side.array) for side in sides])
         except DataError:
             continue

@@ -24,7 +24,7 @@ from medunet.data.annotation import (
 from medunet.data.blocks import copy_in_tiles
 from medunet.data.channels import Channel, channel_indices, chosen_names
 from medunet.data.declaration import channel_names, label_table, read_declaration, says_stack
-from medunet.data.formats import READABLE, case_stem, is_readable, read_grid, read_volume, stack_files
+from medunet.data.formats import READABLE, case_stem, is_readable, label_axes, read_grid, read_volume, stack_files
 from medunet.data.labels import LabelTable, table_from_values
 from medunet.data.samegrid import corners_apart, spacing_text, tolerance
 from medunet.data.scratch import Scratch
@@ -235,7 +235,7 @@ def with_labels(data: DataSet, cases: Iterable[Case], axes: str | None = None) -
     values: set[int] = set()
     for case in cases:
         assert case.label is not None
-        found = np.unique(read_volume(case.label, axes=axes).array)
+        found = np.unique(read_volume(case.label, axes=label_axes(case.label, axes)).array)
         if not np.isfinite(found).all():
             raise DataError(f"{case.label}: a label map must not hold NaN or infinite values")
         if not np.array_equal(found, np.rint(found)):
@@ -356,7 +356,7 @@ def load_label(case: Case, table: LabelTable, image: Volume, axes: str | None = 
 def load_label_values(case: Case, image: Volume, axes: str | None = None) -> np.ndarray:
     """The label map of a case as its file has it, `(1, *spatial)`, checked against the image's grid."""
     assert case.label is not None
-    label = read_volume(case.label, axes=axes)
+    label = read_volume(case.label, axes=label_axes(case.label, axes))
     if label.channels != 1:
         raise DataError(
             f"{case.label}: a label map needs one channel, found {label.channels}\n"
@@ -404,10 +404,11 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
             found = (case.name, channel_count(case, image.channels), len(image.shape))
             first = first or found
             _require_alike(first, found)
-            others = [(f"channel {path.name}", path) for path in case.images[1:]]
-            others += [("label", case.label)] if case.label else []
-            for what, path in others:
-                _require_same_grid(case, image, read_grid(path, axes=axes), what)
+            for path in case.images[1:]:
+                _require_same_grid(case, image, read_grid(path, axes=axes), f"channel {path.name}")
+            if case.label:
+                stated = label_axes(case.label, axes)
+                _require_same_grid(case, image, read_grid(case.label, axes=stated), "label")
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -19,7 +19,7 @@ from medunet.data.declaration import (
     declared_stack,
     declared_voxel_size,
 )
-from medunet.data.formats import case_stem, is_zarr, read_grid, read_volume, stack_files, suffix_of
+from medunet.data.formats import case_stem, is_zarr, label_axes, read_grid, read_volume, stack_files, suffix_of
 from medunet.data.labels import LabelTable
 from medunet.data.samegrid import corners_apart, spacing_text, tolerance
 from medunet.data.volume import Volume
@@ -202,7 +202,17 @@ def read_pair(pair: Pair) -> tuple[Volume, Volume]:
     Raises:
         DataError: one of them cannot be read.
     """
-    return volume_of(pair.prediction, pair.predicted_axes), volume_of(pair.reference, pair.axes)
+    return volume_of(pair.prediction, pair.predicted_axes), reference_of(pair)
+
+
+def reference_of(pair: Pair) -> Volume:
+    """The true label map.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    stated = pair.axes if isinstance(pair.reference, Volume) else label_axes(pair.reference, pair.axes)
+    return volume_of(pair.reference, stated)
 
 
 def volume_of(source: Source, axes: str | None = None) -> Volume:

@@ -6,6 +6,7 @@ The grid survives: what is read knows where its voxels are, and what is written 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ __all__ = [
     "is_folder_scan",
     "is_readable",
     "is_zarr",
+    "label_axes",
     "read_grid",
     "read_volume",
     "stack_files",
@@ -68,6 +70,9 @@ A pair ``.hdr``/``.img`` is listed once, under ``.hdr``, but either name reads.
 """
 
 WRITABLE = tuple(suffix for suffix in READABLE if suffix not in (".jpg", ".jpeg"))
+
+_NOT_OF_LABELS = frozenset("CST")
+"""Axes of channels, colours and time points."""
 
 
 def read_volume(
@@ -121,6 +126,21 @@ def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = 
         return family.look(path, axes, frame)
     _refuse_frame(path, frame)
     return family.look(path)
+
+
+def label_axes(path: Path | str, axes: str | None) -> str | None:
+    """Which axes to state of a label map where `axes` are stated of its images.
+
+    A label map has no channels and no time points, so what images need (`CYX`) may not fit it. Its own are taken where
+    it names them (None), else those of the images without C, S and T where they fit.
+    """
+    if axes is None or not set(axes.upper()) & _NOT_OF_LABELS:
+        return axes
+    for stated in (None, "".join(letter for letter in axes if letter.upper() not in _NOT_OF_LABELS)):
+        with suppress(DataError):
+            read_grid(path, axes=stated)
+            return stated
+    return axes
 
 
 def files_of(path: Path | str) -> list[Path]:

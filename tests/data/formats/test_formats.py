@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from medunet.data.formats import (
     READABLE,
@@ -15,6 +16,7 @@ from medunet.data.formats import (
     case_stem,
     default_suffix,
     is_readable,
+    label_axes,
     read_grid,
     read_volume,
     suffix_of,
@@ -188,3 +190,28 @@ def test_the_real_oblique_series_agrees_with_its_headers(real_data: Path) -> Non
         x, y, z = np.linalg.solve(volume.affine, [*ras, 1])[:3]
         assert abs(x) < 0.01 and abs(y) < 0.01 and abs(z - round(z)) < 0.01
         np.testing.assert_array_equal(volume.array[0, :, :, round(z)], data.pixel_array.T)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said", "images", "labels"),
+    [
+        ((12, 10), None, "CYX", None),
+        ((5, 12, 10), None, "ZCYX", "ZYX"),
+        ((5, 12, 10), None, "tczyx", "zyx"),
+        ((1, 12, 10), None, "CYX", None),
+        ((5, 12, 10), "ZYX", "CYXS", None),
+        ((5, 12, 10), None, "ZYX", "ZYX"),
+        ((5, 12, 10), None, None, None),
+    ],
+)
+def test_a_label_map_needs_no_channels_where_its_images_have_them(
+    shape: tuple[int, ...], said: str | None, images: str | None, labels: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tif"
+    how = {"imagej": True, "metadata": {"axes": said}} if said else {"metadata": None}
+    tifffile.imwrite(path, np.zeros(shape, np.uint8), photometric="minisblack", **how)
+    found = label_axes(path, images)
+    # Axes of a single page need no word.
+    assert found == labels
+    if images:
+        assert read_volume(path, axes=found).channels == 1
