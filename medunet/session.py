@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 
 from medunet.config import Config, load_config, parse_config
 from medunet.course import clock_of, course_notes, joint_of
+from medunet.data.patches import PreparedCase
+from medunet.data.shares import class_shares
 from medunet.errors import ConfigError
 from medunet.experiment import (
     BOARD,
@@ -45,7 +48,7 @@ from medunet.learning.signals import StopSignal
 from medunet.model import load_model
 from medunet.networks.build import build_network
 from medunet.networks.fitted import FittedNetwork
-from medunet.networks.unet import UNet, expect_rare
+from medunet.networks.unet import UNet, expect_rare, expect_shares
 from medunet.runtext import plan_notes
 from medunet.validate import EndCost, HeldOut
 
@@ -155,14 +158,20 @@ def set_up_processes(request: TrainRequest, world: World, say: Say) -> Setup:
     return setup
 
 
-def _first_network(setup: Setup, resume: bool) -> UNet | FittedNetwork:
-    """The network before its first step; what is resumed or started from a model needs no weights from elsewhere."""
+def first_network(setup: Setup, cases: Sequence[PreparedCase], resume: bool) -> UNet | FittedNetwork:
+    """The network before its first step; what is resumed or started from a model needs no weights from elsewhere.
+
+    Args:
+        cases: that are learned from.
+    """
     training = setup.config.training
     network = build_network(setup.config.network, training.seed, not resume and training.init is None)
     if isinstance(network, FittedNetwork):
         network.freeze_unused()
     if setup.labels.regions:
         expect_rare(network)
+    elif setup.config.loss.class_weights is None:  # with weights, the loss does not count classes as often as they are
+        expect_shares(network, class_shares(cases, setup.config.network.classes))
     return network
 
 
@@ -178,10 +187,15 @@ class _Found:
         return self.checkpoint.notes if self.checkpoint else {}
 
 
-def start_training(setup: Setup, recipe: Recipe, resume: bool, started: float, line: ProgressLine) -> Training:
-    """Make the run's folder and the state: fresh, with a model's weights, or as the checkpoint has it."""
+def start_training(
+    setup: Setup, recipe: Recipe, network: UNet | FittedNetwork, resume: bool, started: float, line: ProgressLine
+) -> Training:
+    """Make the run's folder and the state: fresh, with a model's weights, or as the checkpoint has it.
+
+    Args:
+        network: before its first step.
+    """
     config, world = setup.config, setup.world
-    network = _first_network(setup, resume)
     found = _find(setup, network, resume, started, line)
     placed(network, config.network.dimensions, setup.device)
     forward = world.joined(network, setup.device)

@@ -37,7 +37,16 @@ from medunet.model import MODEL_FILE, Model, load_model, save_model
 from medunet.networks.build import build_network
 from medunet.planning.trial import try_steps
 from medunet.runtext import final_scores, hyper_parameters, score_markdown
-from medunet.session import Quiet, Session, Training, held_out, save_state, set_up_processes, start_training
+from medunet.session import (
+    Quiet,
+    Session,
+    Training,
+    first_network,
+    held_out,
+    save_state,
+    set_up_processes,
+    start_training,
+)
 from medunet.validate import Validation, finish_run, validate
 
 _LEAVING = 1.0
@@ -77,7 +86,8 @@ def _train(request: TrainRequest, world: World) -> Outcome:
         if world.size == 1:
             line.say(f"expected: {try_steps(setup.config, recipe, patches).describe(setup.config)}")
         # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
-        training = start_training(setup, recipe, request.resume, started, line)
+        network = first_network(setup, cases, request.resume)
+        training = start_training(setup, recipe, network, request.resume, started, line)
         if isinstance(training, Session):
             training.validate_every = _epochs_between_validations(setup.config, patches, held)
             _score_anew(training, held)

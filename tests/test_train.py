@@ -135,6 +135,21 @@ def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
     assert "models are compared by" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("weights", "informed"), [("null", True), ("balanced", False)])
+def test_a_training_starts_with_classes_as_frequent_as_they_are(
+    data: Path, tmp_path: Path, weights: str, informed: bool
+) -> None:
+    """Unless the loss weighs them: then none is rarer to it than another."""
+    small = ["--set", "training.iterations=1", "--set", "optimiser.rate=1e-9", "--set", f"loss.class_weights={weights}"]
+    assert train(data, tmp_path / "run", *small) == 0
+    held = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "run" / "validation").glob("*.nii.gz")}
+    labels = [medunet.read_volume(path).array for path in (data / "labels").iterdir() if path.name[:-7] not in held]
+    counts = np.array([sum(int((label == value).sum()) for label in labels) for value in (0, 7, 32)])
+    bias = medunet.load_model(tmp_path / "run").network.heads[0].bias.detach()
+    expected = torch.tensor(counts / counts.sum()) if informed else torch.full((3,), 1 / 3)
+    torch.testing.assert_close(bias.softmax(0).double(), expected.double(), atol=1e-5, rtol=0)
+
+
 def test_an_interrupt_while_data_is_read_touches_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from medunet.errors import ConfigError
@@ -145,6 +148,29 @@ def expect_rare(network: Headed, share: float = RARE) -> None:
     for head in network.heads:
         with torch.no_grad():
             head.bias.fill_(math.log(share / (1 - share)))  # type: ignore[operator]
+
+
+LEAST = 1e-3
+"""The share of voxels that an untrained network with a softmax expects of any class at least.
+
+A class that is all but impossible to begin with has next to no gradient by Dice.
+"""
+
+
+def expect_shares(network: Headed, shares: Sequence[float] | NDArray[np.float64]) -> None:
+    """Let an untrained network with a softmax expect each class as often as it is, not all alike.
+
+    By the bias of its heads, as `expect_rare`: otherwise the first hundreds of steps are spent on learning that most
+    voxels are background. The table is in benchmarks/README.md.
+
+    Args:
+        network: whose heads are convolutions with a bias, one output for each class.
+        shares: of the voxels, by class; 0 is taken for `LEAST`.
+    """
+    logits = torch.tensor(shares, dtype=torch.float32).clamp(min=LEAST).log()
+    for head in network.heads:
+        with torch.no_grad():
+            head.bias.copy_(logits - logits.mean())  # type: ignore[operator]
 
 
 def _down(settings: UNetSettings, level: int) -> nn.Module:

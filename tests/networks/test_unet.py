@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks.unet import UNet, UNetSettings, expect_rare
+from medunet.networks.unet import UNet, UNetSettings, expect_rare, expect_shares
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 
 SMALL: dict[str, Any] = {"channels": (4, 6, 8), "in_channels": 2, "classes": 3, "dimensions": 2}
@@ -296,6 +296,21 @@ def test_interpolated_up_repeats_voxels() -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         variant(**changes)
+
+
+def test_a_network_that_expects_classes_as_often_as_they_are_starts_so() -> None:
+    """Of each head; a class that was not seen is expected a little."""
+    settings = UNetSettings(channels=(8, 8, 8), classes=3, deep_supervision=True)
+    plain, informed = UNet(settings, 3), UNet(settings, 3)
+    expect_shares(informed, [0.9, 0.1, 0.0])
+    for outputs in (plain, informed):
+        assert len(outputs(torch.randn(1, 1, 16, 16, 16))) == 2
+    image = torch.randn(2, 1, 16, 16, 16)
+    for before, after in zip(plain(image), informed(image), strict=True):
+        logits = (after - before)[0, :, 0, 0, 0]
+        torch.testing.assert_close(logits.softmax(0), torch.tensor([0.9, 0.1, 0.001]) / 1.001)
+        torch.testing.assert_close(after - before, logits[None, :, None, None, None].expand_as(after))
+    assert float(logits.detach().mean()) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_network_that_expects_rare_structures_gives_them_small_probabilities() -> None:
