@@ -170,7 +170,8 @@ def first_network(setup: Setup, cases: Sequence[PreparedCase], resume: bool) -> 
         network.freeze_unused()
     if setup.labels.regions:
         expect_rare(network)
-    elif setup.config.loss.class_weights is None:  # with weights, the loss does not count classes as often as they are
+    elif setup.config.loss.class_weights is None and not resume:
+        # With weights, the loss does not count classes as often as they are.
         expect_shares(network, class_shares(cases, setup.config.network.classes))
     return network
 
