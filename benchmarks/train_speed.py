@@ -6,8 +6,10 @@
 Every engine has a process of its own, which is warmed up by two steps; then they are asked in turn (A B C A B C ...),
 so that only one computes at any moment. Run it alone on the machine; `compare_predictors.py` says how ENV is made.
 
-    medunet, medunet-bf16   `train_step` as `medunet train` calls it: padded U-Net, batch norm, Dice and cross-entropy,
-                            Muon, gradient clipping, averaged weights
+    medunet, medunet-bf16   `train_step` as `medunet train` calls it, with the network of plans: padded U-Net, one
+                            convolution at the encoder's finest level, two at its others, one at each of the decoder's,
+                            batch norm, Dice and cross-entropy, Muon, gradient clipping, averaged weights
+    full, full-bf16         the same with two convolutions everywhere, as nnU-Net has them
     nnunet                  what nnUNetTrainer.train_step does on a CPU: PlainConvUNet, instance norm, deep supervision,
                             Dice and cross-entropy, SGD with Nesterov momentum, gradient clipping, float32
 
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +40,18 @@ def patches(task: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(size, generator=generator), torch.randint(0, 3, size, generator=generator)
 
 
-def medunet(task: dict[str, Any], dtype: torch.dtype | None) -> Step:
+def medunet(task: dict[str, Any], dtype: torch.dtype | None, thin: bool = True) -> Step:
     from medunet.data.patches import PatchBatch
     from medunet.learning.loop import Recipe, TrainState, placed, train_step
     from medunet.learning.losses import LossSettings, make_loss
     from medunet.learning.schedule import Ema, OptimiserSettings, ScheduleSettings, make_optimiser
     from medunet.networks.unet import UNet, UNetSettings
+    from medunet.planning.rules import CONVOLUTIONS, DECODER_CONVOLUTIONS, FINEST_CONVOLUTIONS
 
-    network = UNet(UNetSettings(channels=tuple(task["channels"]), classes=3), 0)
+    settings = UNetSettings(channels=tuple(task["channels"]), classes=3, convolutions=CONVOLUTIONS)
+    if thin:
+        settings = replace(settings, finest_convolutions=FINEST_CONVOLUTIONS, decoder_convolutions=DECODER_CONVOLUTIONS)
+    network = UNet(settings, 0)
     network = placed(network, 3, torch.device("cpu")).train()
     recipe = Recipe(
         make_loss(LossSettings(), 3, None), ScheduleSettings(), 2e-3, 12.0, torch.device("cpu"), dtype, seed=0
@@ -90,6 +97,8 @@ def nnunet(task: dict[str, Any]) -> Step:
 ENGINES: dict[str, Callable[[dict[str, Any]], Step]] = {
     "medunet": lambda task: medunet(task, None),
     "medunet-bf16": lambda task: medunet(task, torch.bfloat16),
+    "full": lambda task: medunet(task, None, thin=False),
+    "full-bf16": lambda task: medunet(task, torch.bfloat16, thin=False),
     "nnunet": nnunet,
 }
 
@@ -151,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "patch": [int(n) for n in options.patch.split(",")],
         **{key: getattr(options, key) for key in ("batch", "threads", "steps")},
     }
-    names = ["medunet", "medunet-bf16", *(["nnunet"] if options.nnunet else [])]
+    names = [name for name in ENGINES if name != "nnunet" or options.nnunet]
     engines = {name: start(name, task, options.nnunet if name == "nnunet" else sys.executable) for name in names}
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
