@@ -49,7 +49,7 @@ def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
     config = planned(fingerprint(facts((35, 51, 36), (1, 1, 1))))
     assert config.network.dimensions == 3
     assert all(p >= n for p, n in zip(config.patches.size, (35, 51, 36), strict=True))
-    assert config.network.channels[0] == 24 and config.preprocess.spacing == (1, 1, 1)
+    assert config.network.channels[0] == 16 and config.preprocess.spacing == (1, 1, 1)
     assert config.network.exact
 
 
@@ -118,7 +118,7 @@ def test_less_time_or_memory_means_less_work() -> None:
 def test_hippocampus_in_a_quarter_of_an_hour_on_two_cores_is_the_measured_recipe() -> None:
     found = fingerprint(facts((35, 50, 36), (1, 1, 1)), labels={"background": 0, "anterior": 1, "posterior": 2})
     config = planned(replace(found, of=60))
-    assert config.network.channels == (24, 48, 96, 192)
+    assert config.network.channels == (16, 32, 64, 128)
     assert config.patches.size == (40, 56, 40) and config.patches.batch == 2
     assert config.augment.gamma.probability == 0 and config.augment.flip_axes == (0,)
 

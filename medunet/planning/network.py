@@ -21,6 +21,7 @@ from medunet.planning.rules import (
     DECODER_CONVOLUTIONS,
     FINEST_CONVOLUTIONS,
     FIRST_CHANNELS,
+    HALF_EFFICIENT,
     LEAST_PATCH,
     MOST_BATCH,
     MOST_CHANNELS,
@@ -178,7 +179,7 @@ def choose(task: Task, budget: Budget) -> Choice:
     grid = task.grid
     room = budget.memory - budget.process - task.resident
     for base in FIRST_CHANNELS:
-        speed = budget.speed(grid.dimensions) * _efficiency(base) / budget.slowness
+        speed = budget.speed(grid.dimensions) * _efficiency(base, grid.dimensions) / budget.slowness
         limits = Limits(speed * budget.seconds / budget.wanted_steps, room / budget.growth)
         patch, settings = _largest_patch(task, base, limits)
         whole = all(p >= n for p, n in zip(patch, grid.shape, strict=True))
@@ -207,12 +208,12 @@ def _refuse(task: Task, budget: Budget, settings: UNetSettings, patch: tuple[int
     )
 
 
-def _efficiency(base: int) -> float:
+def _efficiency(base: int, dimensions: int) -> float:
     """Share of a 32-channel convolution's speed that a whole U-Net with this many first channels reaches.
 
-    Narrow layers wait for memory more than they compute. Fitted to training steps on two AVX-512 cores in bf16.
+    Narrow layers wait for memory more than they compute.
     """
-    return 1 / (1 + (12 / base) ** 2)
+    return base / (base + HALF_EFFICIENT[dimensions])
 
 
 @dataclass(frozen=True)
