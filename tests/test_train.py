@@ -135,19 +135,24 @@ def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
     assert "models are compared by" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("weights", "informed"), [("null", True), ("balanced", False)])
-def test_a_training_starts_with_classes_as_frequent_as_they_are(
-    data: Path, tmp_path: Path, weights: str, informed: bool
+@pytest.mark.parametrize(
+    ("labels", "weights", "informed"), [(4, "null", True), (4, "balanced", False), (3, "null", False)]
+)
+def test_a_training_of_many_classes_starts_with_them_as_frequent_as_they_are(
+    data: Path, tmp_path: Path, labels: int, weights: str, informed: bool
 ) -> None:
     """Unless the loss weighs them: then none is rarer to it than another."""
+    names = {"background": 0, "bright": 7, "dark": 32, "never": 99}
+    declared = {"name": "balls", "channels": ["X"], "labels": dict(list(names.items())[:labels])}
+    (data / "dataset.json").write_text(json.dumps(declared))
     small = ["--set", "training.iterations=1", "--set", "optimiser.rate=1e-9", "--set", f"loss.class_weights={weights}"]
     assert train(data, tmp_path / "run", *small) == 0
-    held = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "run" / "validation").glob("*.nii.gz")}
-    labels = [medunet.read_volume(path).array for path in (data / "labels").iterdir() if path.name[:-7] not in held]
-    counts = np.array([sum(int((label == value).sum()) for label in labels) for value in (0, 7, 32)])
-    bias = medunet.load_model(tmp_path / "run").network.heads[0].bias.detach()
-    expected = torch.tensor(counts / counts.sum()) if informed else torch.full((3,), 1 / 3)
-    torch.testing.assert_close(bias.softmax(0).double(), expected.double(), atol=1e-5, rtol=0)
+    held = {path.name for path in (tmp_path / "run" / "validation").glob("*.nii.gz")}
+    learned = [medunet.read_volume(path).array for path in (data / "labels").iterdir() if path.name not in held]
+    counts = np.array([sum(int((label == value).sum()) for label in learned) for value in (0, 7, 32)])
+    bias = medunet.load_model(tmp_path / "run").network.heads[0].bias.detach().softmax(0).double()
+    expected = torch.tensor([*counts / counts.sum(), 1e-3] if informed else [1.0] * labels, dtype=torch.float64)
+    torch.testing.assert_close(bias, expected / expected.sum(), atol=1e-5, rtol=0)
 
 
 def test_an_interrupt_while_data_is_read_touches_nothing(
