@@ -23,6 +23,7 @@ from medunet.data.cache import find_cache
 from medunet.data.loader import EpochSampler, make_loader
 from medunet.data.patches import PatchBatch, PatchDataset, PreparedCase
 from medunet.data.prepare import Preparation, annotated_cases, prepare_cases, split_inside, teaching_notes
+from medunet.data.shares import class_voxels
 from medunet.data.weightmap import class_balance
 from medunet.devices import autocast_type, free_memory, loader_workers
 from medunet.errors import MedunetError
@@ -145,15 +146,8 @@ def _recipe(setup: Setup, cases: Sequence[PreparedCase]) -> Recipe:
 
 
 def _loss(setup: Setup, cases: Sequence[PreparedCase]) -> Loss:
-    voxels = None
-    if setup.config.loss.class_weights == "balanced":
-        voxels = _voxels(setup, cases)
-    return loss_of(setup, voxels)
-
-
-def _voxels(setup: Setup, cases: Sequence[PreparedCase]) -> list[int]:
-    """Of each class, in all cases."""
-    return [sum(int((case.label == index).sum()) for case in cases) for index in range(setup.labels.classes)]
+    balanced = setup.config.loss.class_weights == "balanced"
+    return loss_of(setup, class_voxels(cases, setup.labels.classes) if balanced else None)
 
 
 def loss_of(setup: Setup, voxels: Sequence[int] | None) -> Loss:
@@ -183,9 +177,8 @@ def _class_weights(setup: Setup, cases: Sequence[PreparedCase]) -> tuple[float, 
     """Of a weight map, over all training cases; none where there is no map."""
     if setup.config.weight_map.kind == "none":
         return ()
-    return (
-        class_balance(_voxels(setup, cases)) if setup.config.weight_map.class_balance else (1.0,) * setup.labels.classes
-    )
+    classes = setup.labels.classes
+    return class_balance(class_voxels(cases, classes)) if setup.config.weight_map.class_balance else (1.0,) * classes
 
 
 def _learn(training: Training, patches: PatchDataset, held: Sequence[PreparedCase]) -> None:

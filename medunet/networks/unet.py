@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from medunet.errors import ConfigError
@@ -157,7 +155,7 @@ A class that is all but impossible to begin with has next to no gradient by Dice
 """
 
 
-def expect_shares(network: Headed, shares: Sequence[float] | NDArray[np.float64]) -> None:
+def expect_shares(network: Headed, shares: Sequence[float]) -> None:
     """Let an untrained network with a softmax expect each class as often as it is, not all alike.
 
     By the bias of its heads, as `expect_rare`: otherwise the first hundreds of steps are spent on learning that most

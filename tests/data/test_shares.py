@@ -7,7 +7,7 @@ import pytest
 
 from medunet.data.labels import IGNORE
 from medunet.data.patches import PreparedCase
-from medunet.data.shares import class_shares
+from medunet.data.shares import class_shares, class_voxels
 
 
 def case(label: np.ndarray) -> PreparedCase:
@@ -19,6 +19,7 @@ def test_annotated_voxels_count_alike_in_all_cases() -> None:
     first = np.array([[0, 0, 0], [1, 1, IGNORE]], np.uint8)
     second = np.array([[0, 2, IGNORE]], np.uint8)
     np.testing.assert_allclose(class_shares([case(first), case(second)], 4), [4 / 7, 2 / 7, 1 / 7, 0])
+    assert class_voxels([case(first), case(second)], 4) == [4, 2, 1, 0]
 
 
 def test_nothing_annotated_is_no_share() -> None:
@@ -32,3 +33,4 @@ def test_of_a_large_case_some_slices_are_enough(monkeypatch: pytest.MonkeyPatch)
     label[:, :3] = 1
     label[1::5] = 2  # every 5th slice, from the second on, is none of those that are looked at
     np.testing.assert_allclose(class_shares([case(label)], 3), [0.7, 0.3, 0])
+    assert class_voxels([case(label)], 3) == [112, 48, 40], "all of it, as weights need them"
