@@ -45,15 +45,17 @@ class MemorySize(click.ParamType[int]):
 
 
 class FoldNumber(click.ParamType[int | str]):
-    """A number from 0 on, or all."""
+    """A number from 0 on, all, or none."""
 
-    name = "K|all"
+    name = "K|all|none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         text = str(value).strip().lower()
-        if text != "all" and not re.fullmatch(r"\d{1,4}", text):
-            self.fail(f"{value!r} is no fold; write a number from 0 on, or all", param, ctx)
-        return text if text == "all" else int(text)
+        if text in ("all", "none"):
+            return text
+        if not re.fullmatch(r"\d{1,4}", text):
+            self.fail(f"{value!r} is no fold; write a number from 0 on, all, or none", param, ctx)
+        return int(text)
 
 
 _PATH = click.Path(path_type=Path)
@@ -134,7 +136,8 @@ def plan(
     "--fold",
     type=FoldNumber(),
     help="Which part of the cases is held out (of data.folds, 5); all trains every fold, one after the other, scores "
-    "every case by the fold that held it out, and leaves one ensemble for predict.",
+    "every case by the fold that held it out, and leaves one ensemble for predict; none learns from all cases, and "
+    "scores nothing.",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on where the run in this folder stopped; with --fold all, skip finished folds."
@@ -183,10 +186,17 @@ def train(
     from medunet.train import train_run
 
     given = list(overrides)
-    given += [f"data.fold={fold}"] if fold is not None else []
+    given += _fold_overrides(fold)
     given += [f"training.minutes={minutes}"] if minutes is not None else []
     outcome = train_run(TrainRequest(source, output, tuple(given), device, resume, overwrite, started))
     return _say_outcome(outcome.lines, outcome.signal)
+
+
+def _fold_overrides(fold: int | str | None) -> list[str]:
+    if fold is None:
+        return []
+    # A plan may have chosen a part to hold out, which there is not without parts.
+    return ["data.folds=0", "data.fold=0"] if fold == "none" else [f"data.fold={fold}"]
 
 
 def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:

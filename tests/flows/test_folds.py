@@ -395,3 +395,36 @@ def test_minutes_are_for_all_folds_together(
 @pytest.mark.parametrize("value", ["-1", "some", "1.5", ""])
 def test_folds_that_are_none_are_wrong_usage(tmp_path: Path, value: str) -> None:
     assert run(["train", "x", "-o", str(tmp_path / "run"), f"--fold={value}"]) == 2
+
+
+def test_without_a_fold_all_cases_are_learned_from_and_none_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = make_set(tmp_path / "data", cases=3, shape=(16, 14, 12)), tmp_path / "run"
+    config = tmp_path / "c.yaml"
+    config.write_text("data:\n  fold: 2\n")
+    command = ["train", str(config), "-o", str(out), *SMALL, "--set", f"data.path={data}"]
+    assert run([*command, "--fold", "none"]) == 0
+    assert "3 cases to learn from, 0 held out" in capsys.readouterr().err
+    settings = load_config(out / "config.yaml").config.data
+    assert (settings.folds, settings.fold) == (0, 0)
+    record = load_model(out).card.record
+    assert (record["cases"], record["held_out"]) == (3, 0)
+    assert not list((out / "validation").glob("*.nii.gz"))
+    assert run(["predict", str(out), str(data / "images"), "-o", str(tmp_path / "p"), "--device", "cpu"]) == 0
+    # What was learned from must not be held out of the same run later.
+    assert run([*command, "--fold", "0", "--set", "data.folds=3", "--resume"]) == 1
+    assert "cannot be resumed" in capsys.readouterr().err
+
+
+def test_a_single_scan_without_a_fold_is_learned_from_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan would hold out the part that shares most labels with the rest; there is no such part then."""
+    data, out = make_set(tmp_path / "data", cases=1, shape=(16, 14, 20)), tmp_path / "run"
+    assert run(["train", str(data), "-o", str(out), *SMALL, "--fold", "none"]) == 0
+    assert "1 cases to learn from, 0 held out" in capsys.readouterr().err
+    assert load_model(out).card.record["held_out"] == 0
+
+
+def test_a_fold_is_a_number_or_a_word_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", str(tmp_path), "-o", str(tmp_path / "run"), "--fold", "some"]) == 2
+    assert "a number from 0 on, all, or none" in capsys.readouterr().err
