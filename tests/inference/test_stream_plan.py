@@ -40,10 +40,16 @@ for start, stop, logits in Streamer(network, Execution(dtype=torch.{dtype})).run
 print(status("VmHWM") - before)
 """
 
+KNOWN = pytest.mark.xfail(
+    torch.backends.cpu.get_cpu_capability() == "AVX2",
+    reason="without AVX-512, bfloat16 took minutes and four times the plan (172 MB for 44): not planned for yet",
+    run=False,
+)
+
 CASES = [
     ((80, 96, 96), 8, "float32", {"channels": (16, 32, 64)}),
     ((240, 96, 96), 8, "float32", {"channels": (16, 32, 64)}),
-    ((80, 96, 96), 4, "bfloat16", {"channels": (16, 32, 64), "classes": 8}),
+    pytest.param((80, 96, 96), 4, "bfloat16", {"channels": (16, 32, 64), "classes": 8}, marks=KNOWN),
     ((80, 80, 80), 8, "float32", {"channels": (16, 32, 64), "norm": "voxel", "residual": True, "activation": "gelu"}),
     ((80, 80, 80), 8, "float32", {"channels": (16, 32, 64), "padded": False, "attention": True}),
 ]
@@ -54,8 +60,6 @@ CASES = [
 def test_estimate_against_measured_peak(
     scan: tuple[int, ...], slab: int, dtype: str, options: dict[str, object]
 ) -> None:
-    if dtype == "bfloat16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        pytest.skip("without AVX-512, bfloat16 took four times the plan on a CPU (172 MB for 44): not planned for yet")
     text = ", ".join(f"{key}={value!r}" for key, value in options.items())
     code = MEASURE.format(options=text, scan=scan, slab=slab, dtype=dtype)
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
