@@ -46,9 +46,9 @@ from monai import transforms as m
 from monai.data import set_track_meta
 from scipy.ndimage import gaussian_filter
 
-from medunet.data.augment import Augmentation, AugmentSettings, Chance, Draw
-from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground
+from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, find_foreground
 from medunet.planning.rules import LIGHT_AUGMENTATION
+from medunet.transforms.augment import Augmentation, AugmentSettings, Chance, Draw
 
 SETTINGS = {"default (nnU-Net's)": AugmentSettings(), "light": LIGHT_AUGMENTATION}
 SIZES = ((64, 64, 64), (40, 56, 40), (256, 256))

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from medunet.config import load_config
-from medunet.data.catalogue import load_image, load_label, read_data_set
-from medunet.data.labels import IGNORE
-from medunet.data.splits import read_patients, split_cases
+from medunet.datasets.catalogue import read_data_set
+from medunet.datasets.labels import IGNORE
+from medunet.datasets.loading import load_image, load_label
+from medunet.datasets.splits import read_patients, split_cases
 from medunet.metrics import count_labels
 from medunet.model import load_model
-from medunet.segmentation.planning import PredictSettings
-from medunet.segmentation.segmenter import Segmenter
+from medunet.prediction.planning import PredictSettings
+from medunet.prediction.segmenter import Segmenter
 
 WAYS = {
     "exact, float32": PredictSettings(method="exact", precision="fp32"),

@@ -62,10 +62,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.compiled import CompiledPass
 from medunet.inference.execution import Execution
-from medunet.inference.stream import Streamer
-from medunet.inference.streamplan import Budget, plan_stream
+from medunet.inference.openvino import CompiledPass
+from medunet.inference.streaming.plan import Budget, plan_stream
+from medunet.inference.streaming.streamer import Streamer
 from medunet.networks.memory import estimate_bytes
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet

@@ -93,10 +93,11 @@ def write_task(dataset: Path, folder: Path) -> None:
     """The learned cases in nnU-Net's layout, the held-out ones in a folder of their own."""
     import numpy as np
 
-    from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
-    from medunet.data.formats import write_volume
-    from medunet.data.labels import IGNORE
-    from medunet.data.splits import read_patients, split_cases
+    from medunet.datasets.catalogue import read_data_set, with_labels
+    from medunet.datasets.labels import IGNORE
+    from medunet.datasets.loading import load_image, load_label
+    from medunet.datasets.splits import read_patients, split_cases
+    from medunet.formats.dispatch import write_volume
 
     data = read_data_set(dataset)
     labels = with_labels(data, data.labelled, None)
@@ -131,10 +132,11 @@ def score(dataset: Path, predictions: Path, as_indices: bool) -> dict[str, float
     """Mean Dice by label of the held-out cases."""
     import numpy as np
 
-    from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
-    from medunet.data.formats import read_volume
-    from medunet.data.labels import IGNORE
-    from medunet.data.splits import read_patients, split_cases
+    from medunet.datasets.catalogue import read_data_set, with_labels
+    from medunet.datasets.labels import IGNORE
+    from medunet.datasets.loading import load_image, load_label
+    from medunet.datasets.splits import read_patients, split_cases
+    from medunet.formats.dispatch import read_volume
     from medunet.metrics import count_labels
 
     data = read_data_set(dataset)

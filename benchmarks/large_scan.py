@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import zoom
 
-from medunet.data.formats import read_grid, write_volume
-from medunet.data.labels import LabelTable
-from medunet.data.preprocess import PreprocessSettings
-from medunet.data.volume import Volume
+from medunet.datasets.labels import LabelTable
+from medunet.formats.dispatch import read_grid, write_volume
 from medunet.model import ModelCard, save_model
 from medunet.networks.unet import UNet, UNetSettings
+from medunet.transforms.preprocess import PreprocessSettings
+from medunet.volume import Volume
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import torch
 
 from medunet.errors import MedunetError
-from medunet.learning.losses import LossSettings, make_loss
-from medunet.networks import others
+from medunet.losses.build import LossSettings, make_loss
 from medunet.networks.build import build_network
+from medunet.networks.external import settings as external
 from medunet.networks.settings import UNetSettings
 
 PATCH = {2: (4, 1, 128, 128), 3: (2, 1, 64, 32, 32)}
@@ -26,22 +26,22 @@ def networks() -> Iterator[tuple[str, object]]:
     yield "unet", UNetSettings(channels=(32, 64, 128, 256))
     yield "unet, residual", UNetSettings(channels=(32, 64, 128, 256), residual=True)
     yield "unet, attention", UNetSettings(channels=(32, 64, 128, 256), attention=True)
-    yield "attention_unet", others.AttentionUNetSettings()
-    yield "residual_unet", others.ResidualUNetSettings()
-    yield "segresnet", others.SegResNetSettings()
-    yield "dynunet", others.DynUNetSettings()
-    yield "unetr", others.UNETRSettings(image_size=(64, 32, 32))
-    yield "swin_unetr", others.SwinUNETRSettings()
-    yield "unetplusplus", others.UNetPlusPlusSettings()
+    yield "attention_unet", external.AttentionUNetSettings()
+    yield "residual_unet", external.ResidualUNetSettings()
+    yield "segresnet", external.SegResNetSettings()
+    yield "dynunet", external.DynUNetSettings()
+    yield "unetr", external.UNETRSettings(image_size=(64, 32, 32))
+    yield "swin_unetr", external.SwinUNETRSettings()
+    yield "unetplusplus", external.UNetPlusPlusSettings()
     for encoder in ("resnet18", "efficientnet-b0"):
-        yield f"flexible_unet, {encoder}", others.FlexibleUNetSettings(encoder=encoder)
+        yield f"flexible_unet, {encoder}", external.FlexibleUNetSettings(encoder=encoder)
     yield "unet", UNetSettings(dimensions=2, channels=(32, 64, 128, 256, 512))
-    yield "unetplusplus", others.UNetPlusPlusSettings(dimensions=2)
-    yield "flexible_unet, efficientnet-b0", others.FlexibleUNetSettings(encoder="efficientnet-b0", dimensions=2)
+    yield "unetplusplus", external.UNetPlusPlusSettings(dimensions=2)
+    yield "flexible_unet, efficientnet-b0", external.FlexibleUNetSettings(encoder="efficientnet-b0", dimensions=2)
     for name in ("smp_unet", "smp_unetplusplus", "smp_linknet", "smp_fpn", "smp_pspnet"):
-        yield f"{name}, resnet34", others.SmpSettings(name)  # type: ignore[arg-type]
+        yield f"{name}, resnet34", external.SmpSettings(name)  # type: ignore[arg-type]
     for encoder in ("vgg16_bn", "inceptionv4", "efficientnet-b0", "mobilenet_v2"):
-        yield f"smp_unet, {encoder}", others.SmpSettings("smp_unet", encoder=encoder)
+        yield f"smp_unet, {encoder}", external.SmpSettings("smp_unet", encoder=encoder)
 
 
 def measure(settings: object) -> tuple[int, int, float, float]:

@@ -41,11 +41,13 @@ def patches(task: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def medunet(task: dict[str, Any], dtype: torch.dtype | None, thin: bool = True) -> Step:
-    from medunet.data.patches import PatchBatch
+    from medunet.learning.averaging import Ema
     from medunet.learning.loop import Recipe, TrainState, placed, train_step
-    from medunet.learning.losses import LossSettings, make_loss
-    from medunet.learning.schedule import Ema, OptimiserSettings, ScheduleSettings, make_optimiser
+    from medunet.learning.optimisers import OptimiserSettings, make_optimiser
+    from medunet.learning.schedules import ScheduleSettings
+    from medunet.losses.build import LossSettings, make_loss
     from medunet.networks.unet import UNet, UNetSettings
+    from medunet.patches.dataset import PatchBatch
     from medunet.planning.rules import CONVOLUTIONS, DECODER_CONVOLUTIONS, FINEST_CONVOLUTIONS
 
     settings = UNetSettings(channels=tuple(task["channels"]), classes=3, convolutions=CONVOLUTIONS)

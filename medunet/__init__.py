@@ -8,30 +8,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from medunet.version import __version__
+
 if TYPE_CHECKING:
-    from medunet.data.formats import read_volume, write_volume
-    from medunet.data.volume import Volume
     from medunet.errors import MedunetError
     from medunet.evaluate import evaluate_pairs
+    from medunet.formats.dispatch import read_volume, write_volume
     from medunet.model import Model, load_model
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
     from medunet.predict import segment_objects, segment_volume
-
-__version__ = "0.1.0"
+    from medunet.volume import Volume
 
 _HOMES = {
     "MedunetError": "medunet.errors",
     "Model": "medunet.model",
     "UNet": "medunet.networks.unet",
     "UNetSettings": "medunet.networks.settings",
-    "Volume": "medunet.data.volume",
+    "Volume": "medunet.volume",
     "evaluate_pairs": "medunet.evaluate",
     "load_model": "medunet.model",
-    "read_volume": "medunet.data.formats",
+    "read_volume": "medunet.formats.dispatch",
     "segment_objects": "medunet.predict",
     "segment_volume": "medunet.predict",
-    "write_volume": "medunet.data.formats",
+    "write_volume": "medunet.formats.dispatch",
 }
 
 __all__ = [

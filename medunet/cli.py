@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from medunet import __version__
 from medunet.errors import MedunetError, is_out_of_memory
+from medunet.version import __version__
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -169,7 +169,7 @@ def train(
     On several GPUs:     torchrun --nproc-per-node 2 -m medunet train CONFIG.yaml -o RUN
     """
     started = time.monotonic()  # before the imports, which take seconds of the minutes that were given
-    from medunet.experiment import CONFIG_FILE, TrainRequest
+    from medunet.training.run_folder import CONFIG_FILE, TrainRequest
 
     if source is None and not resume:
         raise click.UsageError("give a config or a data set; only --resume goes without")
@@ -267,10 +267,10 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
-    from medunet.objectfiles import ObjectFiles
-    from medunet.outputs import PredictRequest
+    from medunet.instances.files import ObjectFiles
     from medunet.predict import segment_files
-    from medunet.segmentation.planning import PredictSettings
+    from medunet.prediction.outputs import PredictRequest
+    from medunet.prediction.planning import PredictSettings
 
     settings = PredictSettings(
         options["method"], options["memory"], options["precision"], options["tta"], options["engine"],
@@ -291,7 +291,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
 
 def _object_rule(options: dict[str, Any]) -> Any:
     """What --instances and the options beside it say; None without it."""
-    from medunet.inference.instances import ObjectRule
+    from medunet.instances.watershed import ObjectRule
 
     names = {"min_size": "--min-size", "fill_holes": "--fill-holes", "drop_edge_objects": "--drop-edge-objects",
              "split": "--split", "table": "--table", "rois": "--rois"}  # fmt: skip
@@ -339,8 +339,8 @@ def evaluate(
     overwrite: bool,
 ) -> int:
     """Score segmentations of any tool against references."""
-    from medunet.evaluate import EvaluateSettings
-    from medunet.scorefiles import evaluate_command
+    from medunet.evaluate import evaluate_command
+    from medunet.evaluation.settings import EvaluateSettings
 
     settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries, stack=stack)
     lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)
@@ -392,15 +392,15 @@ def convert(
     A colour TABLE has lines `R G B name` or `name R G B`, or is JSON: {"name": [R, G, B]}. Images are taken byte by
     byte; a colour that means nothing is refused with its count, and then nothing is written.
     """
+    from medunet.conversion.meaning import ConvertRequest, ObjectSettings, as_code
     from medunet.convert import convert
-    from medunet.maskmeaning import ConvertRequest, ObjectSettings, as_code
 
     if (connected or background) and not instances:
         raise click.UsageError("--connected and --background are about objects; say --instances as well")
     objects = ObjectSettings(connected, as_code(background)) if instances else None
     request = ConvertRequest(source, output, objects=objects, **given)
     if to_colours:
-        from medunet.recolour import recolour
+        from medunet.conversion.recolour import recolour
 
         recolour(request, click.echo)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import math
 import types
 import typing
@@ -22,19 +23,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from medunet.data.annotation import AnnotatedSlices, AnnotationSettings
-from medunet.data.augment import AugmentSettings
-from medunet.data.channels import Channel
-from medunet.data.instances import InstanceSettings
-from medunet.data.patches import PatchSettings
-from medunet.data.preprocess import PreprocessSettings
-from medunet.data.splits import check_pattern
-from medunet.data.weightmap import WeightMapSettings
+from medunet.datasets.annotation import AnnotatedSlices, AnnotationSettings
+from medunet.datasets.channels import Channel
+from medunet.datasets.splits import check_pattern
 from medunet.errors import ConfigError
-from medunet.learning.losses import LossSettings
-from medunet.learning.schedule import OptimiserSettings, ScheduleSettings
+from medunet.instances.settings import InstanceSettings
+from medunet.instances.weightmap import WeightMapSettings
+from medunet.learning.optimisers import OptimiserSettings
+from medunet.learning.schedules import ScheduleSettings
+from medunet.losses.build import LossSettings
 from medunet.networks.build import settings_kind
-from medunet.networks.others import (
+from medunet.networks.external.settings import (
     AttentionUNetSettings,
     DynUNetSettings,
     FlexibleUNetSettings,
@@ -46,6 +45,9 @@ from medunet.networks.others import (
     UNETRSettings,
 )
 from medunet.networks.settings import UNetSettings
+from medunet.patches.dataset import PatchSettings
+from medunet.transforms.augment import AugmentSettings
+from medunet.transforms.preprocess import PreprocessSettings
 
 _LIMIT = 1_000_000
 """Bytes of the largest config that is read."""
@@ -497,3 +499,15 @@ def annotated_yaml(config: Config, notes: Mapping[str, str], header: str) -> str
             section = section[part]
         section.yaml_set_comment_before_after_key(name, before=note, indent=2 * len(path))
     return _dump(document)
+
+
+def differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """What differs between two plain records, `key.path was 1, is 2`; long values are left out."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        names = dict.fromkeys([*before, *after])
+        pairs = ((before.get(n), after.get(n), f"{key}.{n}" if key else str(n)) for n in names)
+        return [line for old, new, name in pairs for line in differences(old, new, name)]
+    if before == after:
+        return []
+    old, new = json.dumps(before), json.dumps(after)
+    return [f"{key} was {old}, is {new}" if len(old) + len(new) < 80 else f"{key} is another"]

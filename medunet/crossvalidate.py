@@ -8,82 +8,56 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from medunet.config import Config, load_config, parse_config, to_plain
-from medunet.course import require_time_left
-from medunet.data.catalogue import Case, by_stem, load_image, read_data_set, scan_files
-from medunet.data.formats import files_of, read_volume, write_volume
-from medunet.data.pairs import Pair
-from medunet.data.postprocess import PostStep
-from medunet.data.preprocess import ScanView
-from medunet.data.splits import (
+from medunet.datasets.catalogue import Case, by_stem, scan_files
+from medunet.datasets.loading import load_image
+from medunet.datasets.splits import (
     SPLITS_FILE,
-    Split,
     all_splits,
-    count_folds,
-    fold_folder,
     read_patients,
-    read_splits,
     splits_text,
 )
-from medunet.errors import ConfigError, DataError, ModelError, OutputError
-from medunet.experiment import (
+from medunet.errors import ConfigError, DataError
+from medunet.evaluation.files import write_evaluation
+from medunet.evaluation.pairs import Pair
+from medunet.evaluation.postselection import choose_postprocessing
+from medunet.evaluation.scorecard import summary_lines
+from medunet.formats.dispatch import files_of, read_volume, write_volume
+from medunet.learning.checkpoint import has_checkpoint
+from medunet.learning.distributed import world_of
+from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
+from medunet.system.files import write_text, written_aside
+from medunet.system.progress import ProgressLine
+from medunet.train import Outcome, loss_of, train_run
+from medunet.training.finish import OBJECTS, compare_predictions, fold_of_voxels, objects_of
+from medunet.training.folds import (
+    POSTPROCESSING,
+    Folds,
+    announcement,
+    changes,
+    check_folder,
+    clear,
+    require_free_folds,
+    require_resumable,
+    require_same_splits,
+    with_minutes,
+)
+from medunet.training.identity import require_same_run, run_identity
+from medunet.training.run_folder import (
     CHECKPOINT,
     CONFIG_FILE,
     REPORT,
-    RUN_FILES,
-    RUN_FOLDERS,
-    Setup,
     TrainRequest,
-    check_output,
-    require_same_run,
-    run_identity,
-    set_up_folds,
 )
-from medunet.files import write_text, written_aside
-from medunet.learning.checkpoint import has_checkpoint, load_checkpoint
-from medunet.learning.distributed import world_of
-from medunet.learning.monitor import ProgressLine
-from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
-from medunet.scorecard import summary_lines
-from medunet.scorefiles import write_evaluation
-from medunet.segmentation.postselection import choose_postprocessing
-from medunet.train import Outcome, loss_of, train_run
-from medunet.validate import OBJECTS, compare_predictions, fold_of_voxels, objects_of
-
-POSTPROCESSING = "postprocessing.json"
-"""In the folder of a cross-validation: which post-processing was tried, what it gave, and what was chosen."""
-
-
-@dataclass(frozen=True)
-class Folds:
-    """A cross-validation under way: what all folds share, and who is held out in which."""
-
-    setup: Setup
-    splits: list[Split]
-
-    @property
-    def folder(self) -> Path:
-        return self.setup.folder
-
-    @property
-    def inside(self) -> bool:
-        """Whether there is one case, which is split inside."""
-        return len(self.setup.data.labelled) == 1
-
-    def run(self, number: int) -> Path:
-        return fold_folder(self.folder, number)
-
-    def config(self, number: int) -> Config:
-        config = self.setup.config
-        return replace(config, data=replace(config.data, fold=number))
+from medunet.training.setup import set_up_folds
+from medunet.transforms.postprocess import PostStep
+from medunet.transforms.preprocess import ScanView
 
 
 def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outcome:
@@ -101,10 +75,10 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
     """
     if world_of(os.environ).size > 1:
         raise ConfigError("--fold all trains in one process; with torchrun, train the folds one by one: --fold 0, …")
-    _check_folder(request)
+    check_folder(request)
     line = ProgressLine("folds")
     try:
-        folds = _set_up(_with_minutes(request, minutes), line)
+        folds = _set_up(with_minutes(request, minutes), line)
     finally:
         line.close()
     with _how_to_go_on(folds):
@@ -113,55 +87,6 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
             if outcome.signal:
                 return Outcome([outcome.lines[0], _go_on(folds)], outcome.signal)
         return Outcome(_put_together(folds))
-
-
-def _check_folder(request: TrainRequest) -> None:
-    check_output(request)
-    folder = request.output
-    if request.resume:
-        if not (folder / SPLITS_FILE).exists():
-            raise ModelError(f"-o {folder}: holds a single run, no cross-validation; go on with it without --fold all")
-        read_splits(folder / SPLITS_FILE)
-        return
-    if _old_folds(folder):
-        return
-    others = [*folder.glob("fold_*"), folder / SPLITS_FILE, folder / POSTPROCESSING]
-    taken = [path.name for path in others if path.exists()]
-    if taken:
-        raise OutputError(
-            f"-o {folder}: holds {sorted(taken)[0]}, but no cross-validation that could be replaced; "
-            "choose another folder"
-        )
-
-
-def _old_folds(folder: Path) -> list[Path]:
-    """The folders of the folds of a cross-validation that is there; none where there is none.
-
-    A `splits.json` alone may be anybody's.
-    """
-    if not (folder / CONFIG_FILE).exists():
-        return []
-    with suppress(DataError):
-        return [fold_folder(folder, number) for number in range(len(read_splits(folder / SPLITS_FILE)))]
-    return []
-
-
-def _with_minutes(request: TrainRequest, minutes: float | None) -> TrainRequest:
-    """Each fold's share; it is known before the plan, which fits the network to the time of one training."""
-    if minutes is None:
-        return request
-    if request.resume:
-        settings = load_config(request.output / CONFIG_FILE, request.overrides).config.data
-    elif request.source.is_dir():
-        settings = replace(parse_config("", "--set", request.overrides).config.data, path=str(request.source))
-    else:
-        settings = load_config(request.source, request.overrides).config.data
-    if settings.path is None or settings.folds == 0:
-        return request
-    data = read_data_set(Path(settings.path))
-    patients = read_patients(data, settings.patient_pattern)
-    share = minutes / (count_folds(data.labelled, settings.folds, patients) if data.labelled else 1)
-    return replace(request, overrides=(*request.overrides, f"training.minutes={share:.6g}"))
 
 
 def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
@@ -174,128 +99,19 @@ def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
     folds = Folds(setup, all_splits(setup.data.labelled, settings.folds, settings.seed, patients))
     loss_of(setup, [1] * setup.labels.classes)  # what is wrong with it is said before anything is replaced
     if request.resume:
-        _require_same_splits(folds)
+        require_same_splits(folds)
         if request.overrides:
             before = set_up_folds(replace(request, overrides=()), lambda _: None)
             require_same_run(run_identity(before), setup)
-        _require_resumable(folds)
+        require_resumable(folds)
     else:
-        _require_free_folds(folds)
-        _clear(setup.folder)
+        require_free_folds(folds)
+        clear(setup.folder)
     write_text(setup.folder / CONFIG_FILE, setup.file.to_yaml(), overwrite=True)
     write_text(setup.folder / SPLITS_FILE, splits_text(folds.splits, patients), overwrite=True)
-    for text in _announcement(folds, patients):
+    for text in announcement(folds, patients):
         line.say(text)
     return folds
-
-
-def _require_same_splits(folds: Folds) -> None:
-    path = folds.folder / SPLITS_FILE
-    before = read_splits(path)
-    for number, (old, new) in enumerate(zip(before, folds.splits, strict=False)):
-        if old != new:
-            added, gone = set(new.held_out) - set(old.held_out), set(old.held_out) - set(new.held_out)
-            what = [f"would also hold out {min(added)}"] if added else []
-            what += [f"would no longer hold out {min(gone)}"] if gone else []
-            raise ConfigError(
-                f"{path}: cannot be resumed, because fold {number} {' and '.join(what) or 'has other cases'} now\n"
-                "resume with the same cases, patients, data.folds and data.seed, or start in another folder"
-            )
-    if len(before) != len(folds.splits):
-        raise ConfigError(
-            f"{path}: cannot be resumed, because it has {len(before)} folds, and now there would be "
-            f"{len(folds.splits)}\nresume with the same cases and data.folds, or start in another folder"
-        )
-
-
-def _require_resumable(folds: Folds) -> None:
-    """Refuse what one of the folds could not go on with, before anything of any of them is touched.
-
-    Raises:
-        MedunetError: naming the fold.
-    """
-    for number in range(len(folds.splits)):
-        run = folds.run(number)
-        if not (run / CONFIG_FILE).exists() or (fold_is_finished(run) and not _changes(folds, number)):
-            continue
-        if has_checkpoint(run / CHECKPOINT):
-            setup, checkpoint = _setup_of_fold(folds, number), load_checkpoint(run / CHECKPOINT)
-            require_same_run(checkpoint.identity, setup)
-            with _named(run):
-                require_time_left(setup.config, checkpoint.step, checkpoint.elapsed, checkpoint.notes)
-        elif (run / MODEL_FILE).exists():
-            raise ModelError(
-                f"{run}: holds a model, but no {CHECKPOINT}, so that its training cannot go on\n"
-                "move the folder away to train this fold anew, or resume with what it was trained with"
-            )
-
-
-def _setup_of_fold(folds: Folds, number: int) -> Setup:
-    """What the training of a fold goes on with."""
-    setup, split = folds.setup, folds.splits[number]
-    cases = {case.name: case for case in setup.data.labelled}
-    return replace(
-        setup,
-        file=setup.file.resolved(folds.config(number)),
-        learned=[cases[name] for name in split.learned],
-        held=[cases[name] for name in split.held_out],
-        folder=folds.run(number),
-    )
-
-
-@contextmanager
-def _named(run: Path) -> Iterator[None]:
-    """Errors about a fold name it."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{run}: {error}") from error
-
-
-def _require_free_folds(folds: Folds) -> None:
-    """Refuse to write a fold where something lies that is none of the cross-validation to be replaced."""
-    old = _old_folds(folds.folder)
-    new = [folds.run(number) for number in range(len(folds.splits))]
-    taken = [run for run in new if run.exists() and run not in old]
-    if taken:
-        raise OutputError(
-            f"{taken[0]}: is in the way: there are to be {len(new)} folds, and the cross-validation to be replaced "
-            f"has {len(old)}\nmove it away, or choose another folder"
-        )
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run or cross-validation wrote; other files stay, and folders that are named like folds."""
-    for run in _old_folds(folder):
-        if (run / CONFIG_FILE).exists():
-            _clear_run(run)
-            with suppress(OSError):
-                run.rmdir()
-    for name in (POSTPROCESSING, SPLITS_FILE):
-        (folder / name).unlink(missing_ok=True)
-    _clear_run(folder)
-
-
-def _clear_run(run: Path) -> None:
-    """The config goes last: what is left where the program is killed is still known as ours."""
-    for name in RUN_FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
-    for name in reversed(RUN_FILES):
-        (run / name).unlink(missing_ok=True)
-
-
-def _announcement(folds: Folds, patients: Mapping[str, str]) -> list[str]:
-    minutes, count = folds.setup.config.training.minutes, len(folds.splits)
-    each = f", {minutes:.3g} minutes each ({minutes * count:.3g} in all)" if minutes is not None else ""
-    if folds.inside:
-        return [f"{count} folds{each}: parts of the only scan along its longest axis, from its end"]
-    together = f"; cases of {len(set(patients.values()))} patients stay together" if patients else ""
-    total = len(folds.setup.data.labelled)
-    lines = [f"{count} folds{each}{together}; see {folds.folder / SPLITS_FILE}"]
-    for number, split in enumerate(folds.splits):
-        names = ", ".join(split.held_out[:4]) + (", …" if len(split.held_out) > 4 else "")
-        lines.append(f"  fold {number} holds out {len(split.held_out)} of {total}: {names}")
-    return lines
 
 
 @contextmanager
@@ -319,7 +135,7 @@ def _go_on(folds: Folds) -> str:
 
 def _train_fold(folds: Folds, number: int, device: str, line: ProgressLine) -> Outcome:
     run, count = folds.run(number), len(folds.splits)
-    changed = _changes(folds, number) if (run / CONFIG_FILE).exists() else []
+    changed = changes(folds, number) if (run / CONFIG_FILE).exists() else []
     if fold_is_finished(run):
         if not changed:
             line.say(f"fold {number} of {count}: is finished")
@@ -335,22 +151,6 @@ def _train_fold(folds: Folds, number: int, device: str, line: ProgressLine) -> O
     for text in outcome.lines if not outcome.signal else ():
         line.say(f"  {text}")
     return outcome
-
-
-def _changes(folds: Folds, number: int) -> list[str]:
-    """What a fold's own config must be changed by, as overrides, to be what is asked for now."""
-    mine = _flat(to_plain(load_config(folds.run(number) / CONFIG_FILE).config))
-    wanted = _flat(to_plain(folds.config(number)))
-    return [f"{key}={json.dumps(value)}" for key, value in wanted.items() if mine.get(key) != value]
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of a nested mapping."""
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
 
 
 def _put_together(folds: Folds) -> list[str]:

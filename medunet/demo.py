@@ -15,18 +15,19 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.data.formats import write_volume
-from medunet.data.volume import Volume
 from medunet.errors import MissingExtra, OutputError
-from medunet.evaluate import EvaluateSettings, Evaluation, evaluate_folders
-from medunet.experiment import TrainRequest
-from medunet.files import write_text, written_aside
-from medunet.outputs import PredictRequest
+from medunet.evaluate import evaluate_folders
+from medunet.evaluation.files import case_picture, write_evaluation
+from medunet.evaluation.settings import EvaluateSettings, Evaluation
+from medunet.formats.dispatch import write_volume
 from medunet.plan import Budget, write_plan
 from medunet.predict import segment_files
-from medunet.scorefiles import case_picture, write_evaluation
-from medunet.segmentation.planning import PredictSettings
+from medunet.prediction.outputs import PredictRequest
+from medunet.prediction.planning import PredictSettings
+from medunet.system.files import write_text, written_aside
 from medunet.train import train_run
+from medunet.training.run_folder import TrainRequest
+from medunet.volume import Volume
 
 MINUTES = 3.0
 LABELS = {"background": 0, "grey_matter": 1, "white_matter": 2}

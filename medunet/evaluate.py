@@ -1,4 +1,4 @@
-"""Label maps of any tool against references: pair by case, check the grids, score.
+"""The story of `medunet evaluate`: label maps of any tool are paired with references, checked and scored.
 
 No network runs here. What the scores mean where a structure is missing is said in `medunet.metrics.case.POLICY`; tables
 and a page are written by `scorefiles`.
@@ -6,17 +6,18 @@ and a page are written by `scorefiles`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from medunet.data.formats import case_stem, is_zarr
-from medunet.data.labels import IGNORE, LabelTable, table_from_names, table_from_values
-from medunet.data.membranes import best_probability, border_index, cell_probability
-from medunet.data.pairs import (
+from medunet.datasets.labels import IGNORE, LabelTable
+from medunet.errors import DataError
+from medunet.evaluation.files import REPORT, outputs, write_evaluation
+from medunet.evaluation.indices import label_table, predicted_indices, true_indices
+from medunet.evaluation.membranes import best_probability, border_index
+from medunet.evaluation.pairs import (
     Pair,
     Source,
     annotation_beside,
@@ -24,91 +25,17 @@ from medunet.data.pairs import (
     labels_beside,
     pair_by_stem,
     read_pair,
-    reference_of,
     require_same_grid,
     stack_beside,
     voxel_size_beside,
     with_voxel_size,
 )
-from medunet.data.volume import Volume
-from medunet.errors import ConfigError, DataError
-from medunet.metrics import (
-    CaseScores,
-    Summary,
-    count_objects,
-    pixel_accuracy,
-    score_boundaries,
-    score_case,
-    summarise,
-)
-from medunet.scorecard import Scorecard
-
-Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
-"""Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """How label maps are scored.
-
-    Attributes:
-        labels: what the values mean; None takes a `dataset.json` beside the references or, without one, the values
-            found in them.
-        tolerance: of the surface Dice, in the references' unit. None is 1 mm for scans in millimetres and twice the
-            smallest voxel edge for all others.
-        title: of the report.
-        axes: axis letters of TIFF files that do not state them, such as `ZYX`.
-        instances: compare object ids one by one, and all objects as one mask besides. None does where the references
-            are declared as instances and a prediction holds more than one id; False compares masks alone.
-        boundaries: compare maps of membranes as partitions into cells (ISBI 2012), and as masks besides; predictions
-            may be probabilities of being inside a cell, and those that `predict --probabilities` wrote beside a label
-            map are taken in its place.
-        stack: a folder of sections (PNG, JPEG, TIFF) is one three-dimensional label map; so it is where a
-            `dataset.json` beside the references says so.
-    """
-
-    labels: LabelTable | None = None
-    tolerance: float | None = None
-    title: str = "Segmentation scores"
-    axes: str | None = None
-    instances: bool | None = None
-    boundaries: bool = False
-    stack: bool = False
-
-    def __post_init__(self) -> None:
-        if self.instances and self.boundaries:
-            raise ConfigError(
-                "instances and boundaries: found both, expected one; score object ids and membrane maps apart"
-            )
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise ConfigError(f"tolerance: found {self.tolerance}, expected a distance of 0 or more")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of all cases.
-
-    Attributes:
-        labels: the table that was used; scored are its regions or, without any, all its labels but the background.
-        pairs: the scored cases by name, for pictures.
-    """
-
-    card: Scorecard
-    labels: LabelTable
-    pairs: Mapping[str, Pair] = field(repr=False)
-
-    @property
-    def cases(self) -> tuple[CaseScores, ...]:
-        return self.card.cases
-
-    @property
-    def summary(self) -> Summary:
-        return self.card.summary
-
-    @property
-    def failed(self) -> Mapping[str, str]:
-        """Cases that have no scores, with the reason: a bad file, another grid, no prediction."""
-        return self.card.failed
+from medunet.evaluation.scorecard import Scorecard, summary_lines
+from medunet.evaluation.settings import EvaluateSettings, Evaluation, Track
+from medunet.formats.dispatch import case_stem, is_zarr
+from medunet.metrics import CaseScores, count_objects, pixel_accuracy, score_boundaries, score_case, summarise
+from medunet.system.files import check_free
+from medunet.volume import Volume
 
 
 def evaluate_folders(
@@ -153,7 +80,7 @@ def evaluate_pairs(
     """
     settings = settings or EvaluateSettings()
     named = _named(pairs)
-    labels = _label_table(named, settings)
+    labels = label_table(named, settings)
     cases, failed, unit = [], {}, ""
     for pair in track(named):
         try:
@@ -222,38 +149,6 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
     return case, grid.unit
 
 
-def true_indices(pair: Pair, labels: LabelTable, reference: Volume) -> NDArray[np.uint8]:
-    """The class indices of a reference, IGNORE for what was not annotated."""
-    indices = _indices(pair.reference, labels, reference)
-    return pair.annotation.marked(indices[None], labels, pair.case)[0]
-
-
-def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
-    """The class indices `(x, y[, z])` of a label map that was read from `source`."""
-    where = _where(source, volume)
-    if volume.channels != 1:
-        raise DataError(
-            f"{where}: a label map needs one channel, found {volume.channels}; "
-            "turn colour-coded masks into label maps, and probabilities into labels, first"
-        )
-    return labels.to_indices(volume.array, where)[0]
-
-
-def predicted_indices(source: Source, labels: LabelTable, volume: Volume, boundaries: bool) -> NDArray[np.uint8]:
-    """`_indices` of a prediction: probabilities of membranes are cut at 0.5, and id maps have no ignore value."""
-    if boundaries:
-        border = border_index(labels)
-        inside = cell_probability(volume, labels, _where(source, volume)) > 0.5
-        return np.where(inside, 1 - border, border).astype(np.uint8)
-    if labels.kind == "instances":
-        labels = replace(labels, ignore=None)
-    return _indices(source, labels, volume)
-
-
-def _where(source: Source, volume: Volume) -> str:
-    return volume.name if isinstance(source, Volume) else str(source)
-
-
 def _require_unit(pair: Pair, unit: str, found: str) -> None:
     if found != unit:
         raise DataError(
@@ -303,44 +198,28 @@ def _boundary_notes(labels: LabelTable, cases: Sequence[CaseScores]) -> tuple[st
     )
 
 
-def _label_table(pairs: Sequence[Pair], how: EvaluateSettings) -> LabelTable:
-    """The table that was given or, without one, of the values found."""
-    if not how.instances:
-        labels = how.labels or _found_labels(pairs, references_only=how.boundaries)
-        if how.boundaries:
-            border_index(labels)
-        return labels
-    if how.labels is None:
-        return table_from_names({}, None, "instances")
-    if how.labels.kind == "instances":
-        return how.labels
-    if len(how.labels.names) > 2:
-        raise DataError(
-            f"the references are declared as classes ({how.labels.describe()}), so their values are no object ids\n"
-            'evaluate without --instances, or say "label_kind": "instances" in dataset.json'
-        )
-    # The value 0 is no object, whatever it is called.
-    named = {name: value for name, value in zip(how.labels.names, how.labels.values, strict=True) if value}
-    return table_from_names(named, how.labels.ignore, "instances")
+def evaluate_command(
+    predictions: Path,
+    references: Path,
+    output: Path | None,
+    json_path: Path | None,
+    settings: EvaluateSettings,
+    overwrite: bool,
+) -> tuple[list[str], bool]:
+    """What `medunet evaluate` does: score, write what is asked for, and say what came out.
 
+    Returns:
+        The lines to print, and whether a case failed.
+    """
+    from tqdm import tqdm
 
-def _found_labels(pairs: Sequence[Pair], references_only: bool = False) -> LabelTable:
-    """A table of the values in all references; those that cannot be read are named when they are scored."""
-    values: set[int] = {0}
-    for pair in pairs:
-        try:
-            # A value that only a prediction has is a label as well: an invented structure must cost something.
-            sides = (reference_of(pair),) if references_only else read_pair(pair)
-            found = np.concatenate([np.unique(side.array) for side in sides])
-        except DataError:
-            continue
-        values.update(int(value) for value in found if float(value).is_integer())
-        if len(values) > 254:
-            raise DataError(
-                f"{pair.case}: the references hold more than 254 different values\n"
-                'if they are object ids, evaluate with --instances, or say "label_kind": "instances" in a dataset.json '
-                "beside them"
-            )
-    if len(values) < 2:
-        raise DataError("the references hold no label but 0, so nothing can be scored; name the labels in dataset.json")
-    return table_from_values(sorted(values))
+    for path in outputs(output, json_path):
+        check_free(path, overwrite)
+
+    def shown(pairs: Sequence[Pair]) -> Iterable[Pair]:
+        return tqdm(pairs, unit="case", disable=None, leave=False)
+
+    evaluation = evaluate_folders(predictions, references, settings, shown)
+    write_evaluation(evaluation, output, json_path, overwrite)
+    written = [] if output is None else [f"report: {output / REPORT}"]
+    return [*summary_lines(evaluation.card), *written], bool(evaluation.failed)

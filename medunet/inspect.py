@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from medunet.data.catalogue import Case, DataSet, load_image, load_label, read_data_set, size_notes, with_labels
-from medunet.data.formats import default_suffix, is_folder_scan, read_grid, read_volume, stack_files
-from medunet.data.labels import IGNORE, LabelTable
-from medunet.data.volume import Grid, Volume
+from medunet.datasets.catalogue import Case, DataSet, read_data_set, with_labels
+from medunet.datasets.labels import IGNORE, LabelTable
+from medunet.datasets.loading import load_image, load_label, size_notes
 from medunet.errors import DataError
+from medunet.formats.dispatch import default_suffix, is_folder_scan, read_grid, read_volume, stack_files
+from medunet.volume import Grid, Volume
 
 Finding = dict[str, Any]
 

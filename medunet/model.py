@@ -19,17 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medunet import __version__
 from medunet.config import Network, to_plain
-from medunet.data.instances import InstanceSettings
-from medunet.data.labels import LabelTable
-from medunet.data.postprocess import PostStep
-from medunet.data.preprocess import PreprocessSettings
-from medunet.data.splits import SPLITS_FILE, fold_folder, read_splits
+from medunet.datasets.labels import LabelTable
+from medunet.datasets.splits import SPLITS_FILE, fold_folder, read_splits
 from medunet.errors import ConfigError, DataError, ModelError
-from medunet.files import written_aside
+from medunet.instances.settings import InstanceSettings
 from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
+from medunet.system.files import written_aside
+from medunet.transforms.postprocess import PostStep
+from medunet.transforms.preprocess import PreprocessSettings
+from medunet.version import __version__
 
 MODEL_FILE, REPORT_FILE = "model.safetensors", "report.html"
 _FORMAT = "1"

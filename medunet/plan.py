@@ -19,29 +19,24 @@ import numpy as np
 import torch
 
 from medunet.config import Config, TrainingSettings, annotated_yaml
-from medunet.data.catalogue import Case, DataSet, check_pairs, read_data_set, size_notes, with_labels
-from medunet.data.fingerprint import Fingerprint, choose_cases, take_fingerprint
-from medunet.data.instances import InstanceSettings
-from medunet.data.labels import IGNORE, LabelTable
-from medunet.data.prepare import Preparation, held_out_mask, prepare_cases
-from medunet.data.splits import Fold
-from medunet.devices import free_memory
+from medunet.datasets.catalogue import Case, DataSet, read_data_set, with_labels
+from medunet.datasets.labels import IGNORE, LabelTable
+from medunet.datasets.loading import check_pairs, size_notes
+from medunet.datasets.splits import Fold
 from medunet.errors import ConfigError, DataError, is_out_of_memory
-from medunet.files import check_free, write_text
+from medunet.instances.settings import InstanceSettings
+from medunet.patches.prepare import Preparation, prepare_cases
+from medunet.patches.single_scan import held_out_mask
 from medunet.planning.budget import Budget, Notes
-from medunet.planning.grid import Grid, plan_grid, plan_preprocess
+from medunet.planning.fingerprint import Fingerprint, choose_cases, take_fingerprint
 from medunet.planning.network import Choice, Task, plan_network
-from medunet.planning.recipe import (
-    plan_augment,
-    plan_data,
-    plan_instances,
-    plan_loss,
-    plan_oversampling,
-    warnings,
-)
+from medunet.planning.preprocessing import Grid, plan_grid, plan_preprocess
+from medunet.planning.recipe import plan_augment, plan_data, plan_instances, plan_loss, plan_oversampling, warnings
 from medunet.planning.rules import BUSY, ENOUGH_STEPS, EPOCHS, TRAINING_SHARE
 from medunet.planning.trial import Trial, loaded_memory, try_plan
-from medunet.planning.words import duration, size, some
+from medunet.system.devices import free_memory
+from medunet.system.files import check_free, write_text
+from medunet.system.wording import duration, size, some
 
 __all__ = ["Budget", "Planned", "Try", "plan", "plan_data_set", "plan_measured", "write_plan"]
 

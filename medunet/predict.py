@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import json
-import platform
-import resource
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from medunet import __version__
-from medunet.data.canvas import Canvas
-from medunet.data.postprocess import PostStep, postprocess
-from medunet.data.regionmasks import mask_values
-from medunet.data.scratch import Scratch
-from medunet.data.volume import Volume
-from medunet.devices import find_device
-from medunet.errors import ConfigError, is_out_of_memory
-from medunet.files import write_text
-from medunet.inference.instances import ObjectRule
-from medunet.learning.monitor import ProgressLine
+from medunet.errors import ConfigError
+from medunet.instances.find import Landscape, Workspace, find_objects_of
+from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, load_models
-from medunet.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs
-from medunet.scanwork import ScanWork
-from medunet.segmentation.objects import Terrain, Workspace, find_objects_of
-from medunet.segmentation.planning import PredictSettings
-from medunet.segmentation.relief import relief_of
-from medunet.segmentation.segmenter import Segmenter
-from medunet.segmentation.verify import require_verifiable
-
-
-@dataclass
-class Summary:
-    """What became of each scan: lines for people, records for programs, cases that failed and why."""
-
-    lines: list[str] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def fail(self, case: str, error: BaseException) -> None:
-        """Note a scan that could not be segmented; the others go on."""
-        text = f"{case}: {error}" if case not in str(error) else str(error)
-        if is_out_of_memory(error):
-            text = f"{case}: out of memory; use a smaller --memory, or another --device"
-        self.failed.append(case)
-        self.errors.append(text)
-        self.records.append({"case": case, "error": text})
+from medunet.prediction.jobs import PredictionJobs
+from medunet.prediction.objects import elevation_rule_of
+from medunet.prediction.output_buffer import OutputBuffer
+from medunet.prediction.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs
+from medunet.prediction.planning import PredictSettings
+from medunet.prediction.record import Summary, record
+from medunet.prediction.segmenter import Segmenter
+from medunet.prediction.verify import require_verifiable
+from medunet.system.devices import find_device
+from medunet.system.files import write_text
+from medunet.system.progress import ProgressLine
+from medunet.system.scratch import Scratch
+from medunet.transforms.postprocess import PostStep, postprocess
+from medunet.transforms.region_masks import mask_values
+from medunet.volume import Volume
 
 
 @overload
@@ -86,7 +63,9 @@ def segment_volume(
     grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
     steps = _post_steps(segmenter)
-    canvas = Canvas.blank(given, scan.undo, segmenter.card.labels, np.empty, scores=False, values=segmenter.values)
+    canvas = OutputBuffer.blank(
+        given, scan.undo, segmenter.card.labels, np.empty, scores=False, values=segmenter.values
+    )
     segmenter.segment(scan, segmenter.plan(scan), canvas.put)
     postprocess(canvas.labels, grid, segmenter.written, steps)
     return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
@@ -132,13 +111,13 @@ def segment_objects(
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
     rule = rule or ObjectRule()
-    relief = relief_of(segmenter.models, rule)
+    elevation_rule = elevation_rule_of(segmenter.models, rule)
     grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
     scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
-    terrain = Terrain.blank(relief, scan.undo, given.shape, np.empty)
-    segmenter.segment(scan, segmenter.plan(scan), terrain.put, terrain.needs_scores)
+    landscape = Landscape.blank(elevation_rule, scan.undo, given.shape, np.empty)
+    segmenter.segment(scan, segmenter.plan(scan), landscape.put, landscape.needs_scores)
     work = Workspace(np.empty, segmenter.settings.memory)
-    ids = find_objects_of(terrain, rule, grid.spacing, work).ids
+    ids = find_objects_of(landscape, rule, grid.spacing, work).ids
     return given.with_array(ids) if isinstance(volume, Volume) else ids
 
 
@@ -187,10 +166,10 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     targets = plan_outputs(cases, request, tuple(masks))
     if request.verify:
         require_verifiable(segmenter)
-    relief = relief_of(models, request.objects) if request.objects else None
-    steps = () if relief else _post_steps(segmenter)
+    elevation_rule = elevation_rule_of(models, request.objects) if request.objects else None
+    steps = () if elevation_rule else _post_steps(segmenter)
     bar, summary = ProgressLine("predict"), Summary()
-    work = ScanWork(segmenter, relief, steps, request, Scratch(existing_folder(request.output)), bar)
+    work = PredictionJobs(segmenter, elevation_rule, steps, request, Scratch(existing_folder(request.output)), bar)
     try:
         for case, outcome in work.run(list(zip(cases, targets, strict=True))):
             if isinstance(outcome, BaseException):
@@ -203,7 +182,7 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     seconds = time.perf_counter() - started
     summary.lines.append(f"{len(cases) - len(summary.failed)} of {len(cases)} scans segmented in {seconds:.1f} s")
     if request.record:
-        content = _record(segmenter, steps, summary, seconds) | {
+        content = record(segmenter, steps, summary, seconds) | {
             "instances": asdict(request.objects) if request.objects else None
         }
         write_text(request.record, json.dumps(content, indent=2), overwrite=request.overwrite)
@@ -223,23 +202,3 @@ def _region_values(segmenter: Segmenter, model_source: str) -> dict[str, tuple[i
             f'labels are {labels.describe()}\nleave it out, or train on a data set whose dataset.json has "regions"'
         )
     return mask_values(labels)
-
-
-def _record(segmenter: Segmenter, steps: Sequence[PostStep], summary: Summary, seconds: float) -> dict[str, Any]:
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "medunet": __version__,
-        "models": [
-            {"path": str(model.path), "sha256": model.checksum, "name": model.card.name} for model in segmenter.models
-        ],
-        "settings": asdict(segmenter.settings),
-        "postprocess": [asdict(step) for step in steps],
-        "device": segmenter.execution.device,
-        "precision": str(segmenter.execution.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "cases": summary.records,
-    }

@@ -18,28 +18,29 @@ import torch
 from torch import nn
 
 from medunet.config import Config
-from medunet.data.augment import Augmentation
-from medunet.data.cache import find_cache
-from medunet.data.loader import EpochSampler, make_loader
-from medunet.data.patches import PatchBatch, PatchDataset, PreparedCase
-from medunet.data.prepare import Preparation, annotated_cases, prepare_cases, split_inside, teaching_notes
-from medunet.data.shares import class_voxels
-from medunet.data.weightmap import class_balance
-from medunet.devices import autocast_type, free_memory, loader_workers
 from medunet.errors import MedunetError
-from medunet.experiment import CONFIG_FILE, Setup, TrainRequest
-from medunet.learning.board import Board
+from medunet.instances.weightmap import class_balance
 from medunet.learning.distributed import World, joined_world
 from medunet.learning.loop import Diverged, Recipe, StepFacts, evaluation_weights, run_epoch
-from medunet.learning.losses import Loss, make_loss
-from medunet.learning.monitor import ProgressLine, Waited, memory_used
-from medunet.learning.signals import caught_signals
+from medunet.learning.monitor import Waited, memory_used
+from medunet.learning.tensorboard import TensorBoardWriter
+from medunet.losses.build import Loss, make_loss
 from medunet.model import MODEL_FILE, Model, load_model, save_model
 from medunet.networks.build import build_network
+from medunet.patches.cache import find_cache
+from medunet.patches.dataset import PatchBatch, PatchDataset, PreparedCase
+from medunet.patches.frequencies import class_voxels
+from medunet.patches.loader import EpochSampler, make_loader
+from medunet.patches.prepare import Preparation, annotated_cases, prepare_cases, teaching_notes
+from medunet.patches.single_scan import split_inside
 from medunet.planning.trial import try_steps
-from medunet.runtext import final_scores, hyper_parameters, score_markdown
-from medunet.session import (
-    Quiet,
+from medunet.system.devices import autocast_type, free_memory, loader_workers
+from medunet.system.progress import ProgressLine, Quiet
+from medunet.system.signals import caught_signals
+from medunet.training.board_text import final_scores, hyper_parameters, score_markdown
+from medunet.training.finish import finish_run
+from medunet.training.run_folder import CONFIG_FILE, TrainRequest
+from medunet.training.session import (
     Session,
     Training,
     first_network,
@@ -48,7 +49,9 @@ from medunet.session import (
     set_up_processes,
     start_training,
 )
-from medunet.validate import Validation, finish_run, validate
+from medunet.training.setup import Setup
+from medunet.training.validation import Validation, validate
+from medunet.transforms.augment import Augmentation
 
 _LEAVING = 1.0
 """Seconds for the last checkpoint and for ending the process."""
@@ -339,7 +342,7 @@ def _score(config: Config, result: Validation) -> float:
     return result.mean_dice if config.training.score == "dice" else result.mean_iou
 
 
-def _show(board: Board, result: Validation, step: int) -> None:
+def _show(board: TensorBoardWriter, result: Validation, step: int) -> None:
     board.scalars({"validation/dice": result.mean_dice, "validation/iou": result.mean_iou}, step)
     board.scalars({f"validation dice/{name}": value for name, value in result.dice.items()}, step)
     board.scalars({f"validation iou/{name}": value for name, value in result.iou.items()}, step)

@@ -16,12 +16,12 @@ from PIL import Image
 
 import medunet
 from medunet.config import load_config
-from medunet.data.augment import Chance, ElasticGrid
-from medunet.experiment import TrainRequest
 from medunet.networks.presets import unet3d2016_settings, unet2015_settings
 from medunet.networks.unet import UNet
 from medunet.train import train_run
-from tests.networks.foreign import require_packages
+from medunet.training.run_folder import TrainRequest
+from medunet.transforms.augment import Chance, ElasticGrid
+from tests.networks.external.foreign import require_packages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.yaml"))

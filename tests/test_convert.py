@@ -18,10 +18,11 @@ from PIL import Image
 
 import medunet
 import medunet.cli as cli
-from medunet.convert import place_file
-from medunet.data.catalogue import load_image, load_label, read_data_set, with_labels
+from medunet.conversion.write import place_file
+from medunet.datasets.catalogue import read_data_set, with_labels
+from medunet.datasets.loading import load_image, load_label
 from medunet.errors import OutputError
-from tests.data.formats.test_dicom import write_series
+from tests.formats.test_dicom import write_series
 
 TABLE = {"sky": (0, 0, 255), "road": (128, 64, 128), "car": (200, 0, 0), "void": (0, 0, 0)}
 LABELS = np.random.default_rng(1).integers(0, 4, (2, 3, 4)).repeat(5, 1).repeat(5, 2).astype(np.uint8)

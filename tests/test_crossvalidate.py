@@ -10,10 +10,10 @@ import pytest
 
 from medunet.cli import run
 from medunet.crossvalidate import _copy
-from medunet.data.formats import files_of, read_volume, write_volume
-from medunet.data.volume import Volume
-from tests.data.formats.agreement import files_in
-from tests.data.formats.zarrfiles import save_array
+from medunet.formats.dispatch import files_of, read_volume, write_volume
+from medunet.volume import Volume
+from tests.formats.agreement import files_in
+from tests.formats.omezarr.zarrfiles import save_array
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd", ".nhdr", ".hdr", ".ome.zarr", ".tif"])

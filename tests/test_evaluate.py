@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunet.data.formats import read_volume, write_volume
-from medunet.data.labels import table_from_names, table_from_values
-from medunet.data.volume import Volume
+from medunet.datasets.labels import table_from_names, table_from_values
 from medunet.errors import ConfigError, DataError, OutputError
-from medunet.evaluate import EvaluateSettings, Pair, evaluate_folders, evaluate_pairs
-from medunet.scorefiles import evaluate_command, report_page, write_evaluation
+from medunet.evaluate import Pair, evaluate_command, evaluate_folders, evaluate_pairs
+from medunet.evaluation.files import report_page, write_evaluation
+from medunet.evaluation.settings import EvaluateSettings
+from medunet.formats.dispatch import read_volume, write_volume
+from medunet.volume import Volume
 
 SPACING = (1.0, 1.0, 2.0)
 AFFINE = np.diag((*SPACING, 1.0))

@@ -12,12 +12,12 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from medunet.config import to_plain
-from medunet.data.labels import table_from_names
-from medunet.data.preprocess import Normalisation, PreprocessSettings
+from medunet.datasets.labels import table_from_names
 from medunet.errors import ConfigError, ModelError
 from medunet.model import ModelCard, _digest, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
+from medunet.transforms.preprocess import Normalisation, PreprocessSettings
 
 SETTINGS = UNetSettings(dimensions=2, channels=(4, 8), classes=3, kernels=((3, 3), (3, 1)), dropout=0.1)
 CARD = ModelCard(

@@ -16,21 +16,21 @@ from PIL import Image
 
 import medunet
 import medunet.predict
-from medunet.data.labels import table_from_names
-from medunet.data.preprocess import Normalisation, PreprocessSettings, preprocess
-from medunet.data.restore import restore_labels
-from medunet.data.volume import Volume
+from medunet.datasets.labels import table_from_names
 from medunet.errors import ConfigError, DataError, MedunetError, OutputError
 from medunet.geometry.tiles import plan_tiles
-from medunet.inference.exact import overlap_tile, whole_pass
-from medunet.inference.sliding import Windows, blended_windows
+from medunet.inference.overlap_tile import overlap_tile, whole_pass
+from medunet.inference.sliding_window import Windows, blended_windows
 from medunet.model import Model, ModelCard, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
-from medunet.outputs import PredictRequest, as_cases
 from medunet.predict import segment_files, segment_volume
-from medunet.segmentation.planning import PredictSettings
-from medunet.segmentation.segmenter import Segmenter
+from medunet.prediction.outputs import PredictRequest, as_cases
+from medunet.prediction.planning import PredictSettings
+from medunet.prediction.segmenter import Segmenter
+from medunet.transforms.preprocess import Normalisation, PreprocessSettings, preprocess
+from medunet.transforms.restore import restore_labels
+from medunet.volume import Volume
 
 LABELS = table_from_names({"background": 0, "dark": 32, "bright": 255}, None)
 

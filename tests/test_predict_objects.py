@@ -18,17 +18,17 @@ from skimage.segmentation import watershed
 
 import medunet
 from medunet.cli import run
-from medunet.data.instances import InstanceSettings
-from medunet.data.labels import LabelTable, table_from_names
-from medunet.data.preprocess import Normalisation, PreprocessSettings
-from medunet.data.volume import Volume
+from medunet.datasets.labels import LabelTable, table_from_names
 from medunet.errors import ConfigError
-from medunet.inference.instances import ObjectRule
+from medunet.instances.settings import InstanceSettings
+from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, ModelCard, save_model
 from medunet.networks.settings import UNetSettings
-from medunet.outputs import PredictRequest
 from medunet.predict import segment_files, segment_objects, segment_volume
-from medunet.segmentation.planning import PredictSettings
+from medunet.prediction.outputs import PredictRequest
+from medunet.prediction.planning import PredictSettings
+from medunet.transforms.preprocess import Normalisation, PreprocessSettings
+from medunet.volume import Volume
 
 IDS = LabelTable(("background", "cell"), (0, 1), None, "instances")
 TARGETS = ("foreground", "separated", "border", "cores")

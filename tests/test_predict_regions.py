@@ -11,11 +11,11 @@ from PIL import Image
 
 import medunet
 from medunet.cli import run
-from medunet.data.labels import LabelTable, table_from_names, with_regions
-from medunet.data.regions import DeclaredRegions
+from medunet.datasets.labels import LabelTable, table_from_names, with_regions
+from medunet.datasets.regions import DeclaredRegions
 from medunet.model import save_model
 from medunet.networks.unet import UNetSettings
-from tests.segmentation.made import make_model, make_scan
+from tests.prediction.made import make_model, make_scan
 
 PLAIN = table_from_names({"background": 0, "a": 3, "b": 5, "a+b": 200}, None)
 CROSSING = with_regions(PLAIN, DeclaredRegions({"left side": (3, 200), "B": (5, 200)}))

@@ -19,10 +19,10 @@ import medunet
 import medunet.train
 from medunet.cli import run
 from medunet.config import Config, load_config
-from medunet.data.labels import table_from_names
+from medunet.datasets.labels import table_from_names
 from medunet.learning.monitor import TimeLeft
-from medunet.learning.schedule import Progress
-from medunet.validate import widened
+from medunet.learning.schedules import Progress
+from medunet.training.finish import widened
 from tests.flows.made import make_set
 
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.kernels=3",

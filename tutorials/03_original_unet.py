@@ -15,7 +15,7 @@ import medunet
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box, read_box
 from medunet.geometry.tiles import plan_tiles
-from medunet.inference.exact import overlap_tile
+from medunet.inference.overlap_tile import overlap_tile
 from medunet.networks.presets import unet2015, unet2015_settings
 
 OUTPUT = Path(os.environ.get("TUTORIAL_OUTPUT", "tutorial_output")) / "03_original_unet"

@@ -1,4 +1,4 @@
-"""Which input sizes a U-Net takes, and which output sizes it gives, from plain integers."""
+"""Sizes of a U-Net: the inputs that it takes and the outputs that it gives, from plain integers."""
 
 from __future__ import annotations
 

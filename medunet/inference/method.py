@@ -1,4 +1,4 @@
-"""Which way a scan goes through a network, and why."""
+"""Methods of inference: the way that a scan goes through a network, and the reason."""
 
 from __future__ import annotations
 

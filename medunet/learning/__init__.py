@@ -1,0 +1,7 @@
+"""Learning: one training step after another, in torch alone.
+
+Entry point: `loop.run_epoch`. Learning knows no config, no run folder and no scan; these belong to training.
+
+From top to bottom: checkpoint, loop, distributed, monitor, optimisers, averaging, muon, schedules,
+synced_norm, tensorboard.
+"""

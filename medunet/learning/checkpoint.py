@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from medunet.errors import ModelError
-from medunet.files import written_aside
 from medunet.learning.loop import Tally, TrainState
+from medunet.system.files import written_aside
 
 _FORMAT = 2
 _ASKED = ("weight_decay", "betas", "momentum", "nesterov")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medunet.errors import ConfigError, MedunetError
-from medunet.learning.sharednorm import shared_norms
+from medunet.learning.synced_norm import synced_norms
 
 _PATIENCE = timedelta(hours=12)
 """How long processes wait for one another: the first may plan, read or validate long. `torchrun` ends all if one dies,
@@ -127,7 +127,7 @@ class World:
         the first process, and batch norm, which is replaced within the network, takes the whole batch's statistics."""
         if self.size == 1:
             return network
-        shared_norms(network, self.sum, device)
+        synced_norms(network, self.sum, device)
         places = [device] if device.type == "cuda" else None
         # Running statistics are equal everywhere already, as all processes compute them from the same sums.
         named = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

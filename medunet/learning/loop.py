@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from medunet.errors import MedunetError
+from medunet.learning.averaging import Ema
 from medunet.learning.distributed import ALONE, World
-from medunet.learning.schedule import Ema, Joint, ScheduleSettings, learning_rate
+from medunet.learning.schedules import Joint, ScheduleSettings, learning_rate
 
 
 class Batch(Protocol):

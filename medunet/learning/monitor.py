@@ -1,87 +1,19 @@
-"""What a training shows of itself while it runs: a progress bar or plain lines, `metrics.csv`, times and memory."""
+"""Monitoring of a training: `metrics.csv`, the time that is left, waiting times and memory."""
 
 from __future__ import annotations
 
 import csv
-import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from tqdm import tqdm
 
-from medunet.learning.schedule import Progress
+from medunet.learning.schedules import Progress
 
 Item = TypeVar("Item")
-
-_REFRESH = 0.1
-"""Seconds between two pictures of the bar."""
-
-
-class ProgressLine:
-    """A bar with loss, speed and time left on a terminal; a plain line now and then where there is none.
-
-    Progress is a share of the whole between 0 and 1, because a run may be measured in minutes rather than steps.
-
-    Args:
-        title: first word of every line.
-        seconds_between_lines: where there is no terminal.
-        clock: seconds that never run backwards.
-        stream: where to; None is standard error.
-    """
-
-    def __init__(
-        self,
-        title: str,
-        seconds_between_lines: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
-        stream: TextIO | None = None,
-    ) -> None:
-        self._stream = stream or sys.stderr
-        # The text stands where tqdm has its description: its postfix begins with a comma.
-        self._bar = tqdm(
-            total=1000, disable=not self._stream.isatty(), leave=False, file=self._stream, dynamic_ncols=True,
-            bar_format=title + " {percentage:3.0f} %|{bar:10}| {desc}",
-        )  # fmt: skip
-        self._title, self._pause, self._clock = title, seconds_between_lines, clock
-        self._shown = not self._bar.disable
-        self._last = clock() if not self._shown else -math.inf
-
-    def update(self, share: float, text: str, left: float | None = None) -> None:
-        """Show where the work is.
-
-        Args:
-            left: seconds until all is done, where that is known.
-        """
-        text += "" if left is None else f", {duration(left)} left"
-        now = self._clock()
-        if now - self._last < (_REFRESH if self._shown else self._pause):
-            return
-        self._last = now
-        if self._shown:
-            self._bar.n = round(1000 * share)
-            self._bar.set_description_str(text)
-        else:
-            print(f"{self._title} {100 * share:3.0f} %  {text}", file=self._stream, flush=True)
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        tqdm.write(text, file=self._stream)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """A length of time for people: `40 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 100:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class TimeLeft:

@@ -1,4 +1,9 @@
-"""Label maps in, numbers out: how well a segmentation agrees with its reference. Neither torch nor files."""
+"""Metrics: label maps in, numbers out; how well a segmentation agrees with its reference.
+
+Entry points: `score_case`, `count_objects`, `score_boundaries`, `summarise`. Metrics know no torch and write no file.
+
+From top to bottom: summary, case, boundaries, objects, contingency, overlap, surface.
+"""
 
 from medunet.metrics.boundaries import BOUNDARY_POLICY, BoundaryCounts, score_boundaries
 from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Measure, score_case

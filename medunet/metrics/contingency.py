@@ -1,4 +1,4 @@
-"""How two maps of ids share their voxels: the one table that every score of objects and partitions is made of."""
+"""Contingency table of two maps of ids: the voxels that each pair shares, the base of all object scores."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from typing import get_args
 import torch
 
 from medunet.errors import ConfigError
-from medunet.networks.fitted import FittedNetwork
-from medunet.networks.others import (
+from medunet.networks.external.adapter import AdaptedNetwork
+from medunet.networks.external.settings import (
     AttentionUNetSettings,
     DynUNetSettings,
+    ExternalSettings,
     FlexibleUNetSettings,
-    OtherSettings,
     ResidualUNetSettings,
     SegResNetSettings,
     SmpArchitecture,
@@ -39,8 +39,8 @@ NetworkSettings = (
 )
 """The settings of any network that can be built."""
 
-_KINDS: tuple[type[UNetSettings | OtherSettings], ...] = get_args(NetworkSettings)
-ARCHITECTURES: dict[str, type[UNetSettings | OtherSettings]] = {
+_KINDS: tuple[type[UNetSettings | ExternalSettings], ...] = get_args(NetworkSettings)
+ARCHITECTURES: dict[str, type[UNetSettings | ExternalSettings]] = {
     name: kind
     for kind in _KINDS
     for name in (get_args(SmpArchitecture) if kind is SmpSettings else (str(kind.architecture),))
@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, type[UNetSettings | OtherSettings]] = {
 """The settings of each architecture, by the name that a config says."""
 
 
-def settings_kind(architecture: object) -> type[UNetSettings | OtherSettings]:
+def settings_kind(architecture: object) -> type[UNetSettings | ExternalSettings]:
     """The class of settings of an architecture.
 
     Raises:
@@ -70,16 +70,16 @@ def require_library(settings: NetworkSettings) -> None:
         MissingExtra: naming what to install.
     """
     if isinstance(settings, SmpSettings):
-        from medunet.networks.backbones import require_smp
+        from medunet.networks.external.smp import require_smp
 
         require_smp()
     elif isinstance(settings, (UNETRSettings, SwinUNETRSettings)):
-        from medunet.networks.zoo import require_einops
+        from medunet.networks.external.monai import require_einops
 
         require_einops(settings)
 
 
-def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = False) -> UNet | FittedNetwork:
+def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = False) -> UNet | AdaptedNetwork:
     """A network in training mode, on the CPU.
 
     Args:
@@ -97,9 +97,9 @@ def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = F
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if isinstance(settings, SmpSettings):
-            from medunet.networks.backbones import build_smp
+            from medunet.networks.external.smp import build_smp
 
-            return FittedNetwork(build_smp(settings, pretrained), settings)
-        from medunet.networks.zoo import build_monai
+            return AdaptedNetwork(build_smp(settings, pretrained), settings)
+        from medunet.networks.external.monai import build_monai
 
-        return FittedNetwork(build_monai(settings, pretrained), settings)
+        return AdaptedNetwork(build_monai(settings, pretrained), settings)

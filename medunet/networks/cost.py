@@ -1,4 +1,4 @@
-"""What a training step of a U-Net costs, counted from its settings alone, so that a planner can compare hundreds."""
+"""Cost of a training step of a U-Net, counted from its settings alone, so that a planner can compare hundreds."""
 
 from __future__ import annotations
 

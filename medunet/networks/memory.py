@@ -1,4 +1,4 @@
-"""How much memory one pass of a U-Net over a whole image needs, before it is started."""
+"""Memory of one pass of a U-Net over a whole image, estimated before the pass starts."""
 
 from __future__ import annotations
 

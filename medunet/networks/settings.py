@@ -1,4 +1,4 @@
-"""What a U-Net is made of: the settings record and its checks."""
+"""Settings of a U-Net and their checks."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ RARE = 0.05
 """The share of voxels that an untrained network with sigmoid outputs expects of each."""
 
 
-def expect_rare(network: Headed, share: float = RARE) -> None:
+def bias_for_rare(network: Headed, share: float = RARE) -> None:
     """Let an untrained network with sigmoid outputs start from structures that are rare, not from a half everywhere.
 
     By the bias of its heads (Lin et al. 2017, section 4.1). After 160 steps on 11 hippocampus cases, union of both
@@ -155,10 +155,10 @@ A class that is all but impossible to begin with has next to no gradient by Dice
 """
 
 
-def expect_shares(network: Headed, shares: Sequence[float]) -> None:
+def bias_from_frequencies(network: Headed, shares: Sequence[float]) -> None:
     """Let an untrained network with a softmax expect each class as often as it is, not all alike.
 
-    By the bias of its heads, as `expect_rare`: otherwise the first hundreds of steps are spent on learning that most
+    By the bias of its heads, as `bias_for_rare`: otherwise the first hundreds of steps are spent on learning that most
     voxels are background. The table is in benchmarks/README.md.
 
     Args:

@@ -1,0 +1,7 @@
+"""Planning: a data set is measured, and a config comes out that gives a reason for each value.
+
+The story is `medunet.plan`. Planning knows the parts, the config and nothing of other stories.
+
+From top to bottom: network, recipe, trial, preprocessing, budget, fingerprint, labelled_objects, laterality,
+rules.
+"""

@@ -1,12 +1,12 @@
-"""What a training may use: memory, minutes, and the speed that this machine was measured to have."""
+"""Budget of a training: memory, minutes, and the measured speed of this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from medunet.devices import autocast_type, find_device, free_memory, resident_memory, training_speed
 from medunet.planning.rules import MOST_STEPS, STEPS_OF_ONE_MINUTE, STEPS_POWER, TRAINING_SHARE
+from medunet.system.devices import autocast_type, find_device, free_memory, resident_memory, training_speed
 
 Notes = dict[str, str]
 """The reason for a planned value, by its dotted key."""

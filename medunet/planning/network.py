@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medunet.data.fingerprint import Fingerprint
-from medunet.data.labels import LabelTable
-from medunet.data.patches import PatchSettings
+from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError
 from medunet.networks.cost import step_cost, step_memory
 from medunet.networks.settings import UNetSettings
+from medunet.patches.dataset import PatchSettings
 from medunet.planning.budget import Budget, Notes
-from medunet.planning.grid import Grid
+from medunet.planning.fingerprint import Fingerprint
+from medunet.planning.preprocessing import Grid
 from medunet.planning.rules import (
     BATCH_OF_DATA,
     CONVOLUTIONS,
@@ -33,7 +33,7 @@ from medunet.planning.rules import (
     TRAINING_SHARE,
     USEFUL_PATCH,
 )
-from medunet.planning.words import duration, share, size, times
+from medunet.system.wording import duration, share, size, times
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the network is taught: augmentation and mirroring, loss, oversampling, folds."""
+"""Planned recipe of a training: augmentation and mirroring, loss, oversampling, folds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from medunet.config import DataSettings
-from medunet.data.augment import AugmentSettings
-from medunet.data.fingerprint import CaseFacts, Fingerprint, ScanRange
-from medunet.data.instances import InstanceSettings
-from medunet.learning.losses import LossSettings
+from medunet.instances.settings import InstanceSettings
+from medunet.losses.build import LossSettings
 from medunet.planning.budget import Notes
-from medunet.planning.grid import Grid
+from medunet.planning.fingerprint import CaseFacts, Fingerprint, ScanRange
+from medunet.planning.laterality import directions, sides
+from medunet.planning.preprocessing import Grid
 from medunet.planning.rules import (
     COARSE,
     FOLDS,
@@ -34,8 +34,8 @@ from medunet.planning.rules import (
     STAIN_CONTRAST,
     STAIN_GAMMA,
 )
-from medunet.planning.sides import directions, sides
-from medunet.planning.words import share, some
+from medunet.system.wording import share, some
+from medunet.transforms.augment import AugmentSettings
 
 
 def plan_data(found: Fingerprint, notes: Notes) -> DataSettings:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medunet.data.augment import AugmentSettings, Chance
-from medunet.data.instances import Target
+from medunet.instances.settings import Target
+from medunet.transforms.augment import AugmentSettings, Chance
 
 STEPS_OF_ONE_MINUTE, STEPS_POWER = 200.0, 0.75
 """Optimiser steps that one minute should allow, and the power of the minutes by which they grow.

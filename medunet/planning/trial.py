@@ -11,18 +11,19 @@ import numpy as np
 import torch
 
 from medunet.config import Config, TrainingSettings
-from medunet.data.augment import Augmentation
-from medunet.data.labels import LabelTable, table_from_values
-from medunet.data.loader import make_loader
-from medunet.data.patches import PatchDataset, PatchSettings, PreparedCase, find_foreground
-from medunet.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
+from medunet.datasets.labels import LabelTable, table_from_values
+from medunet.learning.averaging import Ema
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
-from medunet.learning.losses import make_loss
-from medunet.learning.schedule import Ema, make_optimiser
+from medunet.learning.optimisers import make_optimiser
+from medunet.losses.build import make_loss
 from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
-from medunet.planning.grid import Grid
-from medunet.planning.words import duration, size
+from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, find_foreground
+from medunet.patches.loader import make_loader
+from medunet.planning.preprocessing import Grid
+from medunet.system.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
+from medunet.system.wording import duration, size
+from medunet.transforms.augment import Augmentation
 
 TRIAL_SECONDS = 3.0
 _STEPS = 6

@@ -1,4 +1,4 @@
-"""Which planes of a scan are shown, and which way up."""
+"""Planes of a scan: which ones a picture shows, and which way up."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medunet.data.formats import write_volume
-from medunet.data.volume import Volume
+from medunet.formats.dispatch import write_volume
+from medunet.volume import Volume
 
 LABELS = {"background": 0, "bright": 7, "dark": 32}
 

@@ -14,11 +14,11 @@ import pytest
 
 import medunet
 from medunet.cli import run
-from medunet.data.preprocess import Normalisation, PreprocessSettings
-from medunet.data.volume import Volume
 from medunet.model import save_model
 from medunet.networks.unet import UNetSettings
-from tests.segmentation.made import make_model
+from medunet.transforms.preprocess import Normalisation, PreprocessSettings
+from medunet.volume import Volume
+from tests.prediction.made import make_model
 
 DEEP = UNetSettings(channels=(4, 4, 8), classes=3)
 

@@ -12,8 +12,8 @@ import pytest
 import medunet
 from medunet.cli import run
 from medunet.config import load_config
-from medunet.data.volume import Volume
 from medunet.model import load_model
+from medunet.volume import Volume
 from tests.flows.made import LABELS, make_case, make_set
 from tests.flows.test_objects import QUICK
 

@@ -20,12 +20,12 @@ import medunet
 import medunet.crossvalidate
 from medunet.cli import run
 from medunet.config import load_config
-from medunet.data.postprocess import PostStep
 from medunet.errors import ModelError
-from medunet.experiment import TrainRequest
 from medunet.metrics import count_overlap
 from medunet.model import load_model, load_models, save_model
-from medunet.segmentation.planning import PredictSettings
+from medunet.prediction.planning import PredictSettings
+from medunet.training.run_folder import TrainRequest
+from medunet.transforms.postprocess import PostStep
 from tests.flows.made import make_set
 
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",

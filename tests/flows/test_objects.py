@@ -13,9 +13,9 @@ from tensorboard.plugins.hparams import metadata
 import medunet
 from medunet.cli import run
 from medunet.config import load_config
-from medunet.data.volume import Volume
 from medunet.metrics.objects import count_objects
 from medunet.model import load_model
+from medunet.volume import Volume
 from tests.flows.made import make_set
 
 QUICK = ["--set", "network.channels=[8, 16]", "--set", "network.kernels=3", "--set", "network.strides=2",

@@ -10,7 +10,7 @@ import pytest
 
 import medunet
 from medunet.cli import run
-from medunet.data.volume import Volume
+from medunet.volume import Volume
 from tests.flows.test_regions import QUICK
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])

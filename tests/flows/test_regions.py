@@ -10,7 +10,7 @@ import pytest
 
 import medunet
 from medunet.cli import run
-from medunet.data.volume import Volume
+from medunet.volume import Volume
 from tests.flows.made import make_set
 
 LABELS = {"background": 0, "oedema": 2, "core": 1, "enhancing": 4}

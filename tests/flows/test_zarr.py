@@ -11,16 +11,16 @@ import zarr
 
 import medunet
 from medunet.cli import run
-from medunet.data.cache import case_key
-from medunet.data.catalogue import Case
-from medunet.data.labels import table_from_names
-from medunet.data.preprocess import PreprocessSettings
+from medunet.datasets.catalogue import Case
+from medunet.datasets.labels import table_from_names
 from medunet.model import save_model
 from medunet.networks.unet import UNetSettings
-from tests.data.formats.agreement import files_in
-from tests.data.formats.zarrfiles import save_array, save_group, save_image
+from medunet.patches.cache import case_key
+from medunet.transforms.preprocess import PreprocessSettings
 from tests.flows.made import LABELS, make_case
-from tests.segmentation.made import make_model
+from tests.formats.agreement import files_in
+from tests.formats.omezarr.zarrfiles import save_array, save_group, save_image
+from tests.prediction.made import make_model
 
 SIZES = [2.0, 0.5, 0.5]
 MOVED = [7.0, 8.0, 9.0]

@@ -15,7 +15,7 @@ from torch import nn
 
 from medunet.errors import ConfigError
 from medunet.learning.distributed import ALONE, World, joined_world, world_of
-from medunet.learning.sharednorm import SharedBatchNorm, shared_norms
+from medunet.learning.synced_norm import SyncedBatchNorm, synced_norms
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a",
             "MASTER_PORT": "1"}  # fmt: skip
@@ -75,8 +75,8 @@ def test_a_shared_norm_of_one_process_is_batch_norm(shape: tuple[int, ...], dtyp
     nn.init.normal_(plain.weight), nn.init.normal_(plain.bias)
     other = nn.Sequential(type(plain)(3))
     other[0].load_state_dict(plain.state_dict())
-    shared_norms(other, lambda sums: sums, torch.device("cpu"))
-    assert isinstance(other[0], SharedBatchNorm) and list(other[0].state_dict()) == list(plain.state_dict())
+    synced_norms(other, lambda sums: sums, torch.device("cpu"))
+    assert isinstance(other[0], SyncedBatchNorm) and list(other[0].state_dict()) == list(plain.state_dict())
     for _ in range(3):
         x = (torch.randn(shape) * 3 + 50).to(dtype).requires_grad_()
         y = x.detach().clone().requires_grad_()

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medunet.errors import ModelError
+from medunet.learning.averaging import Ema
 from medunet.learning.checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
 from medunet.learning.loop import Diverged, Recipe, TrainState, run_epoch, train_step
-from medunet.learning.losses import LossSettings, make_loss
-from medunet.learning.schedule import Ema, Joint, OptimiserSettings, ScheduleSettings, make_optimiser
+from medunet.learning.optimisers import OptimiserSettings, make_optimiser
+from medunet.learning.schedules import Joint, ScheduleSettings
+from medunet.losses.build import LossSettings, make_loss
 
 
 @dataclass

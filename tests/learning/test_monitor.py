@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medunet.learning.monitor import MetricsFile, ProgressLine, TimeLeft, Waited, duration, memory_used
-from medunet.learning.schedule import Progress
+from medunet.learning.monitor import MetricsFile, TimeLeft, Waited, memory_used
+from medunet.learning.schedules import Progress
+from medunet.system.progress import ProgressLine
+from medunet.system.wording import duration
 
 
 @dataclass

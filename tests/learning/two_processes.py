@@ -11,8 +11,9 @@ from torch import nn
 from medunet.errors import ConfigError, MedunetError
 from medunet.learning.distributed import World, joined_world
 from medunet.learning.loop import Diverged, Recipe, TrainState, train_step
-from medunet.learning.losses import LossSettings, make_loss
-from medunet.learning.schedule import OptimiserSettings, ScheduleSettings, make_optimiser
+from medunet.learning.optimisers import OptimiserSettings, make_optimiser
+from medunet.learning.schedules import ScheduleSettings
+from medunet.losses.build import LossSettings, make_loss
 
 KINDS = ("dice_cross_entropy", "dice_focal", "tversky_cross_entropy", "generalized_dice")
 CPU = torch.device("cpu")

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from medunet.metrics.boundaries import (
-    CUTS,
-    cell_ids,
-    compare_partitions,
-    flooded_ids,
-    score_boundaries,
-)
+from medunet.metrics.boundaries import CUTS, cell_ids, compare_partitions, flooded_ids, score_boundaries
 
 TRUTH = """
 ....#......#....

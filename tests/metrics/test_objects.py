@@ -13,14 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
 from medunet.metrics.contingency import contingency
-from medunet.metrics.objects import (
-    THRESHOLDS,
-    Matches,
-    ObjectCounts,
-    count_objects,
-    match_objects,
-    object_errors,
-)
+from medunet.metrics.objects import THRESHOLDS, Matches, ObjectCounts, count_objects, match_objects, object_errors
 
 SMALL = st.integers(0, 4)
 ID_MAPS = st.tuples(arrays(np.int64, (5, 6), elements=SMALL), arrays(np.int64, (5, 6), elements=SMALL))

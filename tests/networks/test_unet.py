@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks.unet import UNet, UNetSettings, expect_rare, expect_shares
+from medunet.networks.unet import UNet, UNetSettings, bias_for_rare, bias_from_frequencies
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 
 SMALL: dict[str, Any] = {"channels": (4, 6, 8), "in_channels": 2, "classes": 3, "dimensions": 2}
@@ -302,7 +302,7 @@ def test_a_network_that_expects_classes_as_often_as_they_are_starts_so() -> None
     """Of each head; a class that was not seen is expected a little."""
     settings = UNetSettings(channels=(8, 8, 8), classes=3, deep_supervision=True)
     plain, informed = UNet(settings, 3), UNet(settings, 3)
-    expect_shares(informed, [0.9, 0.1, 0.0])
+    bias_from_frequencies(informed, [0.9, 0.1, 0.0])
     for outputs in (plain, informed):
         assert len(outputs(torch.randn(1, 1, 16, 16, 16))) == 2
     image = torch.randn(2, 1, 16, 16, 16)
@@ -318,7 +318,7 @@ def test_a_network_that_expects_rare_structures_gives_them_small_probabilities()
     torch.manual_seed(0)
     settings = UNetSettings(channels=(8, 8, 8), classes=2, deep_supervision=True)
     plain, rare = UNet(settings, 3), UNet(settings, 3)
-    expect_rare(rare)
+    bias_for_rare(rare)
     image = torch.randn(2, 1, 16, 16, 16)
     for before, after in zip(plain(image), rare(image), strict=True):
         torch.testing.assert_close(after, before + math.log(0.05 / 0.95))

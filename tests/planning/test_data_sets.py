@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from medunet.config import parse_config
-from medunet.data import fingerprint
-from medunet.data.catalogue import read_data_set
+from medunet.datasets.catalogue import read_data_set
 from medunet.errors import DataError, MedunetError
 from medunet.plan import Budget, Planned, plan_data_set, write_plan
+from medunet.planning import fingerprint
 
 LABELS = {"background": 0, "organ": 1, "rare": 2}
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from medunet.config import Config, TrainingSettings
-from medunet.data.labels import table_from_values
-from medunet.data.patches import PatchSettings
-from medunet.data.regions import Region
+from medunet.datasets.labels import table_from_values
+from medunet.datasets.regions import Region
 from medunet.networks.settings import UNetSettings
-from medunet.planning.grid import Grid
+from medunet.patches.dataset import PatchSettings
+from medunet.planning.preprocessing import Grid
 from medunet.planning.trial import Trial, try_plan
 
 CPU = torch.device("cpu")

@@ -1,0 +1,112 @@
+"""Messages of a conversion: the layout, the masks' meaning, the totals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunet.conversion.colours import Decoded
+from medunet.conversion.layouts import FoundCase, Layout, count_by_suffix
+from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.rules import MatchingRule, Rule
+from medunet.errors import DataError
+
+Say = Callable[[str], None]
+
+
+_SHOWN = 10
+
+
+def say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
+    say(f"{request.source}: {layout.form}, {len(layout.cases)} pair{'s' * (len(layout.cases) != 1)}")
+    if layout.channels:
+        say(
+            f"channels, in the order of their names: {', '.join(f'{n} {one}' for n, one in enumerate(layout.channels))}"
+        )
+    shown = layout.cases if request.dry_run else layout.cases[:_SHOWN]
+    for case in shown:
+        images = relative(case.images[0], request.source) + "".join(f" + {path.name}" for path in case.images[1:])
+        masks = relative(case.masks[0], request.source)
+        masks += f" and {len(case.masks) - 1} more" if len(case.masks) > 1 else ""
+        say(f"  {images}  <-  {masks}")
+    if len(layout.cases) > len(shown):
+        say(f"  … and {len(layout.cases) - len(shown)} more (all with --dry-run)")
+    for what, paths in (
+        ("without a mask", layout.alone),
+        ("without an image", layout.orphans),
+        ("neither a known scan nor the mask", layout.unused),
+    ):
+        if paths:
+            names = ", ".join(relative(path, request.source) for path in paths[:_SHOWN])
+            say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
+    if layout.passed_over:
+        names = ", ".join(path.name for path in layout.passed_over[:_SHOWN])
+        more = ", …" if len(layout.passed_over) > _SHOWN else ""
+        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}{more}")
+    if layout.others:
+        say(f"left out, no scans: {count_by_suffix(layout.others)}")
+
+
+def relative(path: Path, source: Path) -> str:
+    return path.relative_to(source).as_posix()
+
+
+class Totals:
+    """What all masks together gave."""
+
+    def __init__(self) -> None:
+        self.pixels = self.changed = self.overlapping = self.hidden = self.objects = 0
+        self.unknown: Counter[int] = Counter()
+        self.odd: list[str] = []
+        self.counts: Counter[int] = Counter()
+        self.overlaps: list[str] = []
+
+    def add(self, case: FoundCase, decoded: Decoded) -> None:
+        self.pixels += decoded.labels.size
+        self.changed += decoded.changed
+        self.overlapping += decoded.overlapping
+        self.hidden += decoded.hidden
+        self.unknown.update(decoded.unknown)
+        self.odd += [case.masks[0].name] if decoded.unknown else []
+        self.overlaps += [case.name] if decoded.overlapping or decoded.hidden else []
+        found, counts = np.unique(decoded.labels, return_counts=True)
+        self.counts.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        self.objects += int((found > 0).sum())
+
+    def lines(self, declaration: Mapping[str, Any]) -> Iterator[str]:
+        """What a user wants to know before training."""
+        if declaration.get("label_kind") == "instances":
+            share = 1 - self.counts[0] / self.pixels
+            yield f"objects: {self.objects:,} in all, {share:.1%} of the pixels"
+            if self.overlapping or self.hidden:
+                yield (
+                    f"overlaps: {self.overlapping:,} pixels belong to several objects (the first keeps them), "
+                    f"{self.hidden} objects are empty or hidden; in {', '.join(self.overlaps[:5])}"
+                    f"{', …' if len(self.overlaps) > 5 else ''}"
+                )
+        else:
+            labels = {value: name for name, value in declaration["labels"].items() if isinstance(value, int)}
+            if isinstance(declaration.get("ignore"), int):
+                labels[declaration["ignore"]] = "(ignored)"
+            shares = [f"{labels.get(v, v)} {v}: {n / self.pixels:.2%}" for v, n in sorted(self.counts.items())]
+            yield f"label values: {', '.join(shares[:20])}{', …' if len(shares) > 20 else ''}"
+        if self.changed:
+            yield f"changed to the nearest class: {self.changed:,} pixels, {self.changed / self.pixels:.3%}"
+
+
+def refuse_unknown(totals: Totals, rule: Rule, request: ConvertRequest) -> None:
+    if not totals.unknown:
+        return
+    assert isinstance(rule, MatchingRule), "others have a label value for whatever they find"
+    count = sum(totals.unknown.values())
+    within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
+    raise DataError(
+        f"{request.source}: {count:,} pixels ({count / totals.pixels:.3%}) in {len(totals.odd)} masks (first: "
+        f"{totals.odd[0]}) have {len(totals.unknown):,} colours that {within}mean nothing; nothing was written\n"
+        f"{rule.describe(totals.unknown)}\nadd them to the table, or take the nearest class with --tolerance "
+        f"{np.ceil(rule.farthest(totals.unknown)):g} or less"
+    )

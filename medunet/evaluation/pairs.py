@@ -1,0 +1,292 @@
+"""Pairs of prediction and reference: found by name, checked for one grid, with the names of their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunet.datasets.annotation import EVERYTHING, Annotation, AnnotationSettings
+from medunet.datasets.catalogue import by_stem, group_cases, scan_files, stack_folders
+from medunet.datasets.declaration import declared_annotations, declared_labels, declared_stack, declared_voxel_size
+from medunet.datasets.labels import LabelTable
+from medunet.datasets.voxelsize import VoxelSize, is_stack
+from medunet.errors import DataError
+from medunet.formats.dispatch import is_zarr, label_axes, read_grid, read_volume, stack_files
+from medunet.formats.results import PROBABILITIES
+from medunet.volume import Volume, corners_apart, spacing_text, tolerance
+
+Source = Path | str | Volume
+
+_LABEL_FOLDERS = {"labels": "images", "labelsTr": "imagesTr", "labelsTs": "imagesTs"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference, as files or volumes; the image is only for pictures.
+
+    Attributes:
+        axes: of files that do not state them.
+        annotation: what of the reference was annotated; the rest is not scored.
+        size: the voxel size where neither file states one.
+        own: the prediction is a result of medunet, which states its axes and may have lost some: one slice of a scan
+            is two-dimensional. `axes` are then those of reference and image alone.
+    """
+
+    case: str
+    prediction: Source
+    reference: Source
+    image: Source | None = None
+    axes: str | None = None
+    annotation: Annotation = EVERYTHING
+    size: VoxelSize | None = None
+    own: bool = False
+
+    @property
+    def predicted_axes(self) -> str | None:
+        """Those that are stated of the prediction."""
+        return None if self.own else self.axes
+
+
+def label_folder(references: Path) -> Path:
+    """The folder (or file) that holds the label maps themselves."""
+    if not references.exists():
+        raise DataError(f"{references}: no such file or folder; give the reference labels or a data set")
+    if is_zarr(references):  # its own label images lie in a folder of that name, too
+        return references
+    return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
+
+
+def labels_beside(folder: Path) -> LabelTable | None:
+    """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
+    declaration = _beside(folder)
+    return None if declaration is None else declared_labels(declaration)
+
+
+def annotation_beside(folder: Path) -> AnnotationSettings:
+    """What the same `dataset.json` says of how much was annotated."""
+    declaration = _beside(folder)
+    return AnnotationSettings() if declaration is None else declared_annotations(declaration)
+
+
+def voxel_size_beside(folder: Path) -> VoxelSize | None:
+    """The voxel size that the same `dataset.json` declares for files that state none."""
+    declaration = _beside(folder)
+    return None if declaration is None else declared_voxel_size(declaration)
+
+
+def stack_beside(folder: Path) -> bool:
+    """Whether the same `dataset.json` says that folders of sections are scans."""
+    declaration = _beside(folder)
+    return declaration is not None and declared_stack(declaration)
+
+
+def _beside(folder: Path) -> Path | None:
+    above = folder.resolve().parent
+    # The folder may be one stack of a data set's labels.
+    places = (folder, above, *([above.parent] if above.name in _LABEL_FOLDERS else []))
+    return next((path for path in (place / "dataset.json" for place in places) if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The label maps of one side by case; `single` where the one that was given is a scan, and no folder of scans."""
+
+    place: Path
+    scans: Mapping[str, Path]
+    single: bool
+
+
+def pair_by_stem(
+    predictions: Path, references: Path, stack: bool = False, axes: str | None = None
+) -> tuple[list[Pair], list[str], tuple[str, ...]]:
+    """Pairs by stem, references without a prediction, and notes.
+
+    Args:
+        stack: a folder of sections is one scan, and a folder of such folders several, beside files of volumes.
+        axes: of TIFF files that do not state them: a folder of volumes is no folder of sections.
+
+    Raises:
+        DataError: nothing there, or no name in common. One scan and one scan are a pair whatever they are called.
+    """
+    if not predictions.exists():
+        raise DataError(f"{predictions}: no such file or folder; give the predicted label maps")
+    predicted, true = (_side(place, stack, axes) for place in (predictions, references))
+    images = _images(references, true.scans, stack)
+    if predicted.single and true.single:
+        (case,) = true.scans
+        return [Pair(case, predictions, references, images.get(case))], [], ()
+    both = sorted(set(predicted.scans) & set(true.scans))
+    if not both:
+        raise DataError(_nothing_in_common(predicted, true, stack))
+    pairs = [Pair(case, predicted.scans[case], true.scans[case], images.get(case)) for case in both]
+    missing = [] if predicted.single else sorted(set(true.scans) - set(predicted.scans))
+    unpaired = set() if true.single else set(predicted.scans) - set(true.scans)
+    extra = sorted(case for case in unpaired if not _are_probabilities(case, predicted.scans))
+    notes = (f"Not scored, for want of a reference: {_few(extra)} ({len(extra)}).",) if extra else ()
+    return pairs, missing, notes
+
+
+def _side(place: Path, stack: bool, axes: str | None) -> _Side:
+    if _is_one(place):
+        return _Side(place, by_stem([place]), True)
+    if stack and _is_sections(place, axes):
+        folder = place.resolve()
+        # The labels of a data set whose only case are the sections in it.
+        return _Side(place, {folder.parent.name if folder.name in _LABEL_FOLDERS else folder.name: place}, True)
+    return _Side(place, by_stem([*(stack_folders(place) if stack else ()), *scan_files(place)]), False)
+
+
+def _is_sections(folder: Path, axes: str | None) -> bool:
+    """Whether the files in a folder are the sections of one stack, and not volumes each."""
+    files = stack_files(folder)
+    if not files:
+        return False
+    try:
+        return read_grid(files[0], axes=axes).dimensions == 2
+    except DataError:
+        return True  # what is wrong with it is said where the stack is read
+
+
+def _nothing_in_common(predicted: _Side, true: _Side, stack: bool) -> str:
+    folders = not stack and any(
+        side.place.is_dir() and not side.scans and stack_folders(side.place) for side in (predicted, true)
+    )
+    hint = "folders of sections are compared with --stack" if folders else "give both the same names up to the ending"
+    return (
+        f"{predicted.place} and {true.place} have no file name in common\n"
+        f"predictions: {_few(predicted.scans)}; references: {_few(true.scans)}\n{hint}"
+    )
+
+
+def _is_one(place: Path) -> bool:
+    """Whether this is one label map and no folder of them."""
+    return place.is_file() or is_zarr(place)
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
+
+
+def _images(references: Path, labels: Mapping[str, Path], stack: bool) -> dict[str, Path]:
+    """The first channel's file of each case, where the label maps belong to a data set with images."""
+    folder = references.parent if _is_one(references) else references
+    images = folder.resolve().parent / _LABEL_FOLDERS.get(folder.resolve().name, "images")
+    if images == folder.resolve() or not images.is_dir():
+        return {}
+    try:
+        if stack and stack_files(images):
+            return dict.fromkeys(labels, images) if len(labels) == 1 else {}
+        stacks = {path.name: path for path in stack_folders(images)} if stack else {}
+        return stacks | {case.name: case.images[0] for case in group_cases(scan_files(images), labels)}
+    except DataError:
+        # Scores need no image: a data set with odd images is not this command's business.
+        return {}
+
+
+def read_pair(pair: Pair) -> tuple[Volume, Volume]:
+    """Prediction and reference.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    return volume_of(pair.prediction, pair.predicted_axes), reference_of(pair)
+
+
+def reference_of(pair: Pair) -> Volume:
+    """The true label map.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    stated = pair.axes if isinstance(pair.reference, Volume) else label_axes(pair.reference, pair.axes)
+    return volume_of(pair.reference, stated)
+
+
+def volume_of(source: Source, axes: str | None = None) -> Volume:
+    """The volume that a side of a pair is, or is read as."""
+    return source if isinstance(source, Volume) else read_volume(source, axes=axes)
+
+
+def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
+    """The side whose voxel size is known, the reference where both are; with the declared size where neither is.
+
+    Sections have the distance that is declared or that the other side states.
+    """
+    known = prediction if reference.unit == "pixel" else reference
+    size = _size_of_sections(pair.size, prediction, reference)
+    return known if size is None else size.given_to(known)
+
+
+def _size_of_sections(size: VoxelSize | None, *sides: Volume) -> VoxelSize | None:
+    """The declared size, if it has a z, or that of the side that states one, as sections never do."""
+    if size is not None and size.deep:
+        return size
+    stated = (side for side in sides if side.dimensions == 3 and side.unit != "pixel" and not is_stack(side))
+    return next((VoxelSize(side.spacing, side.unit) for side in stated), size)
+
+
+def require_same_grid(case: str, prediction: Volume, reference: Volume, size: VoxelSize | None = None) -> None:
+    """Compare the grids of a pair, as their files state them or with the distance of sections that none can state.
+
+    The former is for volumes that were written like sections whose distance was not known.
+
+    Args:
+        size: what is declared of voxels.
+
+    Raises:
+        DataError: the two cannot be compared voxel by voxel.
+    """
+    _require_same_sections(case, prediction, reference)
+    if prediction.shape != reference.shape:
+        raise DataError(
+            f"{case}: prediction {prediction.name} has shape {prediction.shape}, "
+            f"but reference {reference.name} has {reference.shape}\nwrite the prediction on the reference's grid"
+        )
+    if corners_apart(reference, prediction) <= tolerance(reference):
+        return
+    if found := _size_of_sections(size, prediction, reference):
+        prediction, reference = found.completing(prediction), found.completing(reference)
+    distance = corners_apart(reference, prediction)
+    if distance > tolerance(reference):
+        raise DataError(
+            f"{case}: prediction {prediction.name} and reference {reference.name} lie on different grids: "
+            f"corners are up to {distance:.4g} {reference.unit} apart (allowed {tolerance(reference):.3g})\n"
+            f"spacing {spacing_text(prediction)} and {spacing_text(reference)}; "
+            "write the prediction on the reference's grid"
+        )
+
+
+def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> None:
+    """Of stacks: as many sections, and not named as if they were shifted against each other."""
+    folders = [
+        volume.origin.path for volume in (prediction, reference) if volume.origin and volume.origin.path.is_dir()
+    ]
+    stacks = [folder for folder in folders if stack_files(folder)]
+    if not stacks or prediction.dimensions != 3 or reference.dimensions != 3:
+        return
+    counts = prediction.shape[2], reference.shape[2]
+    if counts[0] != counts[1]:
+        where = [volume.origin.path if volume.origin else volume.name for volume in (prediction, reference)]
+        raise DataError(
+            f"{case}: prediction {where[0]} has {counts[0]} sections, but reference {where[1]} has {counts[1]}\n"
+            "give all sections of both, and no others"
+        )
+    if len(stacks) < 2:
+        return
+    named = [[path.stem for path in stack_files(folder)] for folder in stacks]
+    shared = set(named[0]) & set(named[1])
+    if shared and named[0] != named[1]:
+        first = next((one, other) for one, other in zip(*named, strict=True) if one != other)
+        raise DataError(
+            f"{case}: sections of {stacks[0]} and {stacks[1]} have names in common, but not in the same places: "
+            f"{first[0]} would be compared with {first[1]}\n"
+            "give the same sections of both, under the same names or all under others"
+        )
+
+
+def _are_probabilities(case: str, cases: Iterable[str]) -> bool:
+    """Whether this file belongs to the label map of another case, and is no case itself."""
+    owner = case.removesuffix(PROBABILITIES)
+    return owner != case and owner in cases

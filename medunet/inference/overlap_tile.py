@@ -1,0 +1,106 @@
+"""Results that no tiling has touched: one pass over the whole scan, or tiles that repeat it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
+from medunet.geometry.tiles import Tile, TilePlan
+from medunet.inference.execution import Execution, Image, Network, Progress, Slab, floating, run_network
+from medunet.inference.stitching import Order, PatchReader, mirrored_tiles, patch_rows
+
+
+def whole_pass(
+    network: Network, image: torch.Tensor, stride: Sequence[int], execution: Execution | None = None
+) -> torch.Tensor:
+    """Logits of a whole scan in one pass of a padded network.
+
+    The far sides are zero-padded to multiples of the stride, and the answer is cropped again.
+
+    Args:
+        network: keeps the spatial size; see `run_network`.
+        image: ``(channel, *spatial)``; not changed.
+        stride: the network's, per spatial axis.
+        execution: where and how; float32 on the CPU by default.
+
+    Returns:
+        ``(class, *spatial)`` float32 (float64 for a float64 image).
+
+    Raises:
+        ConfigError: the network's answer has another spatial size, or see `run_network`.
+    """
+    shape = tuple(image.shape[1:])
+    sides = [side for n, s in zip(reversed(shape), reversed(tuple(stride)), strict=True) for side in (0, -n % s)]
+    padded = torch.nn.functional.pad(floating(image), sides)
+    logits = run_network(network, padded[None], execution or Execution())[0]
+    _check_size(logits, tuple(padded.shape[1:]))
+    return logits[(slice(None), *Box.of_shape(shape).slices)]
+
+
+def tile_rows(
+    network: Network,
+    image: Image,
+    plan: TilePlan,
+    execution: Execution | None = None,
+    order: Order | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Slab]:
+    """Logits by an unpadded network, tile by tile, context beyond the scan mirrored; row by row.
+
+    Equal to one pass over the whole mirrored scan if the network takes no statistics over space: the plan's tiles lie
+    on the network's grid (Ronneberger et al. 2015; `medunet.geometry.tiles`).
+
+    Args:
+        network: unpadded, the one whose size arithmetic the plan holds; see `run_network`.
+        image: ``(channel, *spatial)`` of the plan's scan; not changed.
+        plan: from `plan_tiles`.
+        execution: where and how; float32 on the CPU by default.
+        order: along which axis rows come, and how the scan is mirrored.
+        progress: called after each tile.
+
+    Returns:
+        ``(start, stop, logits)`` in order, covering the scan once; logits ``(class, *spatial)`` float32 (float64 for a
+        float64 image) on the host.
+
+    Raises:
+        ConfigError: plan and image differ in shape, the network's answer has not the planned size, or see
+            `run_network` and `Order.check`.
+    """
+    order = order or Order()
+    order.check(len(plan.scan))
+    if tuple(image.shape[1:]) != plan.scan:
+        raise ConfigError(f"the plan is for a scan of {plan.scan}, the image has {tuple(image.shape[1:])}")
+    expected = plan.network.output_size(plan.tiles[0].read.shape)
+    tiles = mirrored_tiles(plan.tiles, plan.scan, expected, order.mirror)
+    reader = PatchReader(network, image, "reflect", execution or Execution(), order.mirror)
+    done = 0
+
+    def answer(group: Sequence[Tile]) -> torch.Tensor:
+        nonlocal done
+        logits = reader.answer([tile.read for tile in group])
+        _check_size(logits[0], expected)
+        done += len(group)
+        if progress:
+            progress(done, len(tiles))
+        return logits
+
+    return patch_rows(tiles, order.axis, answer)
+
+
+def overlap_tile(
+    network: Network,
+    image: Image,
+    plan: TilePlan,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Logits ``(class, *spatial)`` of a whole scan at once; see `tile_rows`."""
+    return torch.cat([rows for _, _, rows in tile_rows(network, image, plan, execution, progress=progress)], dim=1)
+
+
+def _check_size(logits: torch.Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(logits.shape[1:]) != expected:
+        raise ConfigError(f"the network answered with a size of {tuple(logits.shape[1:])}, expected {expected}")

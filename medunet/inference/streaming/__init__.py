@@ -1,0 +1,1 @@
+"""Streaming: exact whole-scan inference in slabs of a few rows, each activation computed once."""

@@ -1,0 +1,238 @@
+"""Plan of a stream: its axis, the thickness of its slabs, the number of its parts, and the memory they need."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
+from medunet.inference.streaming.buffer_sizes import HeldMap, StreamLayout, UNetDescription
+
+FLOAT = 4
+FIXED = 18 * 2**20
+"""What torch and oneDNN take besides, and the heap's waste."""
+SLABS = (64, 32, 16, 8, 4, 2, 1)
+SLAB_VOXELS = 2**17
+"""Slabs of more voxels were not faster (network of 16-32-64-128 channels on one core)."""
+MOST_WORK = 8.0
+"""How often each voxel may be computed, on average, where a scan is split: as often as overlapping windows do. Beyond
+that a split is refused rather than taking hours."""
+PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Into how many parts an axis is split."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan has to fit.
+
+    Attributes:
+        memory: bytes at hand, above the loaded network and the scan.
+        itemsize: bytes of a number in the precision that is used.
+        copies: how many passes of such a network run in step; each holds its rows and its logits.
+        networks: how many copies of the weights are made ready for them.
+        beside: bytes that the caller needs for each voxel of a slab, for what it reads and what it makes of the logits.
+    """
+
+    memory: int
+    itemsize: int = FLOAT
+    copies: int = 1
+    networks: int = 1
+    beside: int = 0
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """How a scan is streamed.
+
+    Attributes:
+        slab: rows fed at a time.
+        axis: the spatial axis that is streamed.
+        bytes: peak memory that this needs, see `estimate_stream_bytes`.
+        parts: into how many parts each axis is split; 1 along the streamed one.
+        work: voxels that are computed, for each voxel of the scan; 1 unless parts overlap.
+    """
+
+    slab: int
+    axis: int
+    bytes: int
+    parts: tuple[int, ...]
+    work: float = 1.0
+
+
+def plan_stream(
+    settings: UNetDescription, shape: Sequence[int], budget: Budget, axes: Sequence[int] = (0,)
+) -> StreamPlan:
+    """The thickest slab that is worth it and fits the memory; of several axes the one that then needs least.
+
+    A scan whose thinnest slabs do not fit is split along the axes that are not streamed, with as little to be computed
+    twice as possible.
+
+    Args:
+        settings: the network's.
+        shape: of the scan, spatial, at least one voxel per axis.
+        axes: that may be streamed.
+
+    Returns:
+        The plan; if none fits, the one that needs least, whose `bytes` then exceed the budget.
+
+    Raises:
+        ConfigError: the network cannot be exact, or shape or axes do not fit it.
+    """
+    _check(settings, shape, axes)
+    return _plan(settings, tuple(shape), budget, tuple(axes))
+
+
+@lru_cache(maxsize=256)
+def _plan(settings: UNetDescription, shape: tuple[int, ...], budget: Budget, axes: tuple[int, ...]) -> StreamPlan:
+    whole = [_Split(axis, (1,) * len(shape), shape, 1.0) for axis in axes]
+    for slab in SLABS:
+        worth = [way for way in whole if slab <= 2 or slab * way.plane <= SLAB_VOXELS]
+        plans = [_with_slab(settings, way, slab, budget) for way in worth]
+        best = min(plans, key=lambda plan: plan.bytes, default=None)
+        if best is not None and best.bytes <= budget.memory:
+            return best
+    assert best is not None, "the thinnest slabs are always tried"
+    least = best
+    for way in sorted(_splits(settings, shape, axes), key=lambda way: way.work):
+        thinnest = _with_slab(settings, way, 1, budget)
+        if thinnest.bytes <= budget.memory:
+            thicker = (_with_slab(settings, way, slab, budget) for slab in (8, 4, 2))
+            return next((plan for plan in thicker if plan.bytes <= budget.memory), thinnest)
+        least = min(least, thinnest, key=lambda plan: plan.bytes)
+    return least
+
+
+def _with_slab(settings: UNetDescription, way: _Split, slab: int, budget: Budget) -> StreamPlan:
+    needs = _needs(settings, way.window, slab, way.axis, budget) + budget.beside * slab * way.plane
+    return StreamPlan(slab, way.axis, needs, way.parts, way.work)
+
+
+def _needs(settings: UNetDescription, shape: tuple[int, ...], slab: int, axis: int, budget: Budget) -> int:
+    layout = StreamLayout(settings, shape, axis, slab)
+    held = sum(rows.row * rows.held for rows in layout.stored)
+    logits = settings.classes * math.prod(layout.decoder[0][-1].plane) * layout.decoder[0][-1].made
+    result = 2 * FLOAT * logits + (budget.itemsize * logits if budget.itemsize != FLOAT else 0)
+    each = budget.itemsize * held + result
+    once = budget.itemsize * (_passing(layout) + budget.networks * _weights(settings))
+    return budget.copies * each + once + FIXED
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A way to split a scan.
+
+    Attributes:
+        window: spatial shape of the largest part with what it reads around itself.
+    """
+
+    axis: int
+    parts: tuple[int, ...]
+    window: tuple[int, ...]
+    work: float
+
+    @property
+    def plane(self) -> int:
+        """Voxels in one row of the largest part."""
+        return math.prod(self.window) // self.window[self.axis]
+
+
+def _splits(settings: UNetDescription, shape: tuple[int, ...], axes: Sequence[int]) -> Iterator[_Split]:
+    windows = [{p: _windows(settings, shape, a, p) for p in PARTS if p <= n} for a, n in enumerate(shape)]
+    for axis in axes:
+        for parts in itertools.product(*([1] if a == axis else windows[a] for a in range(len(shape)))):
+            lengths = [windows[a][count] for a, count in enumerate(parts)]
+            work = math.prod(sum(each) / n for each, n in zip(lengths, shape, strict=True))
+            if work <= MOST_WORK:
+                yield _Split(axis, parts, tuple(max(each) for each in lengths), work)
+
+
+def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts: int) -> list[int]:
+    """What is computed along an axis for each of its parts, one voxel more on each side for resampling."""
+    if parts == 1:
+        return [shape[axis]]
+    lengths = []
+    for start, stop in split(shape[axis], parts):
+        first, last = max(start - 1, 0), min(stop + 1, shape[axis])
+        region = Box(
+            tuple(first if a == axis else 0 for a in range(len(shape))),
+            tuple(last if a == axis else n for a, n in enumerate(shape)),
+        )
+        lengths.append(settings.shape.context(region, shape).shape[axis])
+    return lengths
+
+
+def split(length: int, parts: int) -> list[tuple[int, int]]:
+    """Spans ``(start, stop)`` of nearly equal length, side by side."""
+    edges = [length * i // parts for i in range(parts + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def estimate_stream_bytes(
+    settings: UNetDescription, shape: Sequence[int], slab: int, axis: int = 0, itemsize: int = FLOAT
+) -> int:
+    """Peak memory of streaming a scan on the CPU, above the loaded network and the scan.
+
+    The rows held between slabs, the largest maps that are made and dropped within a slab, the copy of the weights and
+    the logits of two slabs, the caller's and the next. None of them grows with the scan along the streamed axis, apart
+    from scans shorter than the network's field of view.
+
+    Args:
+        settings: the network's.
+        shape: of the scan, spatial.
+        slab: rows fed at a time.
+        axis: the streamed one.
+        itemsize: bytes of a number in the precision that is used.
+
+    Raises:
+        ConfigError: the network cannot be exact, or shape or axis do not fit it.
+    """
+    _check(settings, shape, (axis,))
+    return _needs(settings, tuple(shape), slab, axis, Budget(0, itemsize))
+
+
+def _check(settings: UNetDescription, shape: Sequence[int], axes: Sequence[int]) -> None:
+    dimensions = settings.shape.dimensions
+    if settings.inexact_reason is not None:
+        raise ConfigError(f"this network cannot be streamed: {settings.inexact_reason}; use --method auto")
+    if len(shape) != dimensions or min(shape) < 1 or not axes or any(axis not in range(dimensions) for axis in axes):
+        raise ConfigError(
+            f"cannot stream a scan of shape {tuple(shape)} along axes {tuple(axes)} through a {dimensions}-D network"
+        )
+
+
+def _passing(layout: StreamLayout) -> int:
+    """The most numbers that are made and dropped at once within a slab."""
+    settings = layout.settings
+    more = (settings.norm == "voxel", settings.activation not in ("relu", "leaky_relu"), settings.residual)
+    copies = 1 + sum(more)
+    maps = [held for level in (*layout.encoder, *layout.decoder) for held in level[1:]]
+    most = [copies * held.row * held.made for held in maps]
+    for level, (joined, *_) in enumerate(layout.decoder):
+        coarse = (layout.decoder[level + 1] if level + 1 < len(layout.decoder) else layout.encoder[-1])[-1]
+        most.append(coarse.row * coarse.made + _joining(layout, level, joined))
+    return max(most)
+
+
+def _joining(layout: StreamLayout, level: int, joined: HeldMap) -> int:
+    """Numbers made while the coarser map is enlarged and joined with the skip connection."""
+    voxels = math.prod(joined.plane) * joined.made
+    own, up = layout.settings.channels[level], layout.settings.up_channels(level)[1]
+    gate = 2 * max(own // 2, 1) + max(own, up) if layout.settings.attention else 0
+    return voxels * max(up, gate)
+
+
+def _weights(settings: UNetDescription) -> int:
+    """Numbers in the kernels of all convolutions and up-convolutions."""
+    shape, total = settings.shape, 0
+    for level in range(shape.levels):
+        channels = [settings.encoder_channels(level)]
+        if level < shape.levels - 1:
+            channels.append(settings.decoder_channels(level))
+            total += math.prod(shape.strides[level]) * (math.prod(settings.up_channels(level)) + channels[0][-1] ** 2)
+        pairs = [pair for one in channels for pair in itertools.pairwise(one)]
+        total += math.prod(shape.kernels[level]) * sum(a * b for a, b in pairs)
+    return total

@@ -1,0 +1,151 @@
+"""The table of labelled objects: where each one is, how large, and how bright in every channel."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunet.system.files import write_text
+
+_SLAB = 2**22
+"""Voxels that are looked at together, so that memory does not grow with the scan."""
+
+_LETTERS = "xyz"
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """What was measured of each object, in the order of their ids; arrays have one row per object.
+
+    Attributes:
+        ids: ``(n,)`` int64.
+        voxels: ``(n,)`` int64, pixels in two dimensions.
+        centroids: ``(n, d)`` mean position of the voxels' centres, in `unit`, where the affine puts them; without a
+            rotation that is index times spacing, so the centre of the first voxel is 0.
+        sizes: ``(n,)`` volume in `unit` cubed, or area in `unit` squared.
+        starts, stops: ``(n, d)`` bounding box in voxels; the first index, and the one after the last.
+        intensities: ``(n, channels)`` mean of the image's own values.
+        unit: of lengths: ``um``, ``mm``, ``nm``, or ``pixel`` where the scan has no physical size.
+        channels: their names; `channel_0`, … where they have none.
+    """
+
+    ids: NDArray[np.int64]
+    voxels: NDArray[np.int64]
+    centroids: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    intensities: NDArray[np.float64]
+    unit: str
+    channels: tuple[str, ...]
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.centroids.shape[1])
+
+    def csv_text(self) -> str:
+        """Comma-separated, one line per object below the names of the columns, which say their units."""
+        letters = _LETTERS[: self.dimensions]
+        what = "volume" if self.dimensions == 3 else "area"
+        names = ["id", *(f"centroid_{letter}_{self.unit}" for letter in letters)]
+        names += [f"{what}_{self.unit}{self.dimensions}", "voxels" if self.dimensions == 3 else "pixels"]
+        names += [f"box_{letter}_{end}" for letter in letters for end in ("start", "stop")]
+        names += [f"mean_{name}" for name in self.channels]
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(names)
+        for row in range(len(self.ids)):
+            box = np.stack([self.starts[row], self.stops[row]], axis=1).ravel()
+            reals = [f"{value:.9g}" for value in (*self.centroids[row], self.sizes[row])]
+            means = [f"{value:.9g}" for value in self.intensities[row]]
+            writer.writerow([self.ids[row], *reals, self.voxels[row], *box, *means])
+        return buffer.getvalue()
+
+
+def measure_objects(
+    ids: NDArray[Any],
+    affine: NDArray[np.float64],
+    unit: str,
+    image: NDArray[Any] | None = None,
+    channels: Sequence[str] = (),
+) -> ObjectTable:
+    """Measure every object of an id map; an object need not be connected. Without objects the table has no row.
+
+    Args:
+        ids: ``(x, y)`` or ``(x, y, z)`` whole numbers; 0 and what is below it are no objects.
+        affine: ``(4, 4)``, voxel index to position in `unit`.
+        image: ``(channel, *spatial)``; None measures no intensities.
+        channels: one name per channel of the image; too few are made up, and equal ones get their number.
+    """
+    dimensions, count = ids.ndim, 0 if image is None else len(image)
+    known = np.unique(np.concatenate([np.unique(ids[slab]) for slab in _slabs(ids.shape)]))
+    known = known[known > 0].astype(np.int64)
+    n = len(known)
+    voxels = np.zeros(n, np.int64)
+    sums, brightness = np.zeros((n, dimensions)), np.zeros((n, count))
+    starts = np.full((n, dimensions), np.iinfo(np.int64).max)
+    stops = np.zeros((n, dimensions), np.int64)
+    for slab in _slabs(ids.shape):
+        places = np.nonzero(ids[slab] > 0)
+        if not places[0].size:
+            continue
+        rows = np.searchsorted(known, ids[slab][places].astype(np.int64))
+        voxels += np.bincount(rows, minlength=n)
+        order = np.argsort(rows, kind="stable")
+        here, first = np.unique(rows[order], return_index=True)
+        for axis, place in enumerate(places):
+            index = place + (slab.start if axis == 0 else 0)
+            sums[:, axis] += np.bincount(rows, index, n)
+            starts[here, axis] = np.minimum(starts[here, axis], np.minimum.reduceat(index[order], first))
+            stops[here, axis] = np.maximum(stops[here, axis], np.maximum.reduceat(index[order], first) + 1)
+        for channel in range(count):
+            assert image is not None
+            brightness[:, channel] += np.bincount(rows, image[channel][slab][places].astype(np.float64), n)
+    shares = 1.0 / voxels[:, np.newaxis]
+    matrix = affine[:dimensions, :dimensions]
+    return ObjectTable(
+        ids=known,
+        voxels=voxels,
+        centroids=sums * shares @ matrix.T + affine[:dimensions, 3],
+        sizes=voxels.astype(np.float64) * _voxel_size(affine, dimensions),
+        starts=starts,
+        stops=stops,
+        intensities=brightness * shares,
+        unit=unit,
+        channels=_channel_names(channels, count),
+    )
+
+
+def write_table(table: ObjectTable, path: Path, overwrite: bool = False) -> None:
+    """Write the table as CSV, whole or not at all; without objects it holds the names of the columns.
+
+    Raises:
+        OutputError: the file exists and `overwrite` is false, or it cannot be written.
+    """
+    write_text(path, table.csv_text(), overwrite)
+
+
+def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Parts along the first axis."""
+    thick = max(1, _SLAB // max(1, int(np.prod(shape[1:]))))
+    return (slice(start, min(start + thick, shape[0])) for start in range(0, shape[0], thick))
+
+
+def _voxel_size(affine: NDArray[np.float64], dimensions: int) -> float:
+    """Volume of a voxel, or area of a pixel; the affine may turn and shear."""
+    columns = affine[:3, :dimensions]
+    return float(np.sqrt(np.linalg.det(columns.T @ columns)))
+
+
+def _channel_names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    full = [*names[:count], *("" for _ in range(count - len(names)))]
+    return tuple(
+        name if name and full.count(name) == 1 else f"{name or 'channel'}_{number}" for number, name in enumerate(full)
+    )

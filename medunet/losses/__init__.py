@@ -1,0 +1,6 @@
+"""Losses: terms on logits and class indices, with voxels that are ignored.
+
+Entry point: `build.make_loss`. Losses know no network and no training.
+
+From top to bottom: build, terms, distances, targets.
+"""

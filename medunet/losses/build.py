@@ -1,0 +1,275 @@
+"""Losses on logits and class indices.
+
+MONAI's losses know no ignored voxels (a label of 255 is an index error) and no voxel weights, and read the residual
+probability of an absent class as a nearly full error; so these are our own, checked against MONAI's where both apply.
+All compute in float32, also under autocast, and all treat a voxel of weight 0 exactly like an ignored one. The terms
+are in `terms.py`, what they are made of in `agreement.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from medunet.errors import ConfigError
+from medunet.losses import terms
+from medunet.losses.targets import IGNORE, Reduce, judge_classes, judge_regions, membership_of, one_process
+
+__all__ = ["IGNORE", "Loss", "LossSettings", "balanced_weights", "deeply_supervised", "make_loss"]
+
+Loss: TypeAlias = Callable[..., Tensor]
+"""``loss(logits, target, weight=None, progress=1.0, parts=None)``; see `make_loss`."""
+
+Parts: TypeAlias = MutableMapping[str, Tensor]
+"""What a loss adds up, by term: scalars without gradients, weighted as they are in the sum."""
+
+Kind: TypeAlias = Literal[
+    "dice",
+    "cross_entropy",
+    "dice_cross_entropy",
+    "focal",
+    "dice_focal",
+    "tversky",
+    "tversky_cross_entropy",
+    "generalized_dice",
+    "generalized_dice_cross_entropy",
+    "top_k",
+    "dice_top_k",
+]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What a prediction is judged by while training.
+
+    Attributes:
+        kind: `dice_cross_entropy` is the sum of both, and so on. `generalized_dice` weighs classes by the inverse
+            square of their size, `top_k` is the cross-entropy of the hardest voxels. For data with regions,
+            cross-entropy and focal loss are binary ones of each region.
+        class_weights: for cross-entropy, top-k and focal loss; one weight per class (or region), or `balanced`:
+            inverse to the number of its voxels in the data set; None weighs all voxels alike.
+        include_background: whether class 0 counts in Dice and its relatives; true for data without a background class.
+        smooth: voxels added above and below the fraction of Dice and Tversky.
+        gamma: focal loss's exponent (Lin et al. 2017).
+        alpha: weight of false positives in Tversky.
+        beta: weight of false negatives in Tversky (Salehi et al. 2017); alpha = beta = 0.5 is Dice.
+        batch_dice: take the sums of Dice and its relatives over the whole batch; false takes them patch by patch.
+        squared: square probabilities in the denominator of Dice and generalized Dice (Milletari et al. 2016).
+        top_k: the share of voxels, the hardest ones, that top-k cross-entropy averages over.
+        blob_weight: of an additional Dice of each connected piece by itself, so that small ones count as much as
+            large ones (Kofler et al. 2023, with 1 beside 2 for the whole); 0 leaves it out.
+        surface: an additional term that weighs errors by their distance to the surface, in voxels: `boundary`
+            (Kervadec et al. 2019) or `hausdorff` (Karimi et al. 2019; slow). Distances are computed on the CPU.
+        surface_weight: of that term.
+        surface_warm_in: the share of the training over which that weight grows from 0, in proportion.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    kind: Kind = "dice_cross_entropy"
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    include_background: bool = False
+    smooth: float = 1.0
+    gamma: float = 2.0
+    alpha: float = 0.3
+    beta: float = 0.7
+    batch_dice: bool = True
+    squared: bool = False
+    top_k: float = 0.1
+    blob_weight: float = 0.0
+    surface: Literal["none", "boundary", "hausdorff"] = "none"
+    surface_weight: float = 0.01
+    surface_warm_in: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ConfigError(f"loss kind {self.kind!r} is unknown; choose one of {', '.join(_KINDS)}")
+        if self.surface not in _SURFACES:
+            raise ConfigError(f"loss.surface {self.surface!r} is unknown; choose one of {', '.join(_SURFACES)}")
+        for name in ("smooth", "gamma", "alpha", "beta", "blob_weight", "surface_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name} must be finite and cannot be negative, found {getattr(self, name)}")
+        if self.alpha + self.beta == 0:
+            raise ConfigError("loss.alpha and loss.beta are both 0, so errors would cost nothing; set at least one")
+        if not 0 < self.top_k <= 1:
+            raise ConfigError(f"loss.top_k is a share of the voxels, above 0 and up to 1; found {self.top_k}")
+        if not 0 <= self.surface_warm_in <= 1:
+            raise ConfigError(f"loss.surface_warm_in is a share of the run, 0 to 1; found {self.surface_warm_in}")
+        weights = self.class_weights
+        if isinstance(weights, str) and weights != "balanced":
+            raise ConfigError(f"loss.class_weights is 'balanced', a list of numbers or empty; found {weights!r}")
+        if isinstance(weights, tuple) and not (all(0 <= w < float("inf") for w in weights) and sum(weights) > 0):
+            raise ConfigError(f"loss.class_weights must be finite, not negative and not all 0; found {weights}")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of what the loss adds up, at least one; `parts` of a loss have the same names in the same order."""
+        return tuple(term.__name__ for term, _ in _weighted(self, 1.0))
+
+
+def make_loss(
+    settings: LossSettings,
+    classes: int,
+    voxels: Sequence[int] | None = None,
+    regions: Sequence[Sequence[int]] = (),
+    reduce: Reduce = one_process,
+) -> Loss:
+    """Build the loss of a network.
+
+    Args:
+        settings: which loss.
+        classes: number of classes in the targets, background included; at least 2.
+        voxels: voxels of each class in the data set; needed by `class_weights: balanced` alone.
+        regions: the classes that each region is made of. With regions the network has an output for each one, which
+            are not exclusive; without, one for each class.
+        reduce: adds a tensor of sums up over all processes of a distributed training, in a way that gradients go
+            through. All that the loss knows of other processes goes through it, equally often in each of them.
+
+    Returns:
+        ``loss(logits, target, weight=None, progress=1.0, parts=None)``, a scalar float32 tensor. Logits are
+        ``(batch, outputs, *spatial)``, or a sequence of them from fine to coarse (deep supervision,
+        `deeply_supervised`); the target holds class indices of any integer type, ``(batch, 1, *spatial)`` or
+        ``(batch, *spatial)``, and `IGNORE`; the weight holds one number per voxel in the target's shape; the progress
+        is the share of the training that is over; into the parts, where they are given, goes each term as it is added
+        up, the same in all processes, so that their sum is the loss but for rounding. Where every voxel is ignored,
+        loss and gradient are 0.
+
+    Raises:
+        ConfigError: there are fewer than two classes, or the weights do not fit them.
+    """
+    if classes < 2:
+        raise ConfigError(f"a segmentation needs at least 2 classes, background included; found {classes}")
+    membership = membership_of(regions, classes) if regions else None
+    how = terms.Judging(
+        weights=_class_weights(settings, classes, voxels, regions),
+        first=0 if regions or settings.include_background else 1,
+        smooth=settings.smooth,
+        squared=settings.squared,
+        per_patch=not settings.batch_dice,
+        gamma=settings.gamma,
+        errors=(settings.alpha, settings.beta),
+        top=settings.top_k,
+        reduce=reduce,
+    )
+
+    def loss(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        progress: float = 1.0,
+        parts: Parts | None = None,
+    ) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            if membership is None:
+                judged = judge_classes(logits, target, weight)
+            else:
+                judged = judge_regions(logits, target, weight, membership.to(logits.device))
+            values = {term.__name__: factor * term(judged, how) for term, factor in _weighted(settings, progress)}
+            if parts is not None:
+                parts.update({name: value.detach() for name, value in values.items()})
+            return torch.stack(list(values.values())).sum()
+
+    return deeply_supervised(loss)
+
+
+def _weighted(settings: LossSettings, progress: float) -> list[tuple[terms.Term, float]]:
+    """Terms with their weights. Which ones there are does not depend on the progress."""
+    added = [(term, 1.0) for term in _KINDS[settings.kind]]
+    if settings.blob_weight > 0:
+        added.append((terms.blob, settings.blob_weight))
+    surface = _SURFACES[settings.surface]
+    if surface is not None:
+        warm = min(1.0, progress / settings.surface_warm_in) if settings.surface_warm_in > 0 else 1.0
+        added.append((surface, warm * settings.surface_weight))
+    return added
+
+
+def balanced_weights(voxels: Sequence[int]) -> tuple[float, ...]:
+    """Weights inverse to the class's share: ``total / (classes * voxels)``; 1 for a class without a voxel."""
+    return tuple(sum(voxels) / (len(voxels) * n) if n > 0 else 1.0 for n in voxels)
+
+
+def deeply_supervised(loss: Loss) -> Loss:
+    """Let a loss judge the logits of several resolutions, weighted 1, 1/2, 1/4, … and normalised.
+
+    Targets and weights are thinned out, never interpolated: each coarse voxel takes the fine voxel at its centre. All
+    resolutions must show the same field of view, as those of padded networks do. A single tensor is judged as before.
+
+    Raises:
+        ConfigError: (when called) a resolution is no whole fraction of the target's.
+    """
+
+    def supervised(
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor,
+        weight: Tensor | None = None,
+        progress: float = 1.0,
+        parts: Parts | None = None,
+    ) -> Tensor:
+        if isinstance(logits, Tensor):
+            return loss(logits, target, weight, progress, parts)
+        shares = [0.5**level for level in range(len(logits))]
+        values = []
+        for level, share in zip(logits, shares, strict=True):
+            size = level.shape[2:]
+            thinner = None if weight is None else _thinned(weight, size)
+            found: Parts = {}
+            values.append(loss(level, _thinned(target, size), thinner, progress, found))
+            if parts is not None:
+                parts.update({k: share / sum(shares) * v + parts.get(k, 0) for k, v in found.items()})
+        return torch.stack([s * v for s, v in zip(shares, values, strict=True)]).sum() / sum(shares)
+
+    return supervised
+
+
+def _thinned(voxels: Tensor, size: Sequence[int]) -> Tensor:
+    """The voxels at the centres of a coarser grid over the last axes."""
+    first = voxels.ndim - len(size)
+    for axis, count in enumerate(size, start=first):
+        length = voxels.shape[axis]
+        if length % count:
+            raise ConfigError(
+                f"deep supervision: logits of {tuple(size)} voxels do not show the target's field of view, "
+                f"{tuple(voxels.shape[first:])} voxels\nset network.deep_supervision to false for unpadded networks"
+            )
+        if count != length:
+            centres = (torch.arange(count, device=voxels.device) * 2 + 1) * length // (2 * count)
+            voxels = voxels.index_select(axis, centres)
+    return voxels
+
+
+def _class_weights(
+    settings: LossSettings, classes: int, voxels: Sequence[int] | None, regions: Sequence[Sequence[int]]
+) -> Tensor | None:
+    weights = settings.class_weights
+    if weights is None:
+        return None
+    if weights == "balanced":
+        if voxels is None:
+            raise ConfigError("loss.class_weights 'balanced' needs the data set's voxel counts; give numbers instead")
+        weights = balanced_weights([sum(voxels[i] for i in region) for region in regions] if regions else voxels)
+    expected, what = (len(regions), "regions") if regions else (classes, "classes")
+    if len(weights) != expected:
+        raise ConfigError(f"loss.class_weights has {len(weights)} numbers, but there are {expected} {what}")
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+_KINDS: dict[str, tuple[terms.Term, ...]] = {
+    "dice": (terms.dice,),
+    "cross_entropy": (terms.cross_entropy,),
+    "dice_cross_entropy": (terms.dice, terms.cross_entropy),
+    "focal": (terms.focal,),
+    "dice_focal": (terms.dice, terms.focal),
+    "tversky": (terms.tversky,),
+    "tversky_cross_entropy": (terms.tversky, terms.cross_entropy),
+    "generalized_dice": (terms.generalized_dice,),
+    "generalized_dice_cross_entropy": (terms.generalized_dice, terms.cross_entropy),
+    "top_k": (terms.top_k,),
+    "dice_top_k": (terms.dice, terms.top_k),
+}
+_SURFACES: dict[str, terms.Term | None] = {"none": None, "boundary": terms.boundary, "hausdorff": terms.hausdorff}

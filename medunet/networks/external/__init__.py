@@ -1,0 +1,1 @@
+"""External networks: those of MONAI and segmentation-models-pytorch behind the interface of our own."""

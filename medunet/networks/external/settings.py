@@ -1,0 +1,482 @@
+"""Settings of external networks: those that all of them have, and those of each.
+
+Plain numbers and names; the networks' libraries are imported by `zoo.py` and `backbones.py` when one is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Literal, Self
+
+from medunet.errors import ConfigError
+from medunet.geometry.shapes import Size, UNetShape
+from medunet.networks.settings import PerAxis, per_axis
+
+EXTERNAL = "the network is not medunet's own, so its grid is unknown"
+GROUPS = 8
+"""Of group norm."""
+EFFICIENTNETS = tuple(f"efficientnet-b{number}" for number in range(8))
+MONAI_ENCODERS = (
+    *(f"resnet{depth}" for depth in (10, 18, 34, 50, 101, 152, 200)),
+    *EFFICIENTNETS,
+    "efficientnet-b8",
+    "efficientnet-l2",
+)
+SMP_ENCODERS = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+    "inceptionv4",
+    "inceptionresnetv2",
+    *EFFICIENTNETS,
+    "mobilenet_v2",
+)
+
+
+@dataclass(frozen=True)
+class ExternalSettings(ABC):
+    """What all networks of others have.
+
+    Attributes:
+        architecture: which one.
+        dimensions: 2 or 3.
+        in_channels: channels of the image.
+        classes: channels of the logits, background included.
+        dropout: the rate; 0 for none.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    architecture: str = ""
+    dimensions: Literal[2, 3] = 3
+    in_channels: int = 1
+    classes: int = 2
+    dropout: float = 0.0
+
+    library: ClassVar[str] = "MONAI"
+
+    def __post_init__(self) -> None:
+        if self.dimensions not in (2, 3):
+            raise ConfigError(f"dimensions: found {self.dimensions}, expected 2 or 3")
+        if self.in_channels < 1 or self.classes < 1:
+            raise ConfigError(f"found {self.in_channels} input channels and {self.classes} classes, expected 1 or more")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout: found {self.dropout}, expected a rate from 0 to below 1")
+        if self.norm == "group" and any(width % GROUPS for width in self._normed):
+            raise ConfigError(
+                f"group norm has {GROUPS} groups, which do not divide the channels {self._normed}\n"
+                f"take multiples of {GROUPS}, or norm: instance"
+            )
+        _ = self.shape
+
+    @property
+    def padded(self) -> bool:
+        return True
+
+    @property
+    def norm(self) -> str:
+        return "batch"
+
+    @property
+    def deep_supervision(self) -> bool:
+        return False
+
+    @property
+    def inexact_reason(self) -> str:
+        """Why tiles of this network cannot repeat one pass over the whole scan."""
+        return EXTERNAL
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether a training starts with weights that its library downloads."""
+        return False
+
+    @cached_property
+    def shape(self) -> UNetShape:
+        """Which sizes the network takes without padding: multiples of the product of its strides."""
+        strides = self._strides
+        ones = ((1,) * self.dimensions,) * (len(strides) + 1)
+        counts = (1,) * len(strides)
+        return UNetShape(ones, strides, (*counts, 1), counts, padded=True)
+
+    def settled(self, in_channels: int, classes: int, patch: Size) -> Self:
+        """With what the data set and the patch decide.
+
+        Raises:
+            ConfigError: these settings cannot have it.
+        """
+        return replace(self, in_channels=in_channels, classes=classes)
+
+    @property
+    @abstractmethod
+    def _strides(self) -> tuple[Size, ...]:
+        """Between one resolution and the next, per axis."""
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        """Channels that are normalised."""
+        return ()
+
+    def _halvings(self, count: int) -> tuple[Size, ...]:
+        return ((2,) * self.dimensions,) * count
+
+
+@dataclass(frozen=True)
+class UNetPlusPlusSettings(ExternalSettings):
+    """U-Net++ (Zhou et al. 2018): MONAI's `BasicUNetPlusPlus`.
+
+    Attributes:
+        channels: of its five levels.
+        norm: of each convolution.
+        deep_supervision: while training, logits of all four nested decoders, each of the full size.
+    """
+
+    architecture: Literal["unetplusplus"] = "unetplusplus"
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    norm: Literal["batch", "instance", "group"] = "instance"
+    deep_supervision: bool = False
+
+    def __post_init__(self) -> None:
+        check_widths(self.channels, 5, exactly=True)
+        super().__post_init__()
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(4)
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        return self.channels
+
+
+@dataclass(frozen=True)
+class AttentionUNetSettings(ExternalSettings):
+    """Attention U-Net (Oktay et al. 2018): MONAI's `AttentionUnet`, with batch norm.
+
+    Attributes:
+        channels: of each level, at least two.
+    """
+
+    architecture: Literal["attention_unet"] = "attention_unet"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+
+    def __post_init__(self) -> None:
+        check_widths(self.channels, 2)
+        super().__post_init__()
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class ResidualUNetSettings(ExternalSettings):
+    """Residual U-Net (Kerfoot et al. 2018): MONAI's `UNet`.
+
+    Attributes:
+        channels: of each level, at least two.
+        norm: of each convolution.
+        residual_units: convolutions of each level, with a shortcut around them.
+    """
+
+    architecture: Literal["residual_unet"] = "residual_unet"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    norm: Literal["batch", "instance"] = "instance"
+    residual_units: int = 2
+
+    def __post_init__(self) -> None:
+        check_widths(self.channels, 2)
+        if self.residual_units < 1:
+            raise ConfigError(f"residual_units: found {self.residual_units}, expected 1 or more")
+        super().__post_init__()
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class SegResNetSettings(ExternalSettings):
+    """SegResNet (Myronenko 2018, without its auto-encoder): MONAI's `SegResNet`.
+
+    Attributes:
+        features: channels of the finest level; each coarser one has twice as many.
+        blocks: residual blocks of each encoder level; their count is the number of levels.
+        norm: of each convolution.
+    """
+
+    architecture: Literal["segresnet"] = "segresnet"
+    features: int = 16
+    blocks: tuple[int, ...] = (1, 2, 2, 4)
+    norm: Literal["batch", "instance", "group"] = "group"
+
+    def __post_init__(self) -> None:
+        check_widths((self.features,), 1, name="features")
+        check_widths(self.blocks, 2, name="blocks")
+        super().__post_init__()
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(len(self.blocks) - 1)
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        return (self.features,)
+
+
+@dataclass(frozen=True)
+class DynUNetSettings(ExternalSettings):
+    """DynUNet, MONAI's form of nnU-Net's network (Isensee et al. 2021).
+
+    Attributes:
+        channels: of each level, at least three.
+        kernels: per level, per axis, as those of our U-Net; odd.
+        strides: between level l and l+1, per axis.
+        norm: of each convolution.
+        residual: a shortcut around each level's convolutions.
+        deep_supervision: while training, logits of all decoder levels but the deepest, enlarged to the full size.
+    """
+
+    architecture: Literal["dynunet"] = "dynunet"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    kernels: int | tuple[PerAxis, ...] = 3
+    strides: int | tuple[PerAxis, ...] = 2
+    norm: Literal["batch", "instance", "group"] = "instance"
+    residual: bool = False
+    deep_supervision: bool = False
+
+    def __post_init__(self) -> None:
+        check_widths(self.channels, 3)
+        if self.deep_supervision and len(self.channels) < 4:
+            raise ConfigError("deep_supervision of a dynunet needs four levels or more; give as many channels")
+        if any(k < 1 or k % 2 == 0 for kernel in self.level_kernels for k in kernel):
+            raise ConfigError(f"kernels: found {self.kernels}, expected odd numbers")
+        super().__post_init__()
+
+    @property
+    def level_kernels(self) -> tuple[Size, ...]:
+        return per_axis("kernels", self.kernels, len(self.channels), self.dimensions)
+
+    @property
+    def level_strides(self) -> tuple[Size, ...]:
+        return per_axis("strides", self.strides, len(self.channels) - 1, self.dimensions)
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self.level_strides
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        return self.channels
+
+
+@dataclass(frozen=True)
+class UNETRSettings(ExternalSettings):
+    """UNETR (Hatamizadeh et al. 2022): a vision transformer as encoder, on patches of 16 voxels. MONAI's `UNETR`.
+
+    Attributes:
+        features: channels of the finest decoder level.
+        hidden: length of a token.
+        mlp: width of the transformer's perceptrons.
+        heads: of the attention; they divide `hidden`.
+        image_size: per axis; its positions are learned, so it takes this size alone. None takes that of the patches.
+        norm: of the convolutions.
+    """
+
+    architecture: Literal["unetr"] = "unetr"
+    features: int = 16
+    hidden: int = 768
+    mlp: int = 3072
+    heads: int = 12
+    image_size: tuple[int, ...] | None = None
+    norm: Literal["batch", "instance", "group"] = "instance"
+
+    def __post_init__(self) -> None:
+        check_widths((self.features, self.hidden, self.mlp, self.heads), 1, name="features, hidden, mlp and heads")
+        if self.hidden % self.heads:
+            below = self.hidden // self.heads * self.heads
+            near = f"{below} or {below + self.heads}" if below else str(self.heads)
+            raise ConfigError(f"hidden: found {self.hidden}, which {self.heads} heads do not divide; take {near}")
+        super().__post_init__()
+        if self.image_size is not None:
+            self._require_legal("image_size", self.image_size)
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(4)
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        return (self.features,)
+
+    def _require_legal(self, name: str, size: Size) -> None:
+        try:
+            self.shape.check(size)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+    def settled(self, in_channels: int, classes: int, patch: Size) -> Self:
+        self._require_legal("patches.size", patch)
+        if self.image_size not in (None, patch):
+            raise ConfigError(
+                f"network.image_size is {self.image_size}, but patches.size is {patch}\n"
+                "a UNETR takes one size alone; leave image_size out, it is filled in from the patches"
+            )
+        return replace(self, in_channels=in_channels, classes=classes, image_size=patch)
+
+
+@dataclass(frozen=True)
+class SwinUNETRSettings(ExternalSettings):
+    """Swin UNETR (Hatamizadeh et al. 2022): shifted windows of attention as encoder. MONAI's `SwinUNETR`.
+
+    Attributes:
+        features: channels of the finest level, a multiple of 12.
+        depths: transformer blocks of each of the four stages.
+        heads: of the attention in each stage; they divide the stage's channels, `features` times 1, 2, 4 and 8.
+        window: side of a window of attention.
+        norm: of the convolutions.
+    """
+
+    architecture: Literal["swin_unetr"] = "swin_unetr"
+    features: int = 24
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    norm: Literal["batch", "instance"] = "instance"
+
+    def __post_init__(self) -> None:
+        check_widths((self.features, self.window), 1, name="features and window")
+        check_widths(self.depths, 4, exactly=True, name="depths")
+        check_widths(self.heads, 4, exactly=True, name="heads")
+        if self.features % 12:
+            below = self.features // 12 * 12
+            near = f"{below} or {below + 12}" if below else "12"
+            raise ConfigError(f"features: found {self.features}, expected a multiple of 12; the nearest are {near}")
+        for stage, heads in enumerate(self.heads):
+            if self.features * 2**stage % heads:
+                raise ConfigError(
+                    f"heads: {heads} do not divide the {self.features * 2**stage} channels of stage {stage}; "
+                    "take 3, 6, 12 and 24"
+                )
+        super().__post_init__()
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(5)
+
+
+@dataclass(frozen=True)
+class FlexibleUNetSettings(ExternalSettings):
+    """A U-Net around a ResNet or an EfficientNet: MONAI's `FlexibleUNet`, in 2-D and 3-D, with batch norm.
+
+    Attributes:
+        encoder: such as `resnet34` or `efficientnet-b0`.
+        encoder_weights: a training starts with an encoder that was trained on ImageNet (2-D, EfficientNets up to b7)
+            or as MedicalNet (3-D, ResNets, one channel); null starts anew.
+        channels: of the decoder's five levels, finest first.
+    """
+
+    architecture: Literal["flexible_unet"] = "flexible_unet"
+    encoder: str = "resnet34"
+    encoder_weights: Literal["imagenet", "medicalnet"] | None = None
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+
+    def __post_init__(self) -> None:
+        check_encoder(self.encoder, MONAI_ENCODERS)
+        check_widths(self.channels, 5, exactly=True)
+        super().__post_init__()
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if self.encoder_weights == "imagenet" and (self.dimensions != 2 or self.encoder not in EFFICIENTNETS):
+            raise ConfigError(
+                f"encoder_weights: those of ImageNet exist in 2-D for efficientnet-b0 to b7, found {self.encoder} in "
+                f"{self.dimensions}-D\nset encoder_weights to null, or take such an encoder (smp_unet has more of them)"
+            )
+        medical = self.dimensions == 3 and self.encoder.startswith("resnet") and self.in_channels == 1
+        if self.encoder_weights == "medicalnet" and not medical:
+            raise ConfigError(
+                f"encoder_weights: those of MedicalNet exist in 3-D for ResNets and one channel, found {self.encoder} "
+                f"in {self.dimensions}-D and {self.in_channels} channel(s)\nset encoder_weights to null"
+            )
+
+    @property
+    def pretrained(self) -> bool:
+        return self.encoder_weights is not None
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(5)
+
+
+SmpArchitecture = Literal["smp_unet", "smp_unetplusplus", "smp_linknet", "smp_fpn", "smp_pspnet"]
+
+
+@dataclass(frozen=True)
+class SmpSettings(ExternalSettings):
+    """A 2-D network of segmentation-models-pytorch (extra `backbones`), with batch norm.
+
+    Attributes:
+        architecture: U-Net, U-Net++, LinkNet (Chaurasia & Culurciello 2017), FPN (Kirillov et al. 2019) or PSPNet
+            (Zhao et al. 2017).
+        encoder: such as `resnet34`, `vgg16_bn`, `inceptionv4`, `efficientnet-b0` or `mobilenet_v2`.
+        encoder_weights: a training starts with an encoder that was trained on ImageNet; null starts anew.
+        dropout: of the decoder; FPN and PSPNet alone have it.
+    """
+
+    architecture: SmpArchitecture = "smp_unet"
+    dimensions: Literal[2, 3] = 2
+    encoder: str = "resnet34"
+    encoder_weights: Literal["imagenet"] | None = None
+
+    library: ClassVar[str] = "segmentation-models-pytorch"
+
+    def __post_init__(self) -> None:
+        if self.dimensions != 2:
+            raise ConfigError(
+                f"dimensions: {self.architecture} is a network for two dimensions, found {self.dimensions}\n"
+                "set network.dimensions to 2 (volumes go slice by slice), or take flexible_unet, which has a 3-D form"
+            )
+        check_encoder(self.encoder, SMP_ENCODERS)
+        if self.dropout and self.architecture not in ("smp_fpn", "smp_pspnet"):
+            raise ConfigError(f"dropout: {self.architecture} has none; found {self.dropout}, expected 0")
+        super().__post_init__()
+
+    @property
+    def pretrained(self) -> bool:
+        return self.encoder_weights is not None
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return self._halvings(3 if self.architecture == "smp_pspnet" else 5)
+
+
+def check_widths(numbers: tuple[int, ...], count: int, exactly: bool = False, name: str = "channels") -> None:
+    """Refuse numbers below 1, and too few of them.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if len(numbers) < count or (exactly and len(numbers) != count):
+        raise ConfigError(f"{name}: found {len(numbers)} numbers, expected {count}{'' if exactly else ' or more'}")
+    if min(numbers) < 1:
+        raise ConfigError(f"{name}: found {numbers}, expected numbers of at least 1")
+
+
+def check_encoder(name: str, known: tuple[str, ...]) -> None:
+    """Refuse an encoder that is not known.
+
+    Raises:
+        ConfigError: naming the nearest known ones.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+        raise ConfigError(f"encoder: {name} is unknown; {advice}")

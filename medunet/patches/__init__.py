@@ -1,0 +1,6 @@
+"""Patches: training patches from cases, prepared once and cached.
+
+Entry points: `prepare.prepare_cases` and `loader.make_loader`. Patches know no network and no loss.
+
+From top to bottom: prepare, cache, frequencies, loader, single_scan, dataset.
+"""

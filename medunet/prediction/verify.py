@@ -1,0 +1,239 @@
+"""Is it true on this scan? Streamed results against one plain pass, and against blended windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medunet.errors import ConfigError, MedunetError
+from medunet.geometry.boxes import Box
+from medunet.inference.execution import Execution, Image, ImageSlice
+from medunet.inference.openvino import CompiledPass
+from medunet.inference.sliding_window import Windows, blended_windows
+from medunet.inference.stitching import PatchReader
+from medunet.inference.streaming.plan import Budget, StreamPlan, plan_stream
+from medunet.inference.streaming.streamer import Passage, Streamer
+from medunet.model import Model
+from medunet.networks.memory import estimate_bytes
+from medunet.networks.settings import UNetSettings
+from medunet.prediction.planning import ScanPlan
+from medunet.prediction.scan import Scan
+from medunet.prediction.segmenter import Segmenter
+from medunet.system.wording import bytes_text, times_text
+
+LARGEST_DIFFERENCE = 1e-4
+"""Relative to the largest logit; rounding gave 1e-7 to 1e-6, a seam or a shift gives 1e-2 and more."""
+BLENDED_VOXELS = 2**17
+"""Blended windows go over no more than about this many: over a whole CT they took minutes."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What three ways make of the same voxels, on the network's grid, mirror images left out.
+
+    Attributes:
+        shape: the voxels compared, in the middle of the scan; all of it where one pass fits the memory.
+        whole: whether they are the whole scan.
+        difference: of float32 logits, streamed against one plain pass: the largest, divided by the largest logit.
+        precision: share of labels that the precision in use changes against one plain pass in float32.
+        blended: share of labels that blended windows in float32 change against it, in the middle of those voxels;
+            None for unpadded networks.
+        times: how many times as long blended windows take as the stream; None likewise.
+        seconds: of the plain pass, of the stream in the precision in use, and of the blended windows.
+    """
+
+    shape: tuple[int, ...]
+    whole: bool
+    difference: float
+    precision: float
+    blended: float | None
+    times: float | None
+    seconds: dict[str, float]
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= LARGEST_DIFFERENCE
+
+    def describe(self) -> str:
+        """One line for people."""
+        where = "the whole scan" if self.whole else f"its {times_text(self.shape)} voxels in the middle"
+        words = [
+            f"verified on {where}: streamed is one plain pass to {self.difference:.1e} of the largest logit",
+            f"labels changed by the precision in use: {_percent(self.precision)}",
+        ]
+        if self.blended is not None:
+            words.append(f"by blended windows: {_percent(self.blended)}, in {self.times:.1f} times the time")
+        return "; ".join(words)
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "shape": list(self.shape),
+            "whole_scan": self.whole,
+            "largest_relative_difference": self.difference,
+            "labels_changed_by_precision": self.precision,
+            "labels_changed_by_blending": self.blended,
+            "times_the_time_of_blending": self.times,
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }
+
+
+def require_verifiable(segmenter: Segmenter) -> None:
+    """Refuse models without an exact result.
+
+    Raises:
+        ConfigError: as said.
+    """
+    for model in segmenter.models:
+        reason = model.card.network.inexact_reason
+        if reason is not None:
+            raise ConfigError(
+                f"{model.path}: --verify compares with one pass over the whole scan, which is not what this network "
+                f"is meant to give: {reason}\nleave --verify out"
+            )
+
+
+def verify(segmenter: Segmenter, scan: Scan, plan: ScanPlan) -> Verification:
+    """Compare the ways on as much of a scan as one plain pass can take in the memory allowed.
+
+    Of several models the worst numbers are given; of a volume that goes slice by slice, the middle slice.
+
+    Raises:
+        MedunetError: a streamed result that is not that of the plain pass.
+        ConfigError: not even a small part fits the memory.
+    """
+    found = [
+        _verify(model, _flat(view, plan), segmenter, bool(plan.compiled))
+        for model, view in zip(segmenter.models, scan.views, strict=True)
+    ]
+    worst = replace(
+        max(found, key=lambda one: one.difference),
+        precision=max(one.precision for one in found),
+        blended=max((one.blended for one in found if one.blended is not None), default=None),
+    )
+    if not worst.holds:
+        raise MedunetError(
+            f"streamed and plain results differ by {worst.difference:.1e} of the largest logit, expected "
+            f"{LARGEST_DIFFERENCE:.0e} or less\nuse --method blend, and tell the developers of medunet"
+        )
+    return worst
+
+
+def _flat(view: Image, plan: ScanPlan) -> Image:
+    return ImageSlice(view, plan.axis, view.shape[plan.axis + 1] // 2) if plan.slices else view
+
+
+def _verify(model: Model, view: Image, segmenter: Segmenter, compiled: bool) -> Verification:
+    network, shape = model.unet, tuple(int(n) for n in view.shape[1:])
+    budget = Budget(segmenter.settings.memory, segmenter.execution.dtype.itemsize, beside=4 * network.classes)
+    stream = plan_stream(network, shape, budget, tuple(range(len(shape))))
+    region = _region(network, shape, stream, segmenter.settings.memory)
+    plain, used = Execution(segmenter.execution.device), segmenter.execution
+    answer = _compiled if compiled else _streamed
+    seconds: dict[str, float] = {}
+    truth = _timed(seconds, "plain", lambda: _plain(model, view, region, plain))
+    labels = segmenter.decided(truth)
+    streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, plain))
+    difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
+    if used != plain:
+        streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, used))
+    precision = _changed(segmenter.decided(streamed), labels)
+    blended = times = None
+    if network.padded:
+        part = _middle(region, BLENDED_VOXELS)
+        found = _timed(seconds, "blended", lambda: _blended(model, view, part, plain))
+        blended = _changed(segmenter.decided(found), labels[part.relative_to(region.start).slices])
+        times = seconds["blended"] / _around(model, view, part).voxels / (seconds["streamed"] / region.voxels)
+    return Verification(region.shape, region.shape == shape, difference, precision, blended, times, seconds)
+
+
+def _changed(found: Tensor, labels: Tensor) -> float:
+    return float((found != labels).double().mean())
+
+
+def _timed(seconds: dict[str, float], name: str, work: Callable[[], Tensor]) -> Tensor:
+    started = time.perf_counter()
+    result = work()
+    seconds[name] = time.perf_counter() - started
+    return result
+
+
+def _region(network: UNetSettings, shape: tuple[int, ...], stream: StreamPlan, memory: int) -> Box:
+    """The middle of the scan, complete along the streamed axis, its longest other side halved until a pass fits."""
+    region = Box.of_shape(shape)
+    while True:
+        size = _read(network, region, shape).shape
+        needed = estimate_bytes(network, size) + 12 * network.classes * region.voxels
+        if needed <= memory:
+            return region
+        sides = [0 if axis == stream.axis else n for axis, n in enumerate(region.shape)]
+        if max(sides) <= 1:
+            raise ConfigError(
+                f"--verify needs about {bytes_text(needed)} for one plain pass over a single row of this scan, but "
+                f"--memory allows {bytes_text(memory)}; give it more, or leave --verify out"
+            )
+        region = _halved(region, sides.index(max(sides)))
+
+
+def _middle(region: Box, voxels: int) -> Box:
+    """The middle of a box, its longest side halved until so few voxels are left."""
+    while region.voxels > voxels:
+        region = _halved(region, region.shape.index(max(region.shape)))
+    return region
+
+
+def _halved(region: Box, axis: int) -> Box:
+    length = region.shape[axis]
+    start = region.start[axis] + (length - length // 2) // 2
+    starts = tuple(start if a == axis else n for a, n in enumerate(region.start))
+    return Box(starts, tuple(start + length // 2 if a == axis else n for a, n in enumerate(region.stop)))
+
+
+def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:
+    """What a network must be given at once, so that its answer for the region is that of one whole pass."""
+    context = network.shape.context(region, shape)
+    start = tuple(a - m for a, m in zip(context.start, network.shape.margin, strict=True))
+    return Box.of_shape(network.shape.smallest_for(context.shape), start)
+
+
+def _plain(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:
+    network = model.unet
+    read = _read(network, region, tuple(view.shape[1:]))
+    reader = PatchReader(model.network, view, "constant" if network.padded else "reflect", execution)
+    logits = reader.answer([read])[0]
+    first = tuple(a + m for a, m in zip(read.start, network.shape.margin, strict=True))
+    return logits[(slice(None), *region.relative_to(first).slices)]
+
+
+def _streamed(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
+    rows = Streamer(model.network, execution, stream.axis).run(view, stream.slab, passage=Passage(region=region))
+    return torch.cat([logits.cpu().float() for _, _, logits in rows], dim=stream.axis + 1)
+
+
+def _compiled(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
+    rows = CompiledPass(model.network, execution).run(
+        view, region.shape[stream.axis], stream.axis, Passage(region=region)
+    )
+    return torch.cat([logits for _, _, logits in rows], dim=stream.axis + 1)
+
+
+def _blended(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:
+    """Windows over the region and a window's length around it, as a scan of its own."""
+    around = _around(model, view, region)
+    part = torch.from_numpy(view[(slice(None), *around.slices)])
+    logits = blended_windows(model.network, part, Windows(model.card.patch), execution)
+    return logits[(slice(None), *region.relative_to(around.start).slices)]
+
+
+def _around(model: Model, view: Image, region: Box) -> Box:
+    scan = Box.of_shape(tuple(int(n) for n in view.shape[1:]))
+    return region.grown(model.card.patch).intersection(scan)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3f} %"

@@ -1,0 +1,46 @@
+"""Text for people: sizes, durations, shares and lists, always in the same form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+
+def times(numbers: Iterable[float]) -> str:
+    """`40×56×40`."""
+    return "×".join(f"{n:.4g}" for n in numbers)
+
+
+def size(amount: float) -> str:
+    """Bytes as `1.5 GiB` or `300 MiB`."""
+    return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{max(amount, 0) / 2**20:.0f} MiB"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def share(part: float) -> str:
+    """A share as a percentage with two digits, `0.25 %`."""
+    percent = 100 * part
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `0.35 s`, `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if 0 < seconds < 10 else f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bytes_text(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{math.ceil(number / 2**20)} MiB"
+
+
+def times_text(numbers: Sequence[int]) -> str:
+    """Lengths for people."""
+    return "x".join(str(n) for n in numbers)

@@ -1,0 +1,83 @@
+"""The run's folder: its files, and what may not be overwritten."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunet.datasets.splits import SPLITS_FILE
+from medunet.errors import ConfigError, ModelError, OutputError
+from medunet.model import MODEL_FILE, REPORT_FILE
+
+CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
+    "config.yaml",
+    "last.ckpt",
+    "metrics.csv",
+    "tensorboard",
+    REPORT_FILE,
+)
+
+
+RUN_FILES = (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, REPORT)
+
+
+RUN_FOLDERS = (BOARD, "validation", "preprocessed")
+"""All that a run writes into its folder, and all that replacing a run removes."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `medunet train` is asked to do; `overrides` are `key.path=value`.
+
+    Attributes:
+        started: when the command was given, by `time.monotonic`: its minutes are counted from there. None is now.
+    """
+
+    source: Path
+    output: Path
+    overrides: tuple[str, ...] = ()
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+    started: float | None = None
+
+
+def check_output(request: TrainRequest) -> None:
+    """Refuse a folder that cannot be written, holds a run that nobody asked to replace, or holds foreign files.
+
+    Raises:
+        OutputError, ModelError: naming what is in the way.
+    """
+    folder = request.output
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"-o {folder}: is a file; give a folder for the run")
+    is_run = (folder / CONFIG_FILE).exists()
+    taken = [name for name in (*RUN_FILES, *RUN_FOLDERS) if (folder / name).exists()]
+    if taken and not is_run:
+        raise OutputError(f"-o {folder}: holds {taken[0]}, but no run that could be replaced; choose another folder")
+    if is_run and not (request.resume or request.overwrite):
+        raise OutputError(
+            f"-o {folder}: holds a run already\n"
+            "say --resume to go on with it, --overwrite to replace it, or choose another folder"
+        )
+    if request.resume and not is_run:
+        raise ModelError(f"-o {folder}: holds no run to resume; start without --resume")
+    if not request.source.exists():
+        raise ConfigError(f"{request.source}: no such file or folder; give a config or a data set")
+    probe = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not probe.is_dir() or not os.access(probe, os.W_OK):
+        raise OutputError(f"-o {folder}: cannot be written ({probe} is no folder that may be written to)")
+
+
+def require_no_folds(folder: Path) -> None:
+    """Refuse a single run where a cross-validation is.
+
+    Raises:
+        OutputError: it is one.
+    """
+    if (folder / SPLITS_FILE).exists():
+        raise OutputError(
+            f"-o {folder}: holds a cross-validation\n"
+            "say --fold all as well to go on with it or to replace it, or choose another folder"
+        )

@@ -1,0 +1,7 @@
+"""Transforms: from a scan to what a network sees, and from its scores back to labels on the scan's grid.
+
+Entry points: `preprocess.ScanView`, `restore.restored`, `postprocess.postprocess`, `augment.Augmentation`.
+
+From top to bottom: augment.augmentation, augment.intensity, augment.moves, restore, augment.sampling,
+augment.settings, labelling, postprocess, preprocess, region_masks.
+"""

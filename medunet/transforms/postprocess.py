@@ -1,0 +1,270 @@
+"""Post-processing of finished label maps: largest component, holes, smallest size; slab by slab, in place.
+
+Voxels of a component share faces, edges or corners (8 neighbours in 2-D, 26 in 3-D). What surrounds a hole is closed
+in this sense, so voxels of a hole share faces (4 and 6 neighbours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import generate_binary_structure, label
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from medunet.datasets.labels import LabelTable
+from medunet.errors import ConfigError, DataError
+from medunet.system.blocks import as_stored
+from medunet.system.scratch import release
+from medunet.volume import MILLIMETRES, UNITS, Volume
+
+Action = Literal["keep_largest", "fill_holes", "remove_small"]
+
+_CHUNK = 2**22
+"""Voxels that are looked at together; each needs about 10 bytes then."""
+
+_Mask = Callable[[NDArray[Any]], NDArray[np.bool_]]
+"""Where, in a part of a label map, the structure is whose components are asked for."""
+
+
+@dataclass(frozen=True)
+class PostStep:
+    """One step of post-processing; it changes voxels of its label and of the background only.
+
+    Attributes:
+        action: `keep_largest` makes all but the largest component background (several of one size are all kept),
+            `remove_small` those smaller than `size`; `fill_holes` gives the label to background that it encloses.
+        label: the label's name; None takes all foreground together (not for `fill_holes`).
+        size: of the smallest component that stays; area or volume, in `unit` squared or cubed.
+        unit: `mm`, `um`, `nm`, or `pixel`, which counts voxels.
+    """
+
+    action: Action
+    label: str | None = None
+    size: float | None = None
+    unit: str = "pixel"
+
+    def __post_init__(self) -> None:
+        if (self.action == "remove_small") != (self.size is not None) or (self.size is not None and not self.size > 0):
+            raise ConfigError(f"post-processing: remove_small needs a positive size, found {self.action} {self.size}")
+        if self.unit not in UNITS:
+            raise ConfigError(f"post-processing: the unit is one of {', '.join(UNITS)}, found {self.unit!r}")
+        if self.action == "fill_holes" and self.label is None:
+            raise ConfigError("post-processing: holes are filled for one label, and none is named")
+
+    def describe(self, dimensions: int = 3) -> str:
+        """The step in words."""
+        name = self.label or "all foreground together"
+        if self.action == "keep_largest":
+            return f"keep the largest component of {name}"
+        if self.action == "fill_holes":
+            return f"fill the holes of {name}"
+        return f"remove components of {name} below {self.size:.4g} {unit_text(self.unit, dimensions)}"
+
+
+def unit_text(unit: str, dimensions: int) -> str:
+    """The unit of an area or volume: `mm³`, `µm²`, `pixels`, `voxels`."""
+    if unit == "pixel":
+        return "voxels" if dimensions == 3 else "pixels"
+    return {"um": "µm"}.get(unit, unit) + {2: "²", 3: "³"}[dimensions]
+
+
+def postprocess(labels: NDArray[Any], grid: Volume, table: LabelTable, steps: Sequence[PostStep]) -> list[int]:
+    """Apply steps, one after the other, to a label map, in place.
+
+    Each looks only at the bounding box of its label, in slabs, so that an array that lives in a file is never in
+    memory as a whole.
+
+    Args:
+        labels: `(1, *spatial)`, values as in `table`.
+        grid: whose voxel size sizes refer to; its shape is that of `labels`.
+
+    Returns:
+        How many voxels each step changed.
+
+    Raises:
+        DataError: a step's label is unknown or the background, or a size in physical units meets voxels of unknown
+            size (or the other way round).
+    """
+    view = as_stored(labels[0])
+    changed = []
+    for step in steps:
+        inside, values = _structure(step, table)
+        least = _least_voxels(step, grid)
+        box = _bounding_box(view, inside)
+        if box is None:
+            changed.append(0)
+        elif step.action == "fill_holes":
+            changed.append(_fill_holes(view[box], values))
+        else:
+            changed.append(_remove(view[box], inside, values[1], least))
+        release(labels)
+    return changed
+
+
+def component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many voxels each component of a mask `(*spatial)` has, in no order; empty without any."""
+    view = as_stored(mask)
+    return _trace(view, lambda part: part.astype(bool), _touching(view.ndim)).sizes
+
+
+def _structure(step: PostStep, table: LabelTable) -> tuple[_Mask, tuple[Any, Any]]:
+    """The mask of a step's label, and the values of label and background."""
+    if not table.has_background:
+        raise DataError(f"{step.describe()}: there is no background that voxels could be given to")
+    background = table.values[0]
+    if step.label is None:
+        return lambda part: part != background, (background, background)
+    if step.label not in table.names[1:]:
+        raise DataError(f"{step.describe()}: the labels are {table.describe()}")
+    value = table.values[table.names.index(step.label)]
+    return lambda part: part == value, (value, background)
+
+
+def _least_voxels(step: PostStep, grid: Volume) -> float | None:
+    """The size below which a component goes, in voxels; None keeps the largest."""
+    if step.size is None:
+        return None
+    if (step.unit == "pixel") != (grid.unit == "pixel"):
+        raise DataError(
+            f"{grid.name}: its voxel size is in {grid.unit}, but post-processing would {step.describe(grid.dimensions)}"
+            "\nstore the voxel size in the file, or say --no-postprocess"
+        )
+    edge = MILLIMETRES[grid.unit] / MILLIMETRES[step.unit] if grid.unit != "pixel" else 1.0
+    # A component of exactly this size stays, whatever rounding does.
+    return step.size / float(np.prod([edge * length for length in grid.spacing])) * (1 - 1e-6)
+
+
+def _touching(ndim: int) -> NDArray[np.bool_]:
+    """Neighbours that share faces, edges or corners."""
+    return np.asarray(generate_binary_structure(ndim, ndim))
+
+
+def _rows(view: NDArray[Any]) -> int:
+    return max(1, _CHUNK // max(1, view.size // max(1, len(view))))
+
+
+def _bounding_box(view: NDArray[Any], inside: _Mask) -> tuple[slice, ...] | None:
+    held = [np.zeros(n, dtype=bool) for n in view.shape]
+    rows = _rows(view)
+    for start in range(0, len(view), rows):
+        mask = inside(view[start : start + rows])
+        for axis, found in enumerate(held):
+            part = mask.any(axis=tuple(a for a in range(view.ndim) if a != axis))
+            if axis == 0:
+                found[start : start + rows] = part
+            else:
+                found |= part
+        release(view)
+    if not held[0].any():
+        return None
+    ends = [np.flatnonzero(found)[[0, -1]] for found in held]
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Rows of a mask with its components numbered from 1, on their own; `lead` is the row before them, if any."""
+
+    start: int
+    ids: NDArray[np.int32]
+    lead: NDArray[np.int32]
+    count: int
+
+
+def _slabs(view: NDArray[Any], inside: _Mask, neighbours: NDArray[np.bool_]) -> Iterator[_Slab]:
+    """Slab by slab; a slab's rows may be changed once it has been given."""
+    rows, before = _rows(view), np.empty((0, *view.shape[1:]), dtype=bool)
+    for start in range(0, len(view), rows):
+        mask = inside(view[start : start + rows])
+        ids, count = label(np.concatenate([before, mask]) if len(before) else mask, neighbours)
+        lead = len(before)
+        before = mask[-1:].copy()
+        yield _Slab(start, ids[lead:], ids[:lead], count)
+        release(view)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """The components of a whole mask.
+
+    Attributes:
+        of: the component that each slab's number belongs to; slab after slab, each slab's numbers from 1 on.
+        sizes: voxels of each component.
+        open: whether a component reaches the border of the array.
+    """
+
+    of: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    open: NDArray[np.bool_]
+
+
+def _trace(view: NDArray[Any], inside: _Mask, neighbours: NDArray[np.bool_]) -> _Trace:
+    """Number the components of every slab, and join those that meet in a row that two slabs have in common."""
+    sizes, at_border, joined = [], [], [np.empty((2, 0), dtype=np.int64)]
+    offset, last = 0, np.empty((0, *view.shape[1:]), dtype=np.int64)
+    for slab in _slabs(view, inside, neighbours):
+        sizes.append(np.bincount(slab.ids.ravel(), minlength=slab.count + 1)[1:])
+        ends = (slab.start == 0, slab.start + len(slab.ids) == len(view))
+        at_border.append(_border_ids(slab, ends))
+        meeting = slab.lead > 0
+        joined.append(np.unique([last[meeting], slab.lead[meeting] + offset - 1], axis=1).astype(np.int64))
+        last = slab.ids[-1:].astype(np.int64) + offset - 1
+        offset += slab.count
+    first, second = np.concatenate(joined, axis=1)
+    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(offset, offset))
+    count, of = connected_components(graph, directed=False) if offset else (0, np.empty(0, dtype=np.int64))
+    totals = np.bincount(of, weights=np.concatenate(sizes) if sizes else None, minlength=count)
+    reached = np.zeros(count, dtype=bool)
+    reached[of[np.concatenate(at_border)]] = True
+    return _Trace(of.astype(np.int64), totals.astype(np.int64), reached)
+
+
+def _border_ids(slab: _Slab, ends: tuple[bool, bool]) -> NDArray[np.bool_]:
+    """For each of a slab's numbers, whether it occurs on the array's border."""
+    found = np.zeros(slab.count + 1, dtype=bool)
+    for axis in range(slab.ids.ndim):
+        for end, counts in zip((0, -1), ends if axis == 0 else (True, True), strict=True):
+            if counts:
+                found[np.take(slab.ids, end, axis=axis).ravel()] = True
+    return found[1:]
+
+
+def _remove(view: NDArray[Any], inside: _Mask, background: Any, least: float | None) -> int:
+    """Make components background: all but the largest, or those of fewer than `least` voxels."""
+    neighbours = _touching(view.ndim)
+    trace = _trace(view, inside, neighbours)
+    goes = trace.sizes < (trace.sizes.max() if least is None else least)
+    return _paint(view, _slabs(view, inside, neighbours), goes[trace.of], background) if goes.any() else 0
+
+
+def _fill_holes(view: NDArray[Any], values: tuple[Any, Any]) -> int:
+    """`view` is the label's bounding box: what reaches its border is not enclosed."""
+    value, background = values
+
+    def outside(part: NDArray[Any]) -> NDArray[np.bool_]:
+        return part != value
+
+    neighbours = np.asarray(generate_binary_structure(view.ndim, 1))
+    trace = _trace(view, outside, neighbours)
+    if trace.open.all():
+        return 0
+    return _paint(view, _slabs(view, outside, neighbours), ~trace.open[trace.of], value, only=background)
+
+
+def _paint(view: NDArray[Any], slabs: Iterator[_Slab], painted: NDArray[np.bool_], value: Any, only: Any = None) -> int:
+    """Give the components that are `painted` a value (where they have the value `only`); count the voxels."""
+    offset = changed = 0
+    for slab in slabs:
+        chosen = np.concatenate([[False], painted[offset : offset + slab.count]])[slab.ids]
+        rows = view[slab.start : slab.start + len(slab.ids)]
+        if only is not None:
+            chosen &= rows == only
+        rows[chosen] = value
+        changed += int(np.count_nonzero(chosen))
+        offset += slab.count
+    return changed
