@@ -396,7 +396,8 @@ def _against(edge: tuple[str, str], middle: Mapping[str, float], tops: Mapping[s
     bend = end + (FLOOR - HEIGHT) / 2 if y1 < y0 else y1 - (FLOOR - HEIGHT) / 2
     first = y0 - (FLOOR - HEIGHT) / 2
     return (
-        f'<path d="M{x0:.1f},{y0:.1f} C{x0:.1f},{first:.1f} {x1:.1f},{bend:.1f} {x1:.1f},{end:.1f}" fill="none" stroke="#c62828" stroke-width="1.6" marker-end="url(#red)">'
+        f'<path d="M{x0:.1f},{y0:.1f} C{x0:.1f},{first:.1f} {x1:.1f},{bend:.1f} {x1:.1f},{end:.1f}" '
+        f'fill="none" stroke="#c62828" stroke-width="1.6" marker-end="url(#red)">'
         f"<title>{escape(_meaning(edge, count))}</title></path>"
     )
 
