@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 BOX, THIN, GAP, HEIGHT, FLOOR = 134.0, 10.0, 16.0, 42.0, 88.0
 """Width of a box and of an arrow that passes through a floor, space between them, height of a box and of a floor."""
-MARGIN, LEGEND = 24.0, 64.0
+MARGIN, LEGEND = 24.0, 74.0
 SWEEPS = 40
 
 KINDS = {
