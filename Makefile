@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 # Test processes; each computes with one thread, so that two processes on two cores do not fight for them.
 JOBS ?= 2
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test lint format docs clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -23,6 +23,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[demo,test]'
+	touch $@
+
+$(VENV)/.documented: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[demo,docs]'
 	touch $@
 
 install: $(VENV)/.installed
@@ -43,6 +47,12 @@ lint: $(VENV)/.tested
 format: $(VENV)/.tested
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site, with the picture of the house drawn anew; warnings are errors, and links inside are checked.
+docs: $(VENV)/.documented
+	$(BIN)/python docs/draw_house.py
+	@started=$$(date +%s); $(BIN)/sphinx-build -W --keep-going -n -q -E -d build/doctrees docs build/docs \
+		&& echo "build/docs/index.html: built in $$(($$(date +%s) - started)) s"
 
 # Runs and their models are left alone: they may be hours of work.
 clean:
