@@ -10,7 +10,6 @@ process of its own, which is warmed up on one patch; then they are asked in turn
 computes at any moment. Run it alone on the machine.
 
     medunet-fp32, medunet-bf16   the scan streamed through the network once, exactly; made ready anew for each scan
-    openvino, openvino-ready     one pass by OpenVINO; converted and compiled anew for each scan, or kept
     monai                        sliding_window_inference, overlap 0.5, Gaussian, window by window
     monai-batch4                 four windows at a time: for one small float32 map (channels x first two sides up to
                                  20480) torch 2.13 takes a convolution that is several times slower than oneDNN's
@@ -62,8 +61,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.execution import Execution
-from medunet.inference.openvino import CompiledPass
+from medunet.inference.execution import Execution, Passage
 from medunet.inference.streaming.plan import Budget, plan_stream
 from medunet.inference.streaming.streamer import Streamer
 from medunet.networks.memory import estimate_bytes
@@ -132,19 +130,11 @@ def streamed(task: Task, network: UNet, dtype: torch.dtype) -> Segment:
         shape = tuple(scan.shape[1:])
         plan = plan_stream(network.settings, shape, budget, tuple(range(len(shape))))
         labels = torch.empty(shape, dtype=torch.uint8)
-        for start, stop, logits in Streamer(network, Execution(dtype=dtype), plan.axis).run(scan, plan.slab):
+        for start, stop, logits in Streamer(network, Execution(dtype=dtype)).run(
+            scan, plan.slab, passage=Passage(plan.axis)
+        ):
             labels.narrow(plan.axis, start, stop - start).copy_(largest(logits))
         return labels
-
-    return segment
-
-
-def openvino(task: Task, network: UNet, kept: bool) -> Segment:
-    ready = CompiledPass(network)
-
-    def segment(scan: Tensor) -> Tensor:
-        logits = next((ready if kept else CompiledPass(network)).run(scan, scan.shape[1]))[2]
-        return largest(logits)
 
     return segment
 
@@ -244,8 +234,6 @@ class Engine:
 ENGINES = {
     "medunet-fp32": Engine(partial(streamed, dtype=torch.float32), torch.float32),
     "medunet-bf16": Engine(partial(streamed, dtype=torch.bfloat16), torch.bfloat16),
-    "openvino": Engine(partial(openvino, kept=False), torch.float32),
-    "openvino-ready": Engine(partial(openvino, kept=True), torch.float32),
     "monai": Engine(partial(monai, batch=1)),
     "monai-batch4": Engine(partial(monai, batch=4)),
     "monai-bf16": Engine(monai_bf16),

@@ -223,13 +223,6 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 )
 @click.option("--method", type=click.Choice(["auto", "exact", "blend"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option(
-    "--engine",
-    type=click.Choice(["torch", "openvino"]),
-    default="torch",
-    show_default=True,
-    help="OpenVINO (CPU) gains on many large scans of one size, if they fit the memory whole; it loses on others.",
-)
 @_AXES
 @_FRAME
 @_STACK
@@ -273,7 +266,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
     from medunet.prediction.planning import PredictSettings
 
     settings = PredictSettings(
-        options["method"], options["memory"], options["precision"], options["tta"], options["engine"],
+        options["method"], options["memory"], options["precision"], options["tta"],
         not options["no_postprocess"], options["tta_rotations"],
     )  # fmt: skip
     request = PredictRequest(

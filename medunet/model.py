@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -66,6 +68,21 @@ class ModelCard:
     instances: InstanceSettings | None = None
     record: dict[str, str | int | float | None] = field(default_factory=dict)
     version: str = __version__
+
+    @property
+    def written(self) -> LabelTable:
+        """The labels of outputs: those of the training, but background and object where rims or cores were learned."""
+        labels = self.labels
+        if self.instances is None or labels.kind == "instances":
+            return labels
+        name = labels.regions[0].name if labels.regions else labels.names[1]
+        return LabelTable((labels.names[0], name), (0, 1), labels.ignore, "instances")
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The value that outputs have for each class of the training."""
+        indices = np.arange(self.labels.classes)
+        return self.written.to_values(indices if self.instances is None else self.instances.mask(indices))
 
 
 @dataclass(frozen=True)

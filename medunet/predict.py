@@ -11,16 +11,17 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.datasets.catalogue import Case
 from medunet.errors import ConfigError
 from medunet.instances.find import Landscape, Workspace, find_objects_of
 from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, load_models
 from medunet.prediction.jobs import PredictionJobs
 from medunet.prediction.objects import elevation_rule_of
-from medunet.prediction.output_buffer import OutputBuffer
 from medunet.prediction.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.record import Summary, record
+from medunet.prediction.scan import Scan, sized
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import require_verifiable
 from medunet.system.devices import find_device
@@ -29,6 +30,7 @@ from medunet.system.progress import ProgressLine
 from medunet.system.scratch import Scratch
 from medunet.transforms.postprocess import PostStep, postprocess
 from medunet.transforms.region_masks import mask_values
+from medunet.transforms.restore import OutputBuffer
 from medunet.volume import Volume
 
 
@@ -47,7 +49,7 @@ def segment_volume(
 
     Args:
         volume: `(channel, *spatial)` with the channels that the model was trained on. A bare array is taken as lying on
-            the model's own grid: its axes and its voxel size stay as they are, its intensities are normalised.
+            the model's own grid: its axes and its voxel size do not change, its intensities are normalised.
         model: one, or several whose class probabilities are averaged.
 
     Returns:
@@ -60,15 +62,14 @@ def segment_volume(
     """
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
-    grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
-    scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
+    grid, scan = _opened(volume, segmenter)
     steps = _post_steps(segmenter)
-    canvas = OutputBuffer.blank(
-        given, scan.undo, segmenter.card.labels, np.empty, scores=False, values=segmenter.values
-    )
-    segmenter.segment(scan, segmenter.plan(scan), canvas.put)
-    postprocess(canvas.labels, grid, segmenter.written, steps)
-    return given.with_array(canvas.labels) if isinstance(volume, Volume) else canvas.labels
+    plan = segmenter.plan(scan)
+    output = OutputBuffer.blank(given, scan.undo, segmenter.card.labels, np.empty, False, segmenter.card.values)
+    for piece in segmenter.pieces(scan, plan):
+        output.put(piece)
+    postprocess(output.labels, grid, segmenter.written, steps)
+    return given.with_array(output.labels) if isinstance(volume, Volume) else output.labels
 
 
 @overload
@@ -93,15 +94,16 @@ def segment_objects(
 ) -> Volume | NDArray[Any]:
     """Find the objects of a scan that is in memory, such as cells: `segment_volume`, one number for each object.
 
-    What cross-validation chose for label maps (`keep the largest component`, …) is not done to objects.
+    Post-processing that cross-validation chose for label maps (`keep the largest component`, …) is not done to objects.
 
     Args:
         volume, model: see `segment_volume`. The model learned one kind of object.
-        rule: which objects are kept, and how; by default those that are as large as what the model learned from.
+        rule: which objects are kept, and how; by default those that are as large as the objects of the training.
 
     Returns:
-        An id map `(1, *spatial)` on exactly the scan's grid, uint16, or uint32 from 65536 objects on: 0 is background,
-        objects are numbered from 1 without gaps, by z, then y, then x of their first voxel; an array for an array.
+        An id map `(1, *spatial)` on exactly the scan's grid, with 0 for background, in uint16, or in uint32 from 65536
+        objects on. Objects are numbered from 1 without gaps, by z, then y, then x of their first voxel. An array for an
+        array.
 
     Raises:
         DataError: see `segment_volume`.
@@ -109,23 +111,35 @@ def segment_objects(
         MedunetError: touching objects fill more voxels than `settings.memory` allows to be told apart.
     """
     segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
-    given = volume if isinstance(volume, Volume) else Volume(volume)
-    rule = rule or ObjectRule()
+    given, rule = volume if isinstance(volume, Volume) else Volume(volume), rule or ObjectRule()
     elevation_rule = elevation_rule_of(segmenter.models, rule)
-    grid = segmenter.sized(volume) if isinstance(volume, Volume) else _on_own_grid(volume, segmenter)
-    scan = segmenter.open(grid, stored=not isinstance(volume, Volume))
+    grid, scan = _opened(volume, segmenter)
+    plan = segmenter.plan(scan)
     landscape = Landscape.blank(elevation_rule, scan.undo, given.shape, np.empty)
-    segmenter.segment(scan, segmenter.plan(scan), landscape.put, landscape.needs_scores)
-    work = Workspace(np.empty, segmenter.settings.memory)
-    ids = find_objects_of(landscape, rule, grid.spacing, work).ids
+    for piece in segmenter.pieces(scan, plan, landscape.needs_scores):
+        landscape.put(piece)
+    ids = find_objects_of(landscape, rule, grid.spacing, Workspace(np.empty, segmenter.settings.memory)).ids
     return given.with_array(ids) if isinstance(volume, Volume) else ids
 
 
+def _opened(volume: Volume | NDArray[Any], segmenter: Segmenter) -> tuple[Volume, Scan]:
+    """The scan with its voxel size, and as the models see it; a bare array has the voxel size of the models' grid."""
+    if isinstance(volume, Volume):
+        grid = sized(volume, segmenter.card)
+        return grid, segmenter.open(grid)
+    how = segmenter.card.preprocess
+    if how.spacing is None:
+        grid = Volume(volume, unit=how.unit)
+    else:
+        grid = Volume(volume, np.diag([*how.spacing, 1.0][:3] + [1.0]), how.unit)
+    return grid, segmenter.open(grid, stored=True)
+
+
 def _post_steps(segmenter: Segmenter) -> tuple[PostStep, ...]:
-    """What is done to finished label maps.
+    """The steps that finished label maps go through.
 
     Raises:
-        ConfigError: the models do not agree on it.
+        ConfigError: the models do not agree on them.
     """
     first, *others = segmenter.models
     if not segmenter.settings.postprocess:
@@ -136,14 +150,6 @@ def _post_steps(segmenter: Segmenter) -> tuple[PostStep, ...]:
                 f"{model.path} and {first.path} differ in their post-processing; say --no-postprocess to leave it out"
             )
     return first.card.postprocess
-
-
-def _on_own_grid(array: NDArray[Any], segmenter: Segmenter) -> Volume:
-    """A bare array with the voxel size that the models work on, where they have one."""
-    how = segmenter.card.preprocess
-    if how.spacing is None:
-        return Volume(array, unit=how.unit)
-    return Volume(array, np.diag([*how.spacing, 1.0][:3] + [1.0]), how.unit)
 
 
 def segment_files(model_source: str, request: PredictRequest, settings: PredictSettings) -> Summary:
@@ -157,10 +163,7 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     started = time.perf_counter()
     files = find_inputs(request.inputs, request.stack)
     models = load_models(model_source, find_device(request.device))
-    cases = [
-        replace(case, channels=request.channels, frame=request.frame)
-        for case in as_cases(files, models[0].card.network.in_channels)
-    ]
+    cases = _cases(files, models[0], request)
     segmenter = Segmenter(models, settings)
     masks = _region_values(segmenter, model_source) if request.region_masks else {}
     targets = plan_outputs(cases, request, tuple(masks))
@@ -169,14 +172,10 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     elevation_rule = elevation_rule_of(models, request.objects) if request.objects else None
     steps = () if elevation_rule else _post_steps(segmenter)
     bar, summary = ProgressLine("predict"), Summary()
-    work = PredictionJobs(segmenter, elevation_rule, steps, request, Scratch(existing_folder(request.output)), bar)
+    jobs = PredictionJobs(segmenter, elevation_rule, steps, request, Scratch(existing_folder(request.output)), bar)
     try:
-        for case, outcome in work.run(list(zip(cases, targets, strict=True))):
-            if isinstance(outcome, BaseException):
-                summary.fail(case.name, outcome)
-            else:
-                summary.lines += outcome.lines
-                summary.records.append(outcome.record())
+        for case, outcome in jobs.run(list(zip(cases, targets, strict=True))):
+            summary.note(case.name, outcome)
     finally:
         bar.close()
     seconds = time.perf_counter() - started
@@ -187,6 +186,11 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         }
         write_text(request.record, json.dumps(content, indent=2), overwrite=request.overwrite)
     return summary
+
+
+def _cases(files: Sequence[Any], model: Model, request: PredictRequest) -> list[Case]:
+    grouped = as_cases(files, model.card.network.in_channels)
+    return [replace(case, channels=request.channels, frame=request.frame) for case in grouped]
 
 
 def _region_values(segmenter: Segmenter, model_source: str) -> dict[str, tuple[int, ...]]:

@@ -389,7 +389,7 @@ def test_another_version_of_a_name_is_no_obstacle(run: Path, tmp_path: Path) -> 
 
 def test_running_out_of_memory_stops_one_scan_only(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = [save_scan(tmp_path / f"{name}.nii.gz") for name in "ab"]
-    real, calls = Segmenter.segment, []
+    real, calls = Segmenter.pieces, []
 
     def once(*arguments: object, **named: object) -> object:
         calls.append(1)
@@ -397,7 +397,7 @@ def test_running_out_of_memory_stops_one_scan_only(run: Path, tmp_path: Path, mo
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Segmenter, "segment", once)
+    monkeypatch.setattr(Segmenter, "pieces", once)
     summary = segment_files(str(run), PredictRequest(scans, tmp_path / "out"), PredictSettings())
     assert summary.failed == ["a"] and "--memory" in summary.errors[0]
     assert (tmp_path / "out" / "b.nii.gz").exists()

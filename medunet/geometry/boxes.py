@@ -48,6 +48,11 @@ class Box:
     def voxels(self) -> int:
         return math.prod(self.shape)
 
+    def along(self, axis: int, start: int, stop: int) -> Box:
+        """The box with other ends along one axis."""
+        ends = ((*ends[:axis], end, *ends[axis + 1 :]) for ends, end in ((self.start, start), (self.stop, stop)))
+        return Box(*ends)
+
     @property
     def slices(self) -> tuple[slice, ...]:
         """Slices for an array that holds the box.

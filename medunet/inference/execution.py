@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunet.errors import ConfigError
+from medunet.geometry.boxes import Box
 
 Network = Callable[[torch.Tensor], Any]
 Progress = Callable[[int, int], None]
@@ -43,7 +44,7 @@ class ImageSlice:
 
 
 def as_array(image: Any) -> NDArray[Any]:
-    """A tensor's memory as an array (MONAI's tensors lose their metadata); anything else as it is."""
+    """A tensor's memory as an array (MONAI's tensors lose their metadata); anything else unchanged."""
     return image.detach().as_subclass(torch.Tensor).numpy() if isinstance(image, torch.Tensor) else image
 
 
@@ -58,6 +59,61 @@ class Execution:
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One way of a scan through a network: where its rows begin, and how the network sees it.
+
+    Attributes:
+        axis: the spatial axis along which results come, row by row.
+        mirror: spatial axes along which the network sees the scan mirrored; what comes out is turned back.
+        region: the box of the scan that is asked for, complete along the axis; None for the whole scan. What it needs
+            around it is read and computed as well.
+        exchanged: two axes that have changed places in what the network sees; sizes that were chosen for the scan's
+            own order change places with them.
+    """
+
+    axis: int = 0
+    mirror: tuple[int, ...] = ()
+    region: Box | None = None
+    exchanged: tuple[int, int] | None = None
+
+    def lengths(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """One number per axis of the scan, in the network's order of axes."""
+        order = list(lengths)
+        if self.exchanged is not None:
+            first, second = self.exchanged
+            order[first], order[second] = order[second], order[first]
+        return tuple(order)
+
+    def check(self, dimensions: int) -> None:
+        """Refuse axes that the scan has not.
+
+        Raises:
+            ConfigError: an axis is no spatial axis, or named twice.
+        """
+        if any(axis not in range(dimensions) for axis in (self.axis, *self.mirror)):
+            raise ConfigError(
+                f"cannot mirror axes {self.mirror} or go along axis {self.axis} of a scan with {dimensions} axes"
+            )
+        if len(set(self.mirror)) != len(self.mirror):
+            raise ConfigError(f"cannot mirror axes {self.mirror}: one is named twice")
+
+
+WHOLE = Passage()
+
+
+class Runner:
+    """A network with the place and precision in which it runs, for any number of scans.
+
+    Args:
+        network: see `run_network`.
+        execution: where and how; float32 on the CPU by default.
+    """
+
+    def __init__(self, network: Any, execution: Execution | None = None) -> None:
+        self.network, self.execution = network, execution or Execution()
 
 
 def run_network(network: Network, batch: torch.Tensor, execution: Execution) -> torch.Tensor:

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
-from medunet.geometry.tiles import Tile, TilePlan
-from medunet.inference.execution import Execution, Image, Network, Progress, Slab, floating, run_network
-from medunet.inference.stitching import Order, PatchReader, mirrored_tiles, patch_rows
+from medunet.geometry.shapes import Size, UNetShape
+from medunet.geometry.tiles import Tile, TilePlan, plan_tiles
+from medunet.inference.execution import (
+    WHOLE,
+    Execution,
+    Image,
+    Network,
+    Passage,
+    Progress,
+    Runner,
+    Slab,
+    floating,
+    run_network,
+)
+from medunet.inference.stitching import PatchReader, mirrored_tiles, patch_rows
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Overlapping tiles of an unpadded network.
+
+    Attributes:
+        size: the input of one, per axis.
+        shape: the network's size arithmetic.
+    """
+
+    size: Size
+    shape: UNetShape
+
+    def rows(self, runner: Runner, image: Image, passage: Passage, progress: Progress | None = None) -> Iterator[Slab]:
+        """Logits tile by tile, row by row; see `tile_rows`."""
+        plan = plan_tiles(tuple(image.shape[1:]), passage.lengths(self.size), self.shape)
+        return tile_rows(runner.network, image, plan, runner.execution, passage, progress)
 
 
 def whole_pass(
@@ -45,7 +76,7 @@ def tile_rows(
     image: Image,
     plan: TilePlan,
     execution: Execution | None = None,
-    order: Order | None = None,
+    passage: Passage = WHOLE,
     progress: Progress | None = None,
 ) -> Iterator[Slab]:
     """Logits by an unpadded network, tile by tile, context beyond the scan mirrored; row by row.
@@ -58,7 +89,7 @@ def tile_rows(
         image: ``(channel, *spatial)`` of the plan's scan; not changed.
         plan: from `plan_tiles`.
         execution: where and how; float32 on the CPU by default.
-        order: along which axis rows come, and how the scan is mirrored.
+        passage: along which axis rows come, and how the scan is mirrored; always of the whole scan.
         progress: called after each tile.
 
     Returns:
@@ -67,15 +98,14 @@ def tile_rows(
 
     Raises:
         ConfigError: plan and image differ in shape, the network's answer has not the planned size, or see
-            `run_network` and `Order.check`.
+            `run_network` and `Passage.check`.
     """
-    order = order or Order()
-    order.check(len(plan.scan))
+    passage.check(len(plan.scan))
     if tuple(image.shape[1:]) != plan.scan:
         raise ConfigError(f"the plan is for a scan of {plan.scan}, the image has {tuple(image.shape[1:])}")
     expected = plan.network.output_size(plan.tiles[0].read.shape)
-    tiles = mirrored_tiles(plan.tiles, plan.scan, expected, order.mirror)
-    reader = PatchReader(network, image, "reflect", execution or Execution(), order.mirror)
+    tiles = mirrored_tiles(plan.tiles, plan.scan, expected, passage.mirror)
+    reader = PatchReader(network, image, "reflect", execution or Execution(), passage.mirror)
     done = 0
 
     def answer(group: Sequence[Tile]) -> torch.Tensor:
@@ -87,7 +117,7 @@ def tile_rows(
             progress(done, len(tiles))
         return logits
 
-    return patch_rows(tiles, order.axis, answer)
+    return patch_rows(tiles, passage.axis, answer)
 
 
 def overlap_tile(

@@ -16,8 +16,8 @@ from torch import Tensor
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import Tile
-from medunet.inference.execution import Execution, Image, Network, Progress, Slab
-from medunet.inference.stitching import Order, PatchReader, mirrored_tiles, patch_rows
+from medunet.inference.execution import WHOLE, Execution, Image, Network, Passage, Progress, Runner, Slab
+from medunet.inference.stitching import PatchReader, mirrored_tiles, patch_rows
 
 SIGMA = 0.125
 """Standard deviation of the weights, as a share of the window."""
@@ -68,6 +68,10 @@ class Windows:
         count = -(-(length - size) // step)
         return [step * i for i in range(count)] + [length - size]
 
+    def rows(self, runner: Runner, image: Image, passage: Passage, progress: Progress | None = None) -> Iterator[Slab]:
+        """Logits by blended windows, row by row; see `blended_rows`."""
+        return blended_rows(runner.network, image, self, runner.execution, passage, progress)
+
     def weight(self) -> Tensor:
         """Gaussian weights ``(*size)``, float32, nowhere near 0."""
         weight = torch.ones((1,) * len(self.size))
@@ -83,7 +87,7 @@ def blended_rows(
     image: Image,
     windows: Windows,
     execution: Execution | None = None,
-    order: Order | None = None,
+    passage: Passage = WHOLE,
     progress: Progress | None = None,
 ) -> Iterator[Slab]:
     """Logits averaged over overlapping windows with Gaussian weights, row by row, holding a band of a window's length.
@@ -96,7 +100,7 @@ def blended_rows(
         image: ``(channel, *spatial)``; not changed.
         windows: their size, overlap and number per run.
         execution: where and how; float32 on the CPU by default.
-        order: along which axis rows come, and how the scan is mirrored.
+        passage: along which axis rows come, and how the scan is mirrored; always of the whole scan.
         progress: called after each run with the number of windows done and of all windows.
 
     Returns:
@@ -105,14 +109,14 @@ def blended_rows(
 
     Raises:
         ConfigError: the network changes the size, as unpadded networks do; windows and image differ in dimensions; or
-            see `run_network` and `Order.check`.
+            see `run_network` and `Passage.check`.
     """
-    order, scan = order or Order(), tuple(image.shape[1:])
-    order.check(len(scan))
+    scan = tuple(image.shape[1:])
+    passage.check(len(scan))
     if len(windows.size) != len(scan):
         raise ConfigError(f"windows of {windows.size} do not fit an image of shape {tuple(image.shape)}")
-    tiles = mirrored_tiles(windows.tiles(scan), scan, windows.size, order.mirror)
-    reader = PatchReader(network, image, "constant", execution or Execution(), order.mirror)
+    tiles = mirrored_tiles(windows.tiles(scan), scan, windows.size, passage.mirror)
+    reader = PatchReader(network, image, "constant", execution or Execution(), passage.mirror)
     done = 0
 
     def answer(group: Sequence[Tile]) -> Tensor:
@@ -128,7 +132,7 @@ def blended_rows(
             progress(done, len(tiles))
         return logits
 
-    return patch_rows(tiles, order.axis, answer, windows.batch, windows.weight())
+    return patch_rows(tiles, passage.axis, answer, windows.batch, windows.weight())
 
 
 def blended_windows(

@@ -8,36 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box, Fill, read_box
 from medunet.geometry.tiles import Tile
 from medunet.inference.execution import Execution, Image, Network, Slab, as_array, floating, run_network
-
-
-@dataclass(frozen=True)
-class Order:
-    """In which order the rows of a scan come, and how the network sees it.
-
-    Attributes:
-        axis: the spatial axis along which results come, row by row.
-        mirror: spatial axes along which the network sees the scan mirrored; what comes out is turned back.
-    """
-
-    axis: int = 0
-    mirror: tuple[int, ...] = ()
-
-    def check(self, dimensions: int) -> None:
-        """Refuse axes that the scan has not.
-
-        Raises:
-            ConfigError: an axis is no spatial axis, or named twice.
-        """
-        if any(axis not in range(dimensions) for axis in (self.axis, *self.mirror)):
-            raise ConfigError(
-                f"cannot mirror axes {self.mirror} or go along axis {self.axis} of a scan with {dimensions} axes"
-            )
-        if len(set(self.mirror)) != len(self.mirror):
-            raise ConfigError(f"cannot mirror axes {self.mirror}: one is named twice")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A scan turned by right angles and mirrored, without touching a voxel's value: what an average over members asks for.
+"""Symmetries of a scan for test-time augmentation: flips and right-angled rotations that change no voxel's value.
 
 Two axes are exchanged, then some are mirrored; together these are the eight symmetries of a square. Each way of
 inference mirrors by itself; an exchange is a view of the scan, whose rows come out in the scan's own order if the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medunet.geometry.boxes import Box
 from medunet.inference.ensemble import mirrorings
-from medunet.inference.execution import Image, Slab, as_array
+from medunet.inference.execution import Image, Passage, Slab, as_array
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,17 @@ class Symmetry:
             return axis
         return self.exchanged[1 - self.exchanged.index(axis)]
 
-    def lengths(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        """One number per axis, in the network's order."""
-        return tuple(lengths[self.axis(axis)] for axis in range(len(lengths)))
+    def passage(self, axis: int, region: Box | None = None) -> Passage:
+        """The passage of a scan that comes along one of its own axes.
 
-    def box(self, box: Box) -> Box:
-        """A box of the scan, in the network's order of axes; mirrors are not applied."""
-        return Box(self.lengths(box.start), self.lengths(box.stop))
+        Args:
+            axis: of the scan.
+            region: a box of the scan; mirrors are not applied to it.
+        """
+        plain = Passage(self.axis(axis), self.mirror, None, self.exchanged)
+        if region is None:
+            return plain
+        return replace(plain, region=Box(plain.lengths(region.start), plain.lengths(region.stop)))
 
     def view(self, image: Image) -> Image:
         """The scan with its axes exchanged; it is read only where the view is."""
@@ -69,7 +73,7 @@ class _Exchanged:
 
     def __init__(self, view: Image, symmetry: Symmetry) -> None:
         self._view, self._symmetry = as_array(view), symmetry
-        self.shape = (int(view.shape[0]), *symmetry.lengths(tuple(int(n) for n in view.shape[1:])))
+        self.shape = (int(view.shape[0]), *symmetry.passage(0).lengths(tuple(int(n) for n in view.shape[1:])))
         self.ndim = len(self.shape)
         self.dtype = getattr(self._view, "dtype", np.dtype(np.float32))
 

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medunet.errors import MedunetError
-from medunet.geometry.boxes import Box, grown_slices
+from medunet.geometry.boxes import grown_slices
 from medunet.instances.elevation import ElevationRule
 from medunet.instances.watershed import (
     DISTANCE_BYTES,
@@ -36,6 +36,7 @@ from medunet.system.blocks import Empty
 from medunet.system.scratch import release
 from medunet.system.wording import bytes_text
 from medunet.transforms.preprocess import Undo
+from medunet.transforms.restore import Piece
 
 _CHUNK = 2**22
 """Voxels that are looked at together; each needs about 20 bytes then."""
@@ -78,14 +79,15 @@ class Landscape:
     def needs_scores(self) -> bool:
         return self.elevation_rule.weights is not None
 
-    def put(self, box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:
-        """Take a box of the kept part, see `OutputBuffer.put`."""
-        self.undo.kept_part(self.levels[None])[0][box.slices] = np.array(self.elevation_rule.levels, np.uint8)[winners]
+    def put(self, piece: Piece) -> None:
+        """Take a piece of the kept part, with its scores where `needs_scores` is true."""
+        levels = np.array(self.elevation_rule.levels, np.uint8)
+        self.undo.kept_part(self.levels[None])[0][piece.box.slices] = levels[piece.indices]
         release(self.levels)
         if self.elevation is not None and self.elevation_rule.weights is not None:
-            weighted = [w * one for w, one in zip(self.elevation_rule.weights, scores, strict=True) if w]
+            weighted = [w * one for w, one in zip(self.elevation_rule.weights, piece.scores, strict=True) if w]
             steps = np.rint(_STEPS * np.sum(weighted, axis=0)) / _STEPS
-            self.undo.kept_part(self.elevation[None])[0][box.slices] = steps
+            self.undo.kept_part(self.elevation[None])[0][piece.box.slices] = steps
             release(self.elevation)
 
 

@@ -12,7 +12,6 @@ FLOAT = 4
 VECTOR = 16  # oneDNN works on copies whose channels are rounded up to a multiple of the vector length
 HEAP_BLOCK = 32 * 2**20  # glibc returns larger blocks to the system at once and keeps smaller ones
 FIXED = 48 * 2**20
-COMPILED = 8 * 2**20
 
 
 def estimate_bytes(settings: UNetSettings, size: Sequence[int]) -> int:
@@ -45,31 +44,6 @@ def estimate_bytes(settings: UNetSettings, size: Sequence[int]) -> int:
     image = settings.in_channels * math.prod(size)
     answer = settings.classes * decoder[0]
     return FLOAT * (peak + kept + image + answer) + FIXED
-
-
-def estimate_compiled_bytes(settings: UNetSettings, size: Sequence[int], itemsize: int = FLOAT) -> int:
-    """Peak memory of one pass by OpenVINO on the CPU, above the converted network, image and logits included.
-
-    The most is alive while a level's enlarged map and skip connection are joined. Measured on ten networks of 8 to 256
-    channels on 64³ to 160 x 256² voxels and 1024² pixels, the estimate was 1.0 to 1.1 times the truth.
-
-    Args:
-        settings: the network.
-        size: spatial, legal for the network.
-        itemsize: bytes of a number in the precision that is used.
-
-    Raises:
-        ConfigError: the size is not legal.
-    """
-    encoder = [math.prod(s) for s in settings.shape.encoder_sizes(size)]
-    skips = [c * n for c, n in zip(settings.channels, encoder, strict=True)]
-    steps = [2 * skips[-1]]
-    for level, joined in enumerate(math.prod(s) for s in _joined_sizes(settings, size)):
-        up = settings.up_channels(level)[1]
-        steps.append(skips[level] + joined * (settings.channels[level] + 2 * up))
-    peak = max(sum(skips[:level]) + run for level, run in enumerate([*steps[1:], steps[0]]))
-    answer = settings.classes * math.prod(settings.shape.decoder_sizes(size)[0])
-    return itemsize * peak + 2 * FLOAT * (settings.in_channels * math.prod(size) + answer) + COMPILED
 
 
 def _joined_sizes(settings: UNetSettings, size: Sequence[int]) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Prediction jobs: scans read, segmented and written one after the other, with a note of each."""
+"""Prediction jobs: scans that are opened, segmented and written, one after the other, with a note of each."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from medunet.datasets.catalogue import Case
 from medunet.datasets.loading import by_model_channels, load_image
 from medunet.errors import MedunetError, is_out_of_memory
 from medunet.formats.dispatch import check_target, default_suffix
 from medunet.formats.results import Result, mask_path, probabilities_path, write_together
-from medunet.geometry.boxes import Box
 from medunet.inference.execution import Progress
 from medunet.instances.elevation import ElevationRule
 from medunet.instances.find import Landscape, Objects, Workspace, find_objects_of
-from medunet.prediction.output_buffer import OutputBuffer
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import ScanPlan
-from medunet.prediction.scan import Scan
-from medunet.prediction.segmenter import Segmenter, Sink
+from medunet.prediction.scan import Scan, sized
+from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import Verification, verify
 from medunet.system.blocks import slowest_axis
 from medunet.system.progress import ProgressLine
@@ -36,17 +31,20 @@ from medunet.system.scratch import Scratch, lives_in_file
 from medunet.system.wording import bytes_text
 from medunet.transforms.postprocess import PostStep, postprocess
 from medunet.transforms.region_masks import mask_values, region_mask
+from medunet.transforms.restore import OutputBuffer
 from medunet.volume import Volume
 
 MUCH_GROWTH = 8.0
 """From this many voxels of the network's grid for each of the scan's on, the user is told before the work starts."""
 
+T = TypeVar("T")
 
-class _Stopwatch:
-    """Seconds per stage."""
 
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
+@dataclass
+class Stopwatch:
+    """Seconds per stage of a job."""
+
+    stages: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -59,13 +57,15 @@ class _Stopwatch:
         return sum(self.stages.values())
 
 
-@dataclass
-class ScanJob:
-    """One scan on its way: opened, segmented, written.
+@dataclass(frozen=True)
+class Opened:
+    """A scan that was read and planned for.
 
     Attributes:
+        case: with the channels that the model wants.
         volume: as its file has it.
         grid: the same with the voxel size that it is taken to have, where its file states none or not all of it.
+        lines: for people.
     """
 
     case: Case
@@ -74,15 +74,8 @@ class ScanJob:
     grid: Volume
     scan: Scan
     plan: ScanPlan
-    watch: _Stopwatch
-    canvas: OutputBuffer | None = None
-    objects: Objects | None = None
-    verified: Verification | None = None
-    lines: list[str] = field(default_factory=list)
-    checksums: dict[str, str] | None = None
-    changed: dict[str, int] = field(default_factory=dict)
-    count: int | None = None
-    masks: list[Path] = field(default_factory=list)
+    watch: Stopwatch
+    lines: tuple[str, ...]
 
     @property
     def assumed(self) -> bool:
@@ -91,34 +84,51 @@ class ScanJob:
 
     @property
     def like(self) -> Volume:
-        """What results are written like: the grid that the file states, which sections do but for their distance."""
+        """The grid of the results: the one that the file states; only the distance of sections is declared."""
         return self.volume if self.volume.unit == "pixel" else self.grid
 
-    def record(self) -> dict[str, Any]:
-        return {
-            "case": self.case.name,
-            "inputs": [str(path) for path in self.case.images],
-            "output": str(self.target),
-            "region_masks": [str(path) for path in self.masks],
-            "shape": list(self.volume.shape),
-            "spacing": list(self.grid.spacing),
-            "unit": self.grid.unit,
-            "spacing_assumed": self.assumed,
-            "network_shape": list(self.scan.shape),
-            "plan": self.plan.record(),
-            "seconds": {name: round(value, 4) for name, value in self.watch.stages.items()},
-            "verified": self.verified.record() if self.verified else None,
-            "postprocessed_voxels": self.changed,
-            "objects": self.count,
-            "sha256": self.checksums,
-        }
+
+@dataclass(frozen=True)
+class Segmented:
+    """A scan with its results in memory or in unnamed files.
+
+    Attributes:
+        objects: None for label maps.
+        verified: None where that was not asked for.
+        changed: voxels that each step of post-processing changed.
+    """
+
+    opened: Opened
+    output: OutputBuffer
+    objects: Objects | None
+    verified: Verification | None
+    changed: dict[str, int]
 
 
-Outcome = ScanJob | BaseException
+@dataclass(frozen=True)
+class Written:
+    """A scan whose results are files.
+
+    Attributes:
+        lines: for people.
+        record: for programs.
+    """
+
+    lines: tuple[str, ...]
+    record: dict[str, Any]
+
+
+Outcome = Written | BaseException
 
 
 class PredictionJobs:
-    """Scans one after the other; a second thread reads ahead, and a third writes behind."""
+    """Scans one after the other; a second thread reads ahead, and a third writes behind.
+
+    Args:
+        elevation_rule: how objects are found; None for label maps.
+        steps: of post-processing.
+        scratch: makes large arrays.
+    """
 
     def __init__(
         self,
@@ -129,160 +139,207 @@ class PredictionJobs:
         scratch: Scratch,
         bar: ProgressLine,
     ) -> None:
-        self._segmenter, self._smallest_kept, self._steps, self._request = segmenter, elevation_rule, steps, request
-        self._scratch, self._bar = scratch, bar
-        self._said: Any = None
-        self._assumed = False
+        self._segmenter, self._elevation_rule, self._steps = segmenter, elevation_rule, steps
+        self._request, self._scratch = request, scratch
+        self._announcer = _Announcer(bar, steps)
 
     def run(self, tasks: Sequence[tuple[Case, Path | None]]) -> Iterator[tuple[Case, Outcome]]:
-        """Each case with its finished job, or with the error that the user can act on; in order."""
+        """Each case with what was written, or with the error that the user can act on; in order."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             try:
                 opened = reader.submit(self._open, *tasks[0])
-                written: tuple[Case, Future[ScanJob]] | None = None
+                writing: list[tuple[Case, Future[Written]]] = []
                 for number, (case, _) in enumerate(tasks):
                     current = opened
                     if number + 1 < len(tasks):
                         opened = reader.submit(self._open, *tasks[number + 1])
-                    report = functools.partial(_report, self._bar, case.name, number, len(tasks))
+                    report = functools.partial(self._announcer.report, case.name, number, len(tasks))
                     segmented = _outcome(functools.partial(self._segment, current, report))
-                    if written:
-                        yield written[0], _outcome(written[1].result)
-                        written = None
+                    yield from _finished(writing)
+                    writing = []
                     if isinstance(segmented, BaseException):
                         yield case, segmented
                     else:
-                        written = case, writer.submit(self._write, segmented)
-                if written:
-                    yield written[0], _outcome(written[1].result)
+                        writing.append((case, writer.submit(self._write, segmented)))
+                    del segmented  # or its arrays would be held while the next scan is segmented
+                yield from _finished(writing)
             finally:
                 reader.shutdown(cancel_futures=True)
 
-    def _open(self, case: Case, target: Path | None) -> ScanJob:
-        watch = _Stopwatch()
+    def _open(self, case: Case, target: Path | None) -> Opened:
+        watch, card = Stopwatch(), self._segmenter.card
         with watch.stage("read"):
-            chosen = by_model_channels(case, self._segmenter.card.channels, self._request.axes)
+            chosen = by_model_channels(case, card.channels, self._request.axes)
             volume = load_image(chosen, self._request.axes, self._scratch)
             target = target or self._request.output / f"{case.name}{default_suffix(volume)}"
             check_target(target, self._request.overwrite)
         with watch.stage("preprocess"):
-            grid = self._segmenter.sized(volume)
+            grid = sized(volume, card)
             scan = self._segmenter.open(grid)
             plan = self._segmenter.plan(scan, _file_axis(volume, scan))
         by_name = f"{case.name}: channels taken by their names: {', '.join(map(str, chosen.channels))}"
-        return ScanJob(case, target, volume, grid, scan, plan, watch, lines=[by_name] if chosen != case else [])
+        return Opened(case, target, volume, grid, scan, plan, watch, (by_name,) if chosen != case else ())
 
-    def _segment(self, opened: Future[ScanJob], report: Progress) -> ScanJob:
-        job = opened.result()
-        self._announce(job)
-        if self._request.verify:
-            self._bar.say(f"{job.case.name}: verifying ...")
-            with job.watch.stage("verify"):
-                job.verified = verify(self._segmenter, job.scan, job.plan)
-            job.lines.append(f"{job.case.name}: {job.verified.describe()}")
-        with job.watch.stage("network"):
-            scores, table = self._request.probabilities, self._segmenter.card.labels
-            job.canvas = OutputBuffer.blank(
-                job.volume, job.scan.undo, table, self._scratch, scores, values=self._segmenter.values
-            )
-            landscape = self._terrain(job)
-            sink = _both(job.canvas, landscape) if landscape else job.canvas.put
-            scores |= landscape is not None and landscape.needs_scores
-            self._segmenter.segment(job.scan, job.plan, sink, scores, report)
-        if landscape:
-            with job.watch.stage("objects"):
-                job.objects = self._objects(job, landscape)
-        if self._steps:
-            with job.watch.stage("postprocess"):
-                changed = postprocess(job.canvas.labels, job.grid, self._segmenter.written, self._steps)
-            job.canvas.look_again()
-            job.changed = {s.describe(job.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
-        return job
+    def _segment(self, reading: Future[Opened], report: Progress) -> Segmented:
+        opened = reading.result()
+        self._announcer.announce(opened)
+        verified = self._verify(opened) if self._request.verify else None
+        with opened.watch.stage("network"):
+            output, landscape = self._results(opened, report)
+        objects = None if landscape is None else self._objects(opened, landscape)
+        return Segmented(opened, output, objects, verified, self._postprocess(opened, output))
 
-    def _terrain(self, job: ScanJob) -> Landscape | None:
-        if self._smallest_kept is None:
-            return None
-        return Landscape.blank(self._smallest_kept, job.scan.undo, job.volume.shape, self._scratch)
+    def _verify(self, opened: Opened) -> Verification:
+        self._announcer.say(f"{opened.case.name}: verifying ...")
+        with opened.watch.stage("verify"):
+            return verify(self._segmenter, opened.scan, opened.plan)
 
-    def _objects(self, job: ScanJob, landscape: Landscape) -> Objects:
+    def _results(self, opened: Opened, report: Progress) -> tuple[OutputBuffer, Landscape | None]:
+        """The label map and, where objects are asked for, their landscape, piece by piece."""
+        card, scan, scores = self._segmenter.card, opened.scan, self._request.probabilities
+        output = OutputBuffer.blank(opened.volume, scan.undo, card.labels, self._scratch, scores, card.values)
+        landscape = None
+        if self._elevation_rule is not None:
+            landscape = Landscape.blank(self._elevation_rule, scan.undo, opened.volume.shape, self._scratch)
+            scores |= landscape.needs_scores
+        for piece in self._segmenter.pieces(scan, opened.plan, scores, report):
+            output.put(piece)
+            if landscape is not None:
+                landscape.put(piece)
+        return output, landscape
+
+    def _objects(self, opened: Opened, landscape: Landscape) -> Objects:
         assert self._request.objects is not None, "objects are asked for"
-        work = Workspace(self._scratch, self._segmenter.settings.memory)
-        return find_objects_of(landscape, self._request.objects, job.grid.spacing, work)
+        with opened.watch.stage("objects"):
+            work = Workspace(self._scratch, self._segmenter.settings.memory)
+            return find_objects_of(landscape, self._request.objects, opened.grid.spacing, work)
 
-    def _announce(self, job: ScanJob) -> None:
-        """Say how the scan is segmented, where it is another way than the last one."""
-        name = job.case.name
-        if self._said is None and self._steps:
-            words = ", ".join(step.describe(job.volume.dimensions) for step in self._steps)
-            self._bar.say(f"post-processing: {words} (chosen by cross-validation; --no-postprocess leaves it out)")
-        if job.assumed and not self._assumed:
-            size = f"{'×'.join(f'{length:g}' for length in job.grid.spacing)} {job.grid.unit}"
-            whole = job.volume.unit == "pixel"
-            unstated = (
-                "its file states no voxel size; it" if whole else "its sections state no distance; its voxel size"
-            )
-            self._bar.say(
-                f"{name}: NOTE: {unstated} is taken to be {size}, as dataset.json declared of "
-                "the scans that the model learned from; so are all others that state none"
-            )
-            self._assumed = True
-        if job.plan.kind != self._said:
-            self._bar.say(f"{name}: {job.plan.describe()}")
-            self._said = job.plan.kind
-        if job.scan.growth > MUCH_GROWTH:
-            shape = "x".join(str(n) for n in job.scan.shape)
-            self._bar.say(
-                f"{name}: NOTE: the model works on finer voxels than this scan has: it is brought to {shape}, "
-                f"{job.scan.growth:.1f} times its voxels, and takes that much longer; about "
-                f"{bytes_text(job.plan.bytes)} of memory"
-            )
+    def _postprocess(self, opened: Opened, output: OutputBuffer) -> dict[str, int]:
+        """Post-process the label map in place; voxels changed by each step."""
+        if not self._steps:
+            return {}
+        with opened.watch.stage("postprocess"):
+            changed = postprocess(output.labels, opened.grid, self._segmenter.written, self._steps)
+        output.look_again()
+        return {s.describe(opened.volume.dimensions): n for s, n in zip(self._steps, changed, strict=True)}
 
-    def _write(self, job: ScanJob) -> ScanJob:
-        request, canvas, objects, table = self._request, job.canvas, job.objects, self._segmenter.card.labels
-        assert canvas is not None, "segmented before it is written"
-        labels = canvas.labels
-        results: dict[Path, Result] = {job.target: lambda: labels if objects is None else objects.ids}
-        if canvas.probabilities is not None:
-            scores = canvas.probabilities
-            results[probabilities_path(job.target)] = lambda: scores
-        for name, values in mask_values(self._segmenter.written).items() if request.region_masks else ():
-            path = mask_path(job.target, name)
-            results[path] = functools.partial(region_mask, labels, values, self._scratch)
-            job.masks.append(path)
-        with job.watch.stage("write"):
-            write_together(job.like, results, request.overwrite)
+    def _write(self, done: Segmented) -> Written:
+        request, opened, objects = self._request, done.opened, done.objects
+        masks = self._masks(done)
+        labels = done.output.labels
+        results: dict[Path, Result] = {opened.target: lambda: labels if objects is None else objects.ids}
+        if done.output.probabilities is not None:
+            scores = done.output.probabilities
+            results[probabilities_path(opened.target)] = lambda: scores
+        with opened.watch.stage("write"):
+            write_together(opened.like, results | masks, request.overwrite)
             if objects is not None:
-                ids, names = job.volume.with_array(objects.ids), self._segmenter.card.channels
-                request.object_files.write(job.target, ids, job.grid, names, request.overwrite)
-        if request.record:
-            job.checksums = {str(path): _sha256(path) for path in (*job.case.images, job.target) if path.is_file()}
-        if table.has_background and not canvas.found:
-            # A result without any foreground is rarely meant (TotalSegmentator issue 216).
-            job.lines.append(
-                f"{job.case.name}: NOTE: nothing but background was found; "
-                "is this the kind of scan the model was trained on?"
+                ids, names = opened.volume.with_array(objects.ids), self._segmenter.card.channels
+                request.object_files.write(opened.target, ids, opened.grid, names, request.overwrite)
+        return Written(self._lines(done, len(masks)), self._record(done, tuple(masks)))
+
+    def _masks(self, done: Segmented) -> dict[Path, Result]:
+        """A binary mask of each region, where they are asked for."""
+        values = mask_values(self._segmenter.written) if self._request.region_masks else {}
+        return {
+            mask_path(done.opened.target, name): functools.partial(
+                region_mask, done.output.labels, own, self._scratch
             )
-        how = "exact" if job.plan.method.exact else "blended"
+            for name, own in values.items()
+        }  # fmt: skip
+
+    def _lines(self, done: Segmented, masks: int) -> tuple[str, ...]:
+        opened, objects, name = done.opened, done.objects, done.opened.case.name
+        lines = [*opened.lines, *([f"{name}: {done.verified.describe()}"] if done.verified else [])]
+        if self._segmenter.card.labels.has_background and not done.output.found:
+            # A result without any foreground is rarely meant (TotalSegmentator issue 216).
+            lines.append(
+                f"{name}: NOTE: nothing but background was found; is this the kind of scan the model was trained on?"
+            )
+        how = "exact" if opened.plan.method.exact else "blended"
         if objects is not None:
-            job.count = objects.count
             dropped = f" ({objects.dropped} left out)" if objects.dropped else ""
             how = f"{objects.count} object{'' if objects.count == 1 else 's'}{dropped}, {how}"
-        if job.masks:
-            how = f"with masks of {len(job.masks)} region{'' if len(job.masks) == 1 else 's'}, {how}"
-        job.lines.append(f"{job.case.name}: {job.target}  ({how}, {job.watch.total:.1f} s)")
-        job.canvas = job.objects = None
-        return job
+        if masks:
+            how = f"with masks of {masks} region{'' if masks == 1 else 's'}, {how}"
+        return (*lines, f"{name}: {opened.target}  ({how}, {opened.watch.total:.1f} s)")
+
+    def _record(self, done: Segmented, masks: Sequence[Path]) -> dict[str, Any]:
+        opened = done.opened
+        return {
+            "case": opened.case.name,
+            "inputs": [str(path) for path in opened.case.images],
+            "output": str(opened.target),
+            "region_masks": [str(path) for path in masks],
+            "shape": list(opened.volume.shape),
+            "spacing": list(opened.grid.spacing),
+            "unit": opened.grid.unit,
+            "spacing_assumed": opened.assumed,
+            "network_shape": list(opened.scan.shape),
+            "plan": opened.plan.record(),
+            "seconds": {name: round(value, 4) for name, value in opened.watch.stages.items()},
+            "verified": done.verified.record() if done.verified else None,
+            "postprocessed_voxels": done.changed,
+            "objects": done.objects.count if done.objects else None,
+            "sha256": _checksums((*opened.case.images, opened.target)) if self._request.record else None,
+        }
 
 
-def _both(canvas: OutputBuffer, landscape: Landscape) -> Sink:
-    def put(box: Box, winners: NDArray[np.uint8], scores: Sequence[NDArray[np.float32]]) -> None:
-        canvas.put(box, winners, scores)
-        landscape.put(box, winners, scores)
+class _Announcer:
+    """What is said before a scan is segmented, where it differs from the scan before."""
 
-    return put
+    def __init__(self, bar: ProgressLine, steps: Sequence[PostStep]) -> None:
+        self._bar, self._steps = bar, steps
+        self._said: set[str] = set()
+        self._last_kind: tuple[Any, ...] = ()
+        self.say = bar.say
+
+    def announce(self, opened: Opened) -> None:
+        name, plan = opened.case.name, opened.plan
+        if self._steps:
+            words = ", ".join(step.describe(opened.volume.dimensions) for step in self._steps)
+            self._once(
+                "steps", f"post-processing: {words} (chosen by cross-validation; --no-postprocess leaves it out)"
+            )
+        if opened.assumed:
+            self._once("assumed", f"{name}: NOTE: {_assumed_size(opened)}")
+        if plan.kind != self._last_kind:
+            self.say(f"{name}: {plan.describe()}")
+            self._last_kind = plan.kind
+        if opened.scan.growth > MUCH_GROWTH:
+            shape = "x".join(str(n) for n in opened.scan.shape)
+            self.say(
+                f"{name}: NOTE: the model works on finer voxels than this scan has: it is brought to {shape}, "
+                f"{opened.scan.growth:.1f} times its voxels, and takes that much longer; about "
+                f"{bytes_text(plan.bytes)} of memory"
+            )
+
+    def report(self, name: str, number: int, count: int, done: int, total: int) -> None:
+        self._bar.update((number + done / total) / count, f"{name} {done}/{total}")
+
+    def _once(self, subject: str, text: str) -> None:
+        if subject not in self._said:
+            self.say(text)
+            self._said.add(subject)
 
 
-def _outcome(work: Callable[[], ScanJob]) -> Outcome:
+def _assumed_size(opened: Opened) -> str:
+    size = f"{'×'.join(f'{length:g}' for length in opened.grid.spacing)} {opened.grid.unit}"
+    whole = opened.volume.unit == "pixel"
+    unstated = "its file states no voxel size; it" if whole else "its sections state no distance; its voxel size"
+    return (
+        f"{unstated} is taken to be {size}, as dataset.json declared of "
+        "the scans that the model learned from; so are all others that state none"
+    )
+
+
+def _finished(writing: Sequence[tuple[Case, Future[Written]]]) -> Iterator[tuple[Case, Outcome]]:
+    """The scan that is being written, if any, when it is done."""
+    for case, future in writing:
+        yield case, _outcome(future.result)
+
+
+def _outcome(work: Callable[[], T]) -> T | BaseException:
     """What the work returns, or the error if it is one that the user can act on."""
     try:
         return work()
@@ -299,10 +356,10 @@ def _file_axis(volume: Volume, scan: Scan) -> int | None:
     return scan.undo.orientation.axes.index(slowest_axis(volume.array))
 
 
-def _report(bar: ProgressLine, name: str, number: int, count: int, done: int, total: int) -> None:
-    bar.update((number + done / total) / count, f"{name} {done}/{total}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksums(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of those paths that are files."""
+    checksums = {}
+    for path in filter(Path.is_file, paths):
+        with path.open("rb") as file:
+            checksums[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import fitting_tile
 from medunet.inference.method import Method
+from medunet.inference.overlap_tile import Tiles
 from medunet.inference.sliding_window import Windows
 from medunet.inference.streaming.plan import Budget, StreamPlan, plan_stream, split
+from medunet.inference.streaming.streamer import Stream
 from medunet.model import Model
 from medunet.networks.external.adapter import AdaptedNetwork
-from medunet.networks.memory import estimate_bytes, estimate_compiled_bytes
+from medunet.networks.memory import estimate_bytes
 from medunet.networks.unet import UNet
 from medunet.prediction.scan import Scan
 from medunet.system.wording import bytes_text, times_text
@@ -23,8 +25,6 @@ from medunet.transforms.restore import Part
 
 INTERPOLATING = 12 * 2**20
 """Memory for bringing scores back to the scan's grid, see `transforms/restore.py`."""
-HANDED_ON = 2**17
-"""Voxels that are handed on at a time of a scan that went through in one pass."""
 MUCH = 2**30
 """Memory that a person wants to know of."""
 
@@ -41,7 +41,6 @@ class PredictSettings:
         tta: average over mirrored versions of the scan, along the axes that were mirrored in training.
         rotations: average over the scan turned by right angles in its slices' plane, and over their mirror images
             where training mirrored along an axis of that plane: 8 versions, or 4.
-        engine: `openvino` makes one pass over scans that fit the memory so, and streams the others.
         postprocess: whether finished label maps get the post-processing that the models' cross-validation chose.
     """
 
@@ -49,7 +48,6 @@ class PredictSettings:
     memory: int = 4 * 2**30
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tta: bool = False
-    engine: Literal["torch", "openvino"] = "torch"
     postprocess: bool = True
     rotations: bool = False
 
@@ -63,24 +61,23 @@ class ScanPlan:
         axis: the spatial axis along which results come.
         parts: of the scan, one after the other.
         bytes: peak memory that is expected, above the loaded models.
-        members: how many results are averaged: models times mirror images.
-        slices: a two-dimensional network goes through the volume along `axis`; `stream` and `windows` are of a slice.
-        stream: for the way `stream`.
-        windows: for the way `blend`.
-        tile: for the way `tiles`, the input of one.
-        compiled: the scan, or each slice, goes through OpenVINO in one pass; None where that was not asked for.
+        members: how many results are averaged: models times flips and rotations.
+        slices: a two-dimensional network goes through the volume along `axis`.
+        way: streamed, by blended windows or by overlapping tiles; of a slice where `slices` is true.
     """
 
     method: Method
+    way: Stream | Windows | Tiles
     axis: int
     parts: tuple[Part, ...]
     bytes: int
     members: int
     slices: bool = False
-    stream: StreamPlan | None = None
-    windows: Windows | None = None
-    tile: tuple[int, ...] | None = None
-    compiled: bool | None = None
+
+    @property
+    def stream(self) -> StreamPlan | None:
+        """The plan of the stream, where the scan is streamed."""
+        return self.way.plan if isinstance(self.way, Stream) else None
 
     @property
     def work(self) -> float:
@@ -88,22 +85,20 @@ class ScanPlan:
         return self.stream.work if self.stream else 1.0
 
     @property
-    def kind(self) -> tuple[str, bool, bool, bool, bool | None]:
+    def kind(self) -> tuple[str, bool, bool, bool]:
         """What is the same for scans that go the same way, though slabs, parts and bytes depend on their sizes."""
         much = self.bytes > MUCH
-        return self.method.reason, self.slices, len(self.parts) > 1, much, self.compiled
+        return self.method.reason, self.slices, len(self.parts) > 1, much
 
     def describe(self) -> str:
         """One line for people."""
-        words = ["one pass by OpenVINO" if self.compiled else self.method.reason]
-        if self.compiled is False:
-            words.append("OpenVINO would need more memory")
-        if self.stream and not self.compiled:
+        words = [self.method.reason]
+        if self.stream:
             words.append(f"slabs of {self.stream.slab} along axis {self.stream.axis}")
             if math.prod(self.stream.parts) > 1:
                 words.append(f"{times_text(self.stream.parts)} parts, {self.stream.work:.2f} times the work")
-        if self.windows:
-            words.append(f"windows of {times_text(self.windows.size)}, overlap {self.windows.overlap:g}")
+        if isinstance(self.way, Windows):
+            words.append(f"windows of {times_text(self.way.size)}, overlap {self.way.overlap:g}")
         if self.slices:
             words.append(f"slice by slice along axis {self.axis}")
         if self.members > 1:
@@ -116,12 +111,11 @@ class ScanPlan:
             "way": self.method.way,
             "exact": self.method.exact,
             "reason": self.method.reason,
-            "engine": "openvino" if self.compiled else "torch",
             "axis": self.axis,
-            "slab": self.stream.slab if self.stream and not self.compiled else None,
+            "slab": self.stream.slab if self.stream else None,
             "parts": list(self.stream.parts) if self.stream else [1] * len(self.parts[0].kept.shape),
             "work": round(self.work, 4),
-            "windows": list(self.windows.size) if self.windows else None,
+            "windows": list(self.way.size) if isinstance(self.way, Windows) else None,
             "opinions": self.members,
             "expected_bytes": self.bytes,
         }
@@ -136,8 +130,7 @@ class Planner:
         method: the way for all of them.
         memory: bytes that may be used above the loaded models.
         itemsize: bytes of a number in the precision that is used.
-        members: models times mirror images.
-        engine: see `PredictSettings`.
+        members: models times flips and rotations.
         exchanged: whether some members see two axes exchanged.
     """
 
@@ -146,7 +139,6 @@ class Planner:
     memory: int
     itemsize: int
     members: int
-    engine: Literal["torch", "openvino"] = "torch"
     exchanged: bool = False
 
     def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
@@ -162,8 +154,7 @@ class Planner:
         axis = card.slice_axis if len(scan.shape) > card.network.dimensions else None
         shape = tuple(n for a, n in enumerate(scan.shape) if a != axis)
         if self.method.way == "stream":
-            streamed = self._streamed(scan, shape, axis, slowest if axis is None else None)
-            return self._compiled(streamed, scan, shape) if self.engine == "openvino" else streamed
+            return self._streamed(scan, shape, axis, slowest if axis is None else None)
         return self._by_patches(scan, shape, axis)
 
     def _streamed(self, scan: Scan, shape: tuple[int, ...], axis: int | None, slowest: int | None) -> ScanPlan:
@@ -186,48 +177,35 @@ class Planner:
             raise _too_little(what, needed, self.memory)
         parts = (Part.of(scan.undo, axis),) if axis is not None else parts_of(scan.undo, stream)
         along = axis if axis is not None else stream.axis
-        return ScanPlan(self.method, along, parts, needed, self.members, axis is not None, stream=stream)
-
-    def _compiled(self, streamed: ScanPlan, scan: Scan, shape: tuple[int, ...]) -> ScanPlan:
-        """One pass instead, if its maps fit; each member's logits wait whole until all are averaged."""
-        rows = 1 if streamed.slices else max(1, HANDED_ON * shape[streamed.axis] // math.prod(shape))
-        networks = [model.unet for model in self.models]
-        scores = 4 * networks[0].classes * (rows * math.prod(shape) // shape[streamed.axis])
-        needed = sum(estimate_compiled_bytes(one, one.shape.smallest_for(shape), self.itemsize) for one in networks)
-        needed += 4 * self.members * networks[0].classes * math.prod(shape) if self.members > 1 else 0
-        needed += 4 * scores + (INTERPOLATING if scan.undo.resampled else 0)
-        if needed > self.memory or streamed.stream is None:
-            return replace(streamed, compiled=False)
-        parts = (Part.of(scan.undo, streamed.axis),)
-        stream = replace(streamed.stream, slab=rows, parts=(1,) * len(shape), work=1.0)
-        return replace(streamed, compiled=True, bytes=needed, parts=parts, stream=stream)
+        return ScanPlan(self.method, Stream(stream), along, parts, needed, self.members, axis is not None)
 
     def _by_patches(self, scan: Scan, shape: tuple[int, ...], axis: int | None) -> ScanPlan:
-        card, network = self.models[0].card, self.models[0].card.network
-        windows = Windows(card.patch) if self.method.way == "blend" else None
+        """Blended windows of the size in training, or the largest tiles that fit."""
+        windows = Windows(self.models[0].card.patch) if self.method.way == "blend" else None
         sizes = tuple(map(min, windows.size, shape)) if windows else shape
         along = min(range(len(shape)), key=lambda a: sizes[a] / shape[a])
         # of each member: the rows that patches still write to, their weights, a weighted patch, and what is handed on
-        needed = 16 * self.members * (network.classes + 1) * math.prod(shape) // shape[along] * sizes[along]
-        needed += INTERPOLATING if scan.undo.resampled else 0
-        tile: tuple[int, ...] | None = None
-        if windows is None:
-            room = self.memory - needed
-            unet = self.models[0].unet
-            tile = fitting_tile(shape, unet.shape, lambda size: estimate_bytes(unet, size) <= room)
-            needed += estimate_bytes(unet, tile)
-        else:
-            needed += max(_window_bytes(model) for model in self.models)
+        classes = self.models[0].card.network.classes
+        beside = 16 * self.members * (classes + 1) * math.prod(shape) // shape[along] * sizes[along]
+        beside += INTERPOLATING if scan.undo.resampled else 0
+        way, each = (windows, max(map(_window_bytes, self.models))) if windows else self._tiles(shape, beside)
+        needed = beside + each
         if windows and needed > self.memory:
             what = f"blended windows of {times_text(windows.size)} over {times_text(shape)} voxels"
             raise _too_little(what, needed, self.memory)
         where = axis if axis is not None else along
         parts = (Part.of(scan.undo, where),)
-        return ScanPlan(self.method, where, parts, needed, self.members, axis is not None, None, windows, tile)
+        return ScanPlan(self.method, way, where, parts, needed, self.members, axis is not None)
+
+    def _tiles(self, shape: tuple[int, ...], beside: int) -> tuple[Tiles, int]:
+        """The largest tiles that fit beside what else is held, and the memory of one."""
+        unet, room = self.models[0].unet, self.memory - beside
+        size = fitting_tile(shape, unet.shape, lambda size: estimate_bytes(unet, size) <= room)
+        return Tiles(size, unet.shape), estimate_bytes(unet, size)
 
 
 def _window_bytes(model: Model) -> int:
-    """Memory of a pass over one window: counted for a network of ours, rehearsed for those of others."""
+    """Memory of a pass over one window: counted for medunet's own network, estimated on meta tensors for others."""
     network = model.network
     if isinstance(network, UNet):
         return estimate_bytes(network.settings, model.card.patch)

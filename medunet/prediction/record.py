@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from medunet.errors import is_out_of_memory
+from medunet.prediction.jobs import Outcome
 from medunet.prediction.segmenter import Segmenter
 from medunet.transforms.postprocess import PostStep
 from medunet.version import __version__
@@ -27,7 +28,15 @@ class Summary:
     failed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def fail(self, case: str, error: BaseException) -> None:
+    def note(self, case: str, outcome: Outcome) -> None:
+        """Note what became of a scan."""
+        if isinstance(outcome, BaseException):
+            self._fail(case, outcome)
+        else:
+            self.lines += outcome.lines
+            self.records.append(outcome.record)
+
+    def _fail(self, case: str, error: BaseException) -> None:
         """Note a scan that could not be segmented; the others go on."""
         text = f"{case}: {error}" if case not in str(error) else str(error)
         if is_out_of_memory(error):
@@ -38,6 +47,7 @@ class Summary:
 
 
 def record(segmenter: Segmenter, steps: Sequence[PostStep], summary: Summary, seconds: float) -> dict[str, Any]:
+    """The content of `--record`: models, settings, machine, and every scan."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return {

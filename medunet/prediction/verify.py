@@ -1,4 +1,4 @@
-"""Is it true on this scan? Streamed results against one plain pass, and against blended windows."""
+"""Verification on a scan: streamed results against one plain pass, and against blended windows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch import Tensor
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.geometry.boxes import Box
-from medunet.inference.execution import Execution, Image, ImageSlice
-from medunet.inference.openvino import CompiledPass
+from medunet.inference.execution import Execution, Image, ImageSlice, Passage
 from medunet.inference.sliding_window import Windows, blended_windows
 from medunet.inference.stitching import PatchReader
 from medunet.inference.streaming.plan import Budget, StreamPlan, plan_stream
-from medunet.inference.streaming.streamer import Passage, Streamer
+from medunet.inference.streaming.streamer import Streamer
 from medunet.model import Model
 from medunet.networks.memory import estimate_bytes
 from medunet.networks.settings import UNetSettings
@@ -101,15 +100,14 @@ def require_verifiable(segmenter: Segmenter) -> None:
 def verify(segmenter: Segmenter, scan: Scan, plan: ScanPlan) -> Verification:
     """Compare the ways on as much of a scan as one plain pass can take in the memory allowed.
 
-    Of several models the worst numbers are given; of a volume that goes slice by slice, the middle slice.
+    Several models give the worst numbers. A volume that is segmented slice by slice is compared in its middle slice.
 
     Raises:
         MedunetError: a streamed result that is not that of the plain pass.
         ConfigError: not even a small part fits the memory.
     """
     found = [
-        _verify(model, _flat(view, plan), segmenter, bool(plan.compiled))
-        for model, view in zip(segmenter.models, scan.views, strict=True)
+        _verify(model, _flat(view, plan), segmenter) for model, view in zip(segmenter.models, scan.views, strict=True)
     ]
     worst = replace(
         max(found, key=lambda one: one.difference),
@@ -128,28 +126,33 @@ def _flat(view: Image, plan: ScanPlan) -> Image:
     return ImageSlice(view, plan.axis, view.shape[plan.axis + 1] // 2) if plan.slices else view
 
 
-def _verify(model: Model, view: Image, segmenter: Segmenter, compiled: bool) -> Verification:
+def _verify(model: Model, view: Image, segmenter: Segmenter) -> Verification:
     network, shape = model.unet, tuple(int(n) for n in view.shape[1:])
     budget = Budget(segmenter.settings.memory, segmenter.execution.dtype.itemsize, beside=4 * network.classes)
     stream = plan_stream(network, shape, budget, tuple(range(len(shape))))
     region = _region(network, shape, stream, segmenter.settings.memory)
     plain, used = Execution(segmenter.execution.device), segmenter.execution
-    answer = _compiled if compiled else _streamed
     seconds: dict[str, float] = {}
     truth = _timed(seconds, "plain", lambda: _plain(model, view, region, plain))
-    labels = segmenter.decided(truth)
-    streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, plain))
+    labels = _labels(segmenter, truth)
+    streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, plain))
     difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
     if used != plain:
-        streamed = _timed(seconds, "streamed", lambda: answer(model, view, region, stream, used))
-    precision = _changed(segmenter.decided(streamed), labels)
+        streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, used))
+    precision = _changed(_labels(segmenter, streamed), labels)
     blended = times = None
     if network.padded:
         part = _middle(region, BLENDED_VOXELS)
         found = _timed(seconds, "blended", lambda: _blended(model, view, part, plain))
-        blended = _changed(segmenter.decided(found), labels[part.relative_to(region.start).slices])
+        blended = _changed(_labels(segmenter, found), labels[part.relative_to(region.start).slices])
         times = seconds["blended"] / _around(model, view, part).voxels / (seconds["streamed"] / region.voxels)
     return Verification(region.shape, region.shape == shape, difference, precision, blended, times, seconds)
+
+
+def _labels(segmenter: Segmenter, logits: Tensor) -> Tensor:
+    """Class indices `(*spatial)` uint8 of one model's logits `(class, *spatial)`, on their device."""
+    rule = segmenter.rule
+    return rule.decide(rule.activate(logits) if rule.needs_probabilities else logits)
 
 
 def _changed(found: Tensor, labels: Tensor) -> float:
@@ -190,8 +193,7 @@ def _middle(region: Box, voxels: int) -> Box:
 def _halved(region: Box, axis: int) -> Box:
     length = region.shape[axis]
     start = region.start[axis] + (length - length // 2) // 2
-    starts = tuple(start if a == axis else n for a, n in enumerate(region.start))
-    return Box(starts, tuple(start + length // 2 if a == axis else n for a, n in enumerate(region.stop)))
+    return region.along(axis, start, start + length // 2)
 
 
 def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:
@@ -211,15 +213,8 @@ def _plain(model: Model, view: Image, region: Box, execution: Execution) -> Tens
 
 
 def _streamed(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
-    rows = Streamer(model.network, execution, stream.axis).run(view, stream.slab, passage=Passage(region=region))
+    rows = Streamer(model.network, execution).run(view, stream.slab, passage=Passage(stream.axis, region=region))
     return torch.cat([logits.cpu().float() for _, _, logits in rows], dim=stream.axis + 1)
-
-
-def _compiled(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
-    rows = CompiledPass(model.network, execution).run(
-        view, region.shape[stream.axis], stream.axis, Passage(region=region)
-    )
-    return torch.cat([logits for _, _, logits in rows], dim=stream.axis + 1)
 
 
 def _blended(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:

@@ -33,7 +33,7 @@ from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, load_model
 from medunet.patches.single_scan import held_out_mask
 from medunet.prediction.objects import elevation_rule_of
-from medunet.prediction.segmenter import Segmenter
+from medunet.prediction.segmenter import IndexBuffer, Segmenter
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.system.files import write_text
 from medunet.system.progress import ProgressLine
@@ -193,7 +193,11 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
             elevation_rule_of(segmenter.models, ObjectRule()), scan.undo, volume.shape, np.empty
         )
         # What is learned of objects is for finding them; their mask is what their label files can be compared with.
-        indices = segmenter.card.instances.mask(segmenter.indices(scan, also=landscape.put))
+        collected = IndexBuffer(scan)
+        for piece in segmenter.pieces(scan, segmenter.plan(scan), scores=True):
+            collected.put(piece)
+            landscape.put(piece)
+        indices = segmenter.card.instances.mask(collected.indices)
         ids = _find_ids(landscape, volume.spacing, segmenter.settings.memory)
         _write_objects(stated, ids, folder / OBJECTS / target.name)
     predicted = stated.with_array(held.labels.to_values(indices))

@@ -15,6 +15,7 @@ from medunet.metrics import Counts, count_labels
 from medunet.model import Model
 from medunet.patches.dataset import PreparedCase
 from medunet.prediction.planning import PredictSettings
+from medunet.prediction.scan import prepared_scan
 from medunet.prediction.segmenter import Segmenter
 from medunet.report.planes import Overlay
 from medunet.report.raster import outlined
@@ -70,7 +71,7 @@ def validate(
     worst: list[_Seen] = []
     segmenter = Segmenter([model], PredictSettings(precision=precision))
     for case in cases:
-        prediction = segmenter.indices(segmenter.opened(np.asarray(case.image)))[0]
+        prediction = segmenter.indices(prepared_scan(np.asarray(case.image), 1))[0]
         counted.append(count_labels(prediction, case.label[0], scored, IGNORE))
         seen = _Seen(case, prediction, _mean([counts.dice for counts in counted[-1].values()]))
         worst = sorted([*worst, seen], key=lambda one: one.rank)[:WORST_CASES]

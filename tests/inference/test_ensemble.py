@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from medunet.errors import ConfigError
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.ensemble import averaged, mirrorings
-from medunet.inference.execution import Slab
+from medunet.inference.execution import Passage, Slab
 from medunet.inference.overlap_tile import overlap_tile, tile_rows, whole_pass
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
-from medunet.inference.stitching import Order
-from medunet.inference.streaming.streamer import Passage, Streamer
+from medunet.inference.streaming.streamer import Streamer
 from medunet.networks.unet import UNetSettings
 from tests.networks.variants import seasoned
 
@@ -34,19 +33,19 @@ def the_ways() -> dict[str, tuple[Rows, Whole]]:
     plan = plan_tiles(IMAGE.shape[1:], shape.smallest_for((8, 8, 8)), shape)
     return {
         "stream": (
-            lambda axis, mirror: Streamer(padded, axis=axis).run(IMAGE, 3, passage=Passage(mirror)),
+            lambda axis, mirror: Streamer(padded).run(IMAGE, 3, passage=Passage(axis, mirror)),
             lambda image: whole_pass(padded, image, (2, 2, 2)),
         ),
         "stream, unpadded": (
-            lambda axis, mirror: Streamer(unpadded, axis=axis).run(IMAGE, 4, passage=Passage(mirror)),
+            lambda axis, mirror: Streamer(unpadded).run(IMAGE, 4, passage=Passage(axis, mirror)),
             lambda image: overlap_tile(unpadded, image, plan),
         ),
         "tiles": (
-            lambda axis, mirror: tile_rows(unpadded, IMAGE, plan, order=Order(axis, mirror)),
+            lambda axis, mirror: tile_rows(unpadded, IMAGE, plan, passage=Passage(axis, mirror)),
             lambda image: overlap_tile(unpadded, image, plan),
         ),
         "blend": (
-            lambda axis, mirror: blended_rows(padded, IMAGE, windows, order=Order(axis, mirror)),
+            lambda axis, mirror: blended_rows(padded, IMAGE, windows, passage=Passage(axis, mirror)),
             lambda image: blended_windows(padded, image, windows),
         ),
     }
@@ -95,4 +94,4 @@ def test_opinions_cut_at_any_places_are_averaged(data: st.DataObject) -> None:
 @pytest.mark.parametrize("mirror", [(3,), (-1,), (0, 0)])
 def test_impossible_axes_are_refused(mirror: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="cannot mirror"):
-        blended_rows(lambda x: x, IMAGE, Windows((8, 8, 8)), order=Order(0, mirror))
+        blended_rows(lambda x: x, IMAGE, Windows((8, 8, 8)), passage=Passage(0, mirror))

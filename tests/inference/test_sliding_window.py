@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
+from medunet.inference.execution import Passage
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
-from medunet.inference.stitching import Order
 from medunet.networks.unet import UNetSettings
 from tests.networks.variants import seasoned
 
@@ -65,7 +65,7 @@ def test_rows_come_in_order_along_any_axis(axis: int) -> None:
     network, image = seasoned(CONFIG).float(), noise(1, 50, 43)
     whole = blended_windows(network, image, Windows((16, 12)))
     expected = 0
-    for start, stop, logits in blended_rows(network, image, Windows((16, 12)), order=Order(axis)):
+    for start, stop, logits in blended_rows(network, image, Windows((16, 12)), passage=Passage(axis)):
         assert start == expected and stop > start
         torch.testing.assert_close(logits, whole.narrow(axis + 1, start, stop - start))
         expected = stop

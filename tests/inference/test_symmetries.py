@@ -10,11 +10,10 @@ import torch
 
 from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import plan_tiles
-from medunet.inference.execution import Slab
+from medunet.inference.execution import Passage, Slab
 from medunet.inference.overlap_tile import overlap_tile, tile_rows, whole_pass
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
-from medunet.inference.stitching import Order
-from medunet.inference.streaming.streamer import Passage, Streamer
+from medunet.inference.streaming.streamer import Streamer
 from medunet.inference.symmetries import Symmetry, mirrored, symmetries
 from medunet.networks.unet import UNetSettings
 from tests.networks.variants import seasoned
@@ -62,25 +61,27 @@ def the_ways() -> dict[str, tuple[Rows, Whole]]:
 
     def tiles(symmetry: Symmetry, axis: int) -> Iterator[Slab]:
         view = symmetry.view(IMAGE)
-        return tile_rows(unpadded, view, plan_tiles(view.shape[1:], tile, shape), order=Order(axis, symmetry.mirror))
+        return tile_rows(
+            unpadded, view, plan_tiles(view.shape[1:], tile, shape), passage=Passage(axis, symmetry.mirror)
+        )
 
     return {
         "stream": (
-            lambda symmetry, axis: Streamer(padded, axis=axis).run(
-                symmetry.view(IMAGE), 3, passage=Passage(symmetry.mirror)
+            lambda symmetry, axis: Streamer(padded).run(
+                symmetry.view(IMAGE), 3, passage=Passage(axis, symmetry.mirror)
             ),
             lambda image: whole_pass(padded, image, (2, 2, 2)),
         ),
         "stream, unpadded": (
-            lambda symmetry, axis: Streamer(unpadded, axis=axis).run(
-                symmetry.view(IMAGE), 4, passage=Passage(symmetry.mirror)
+            lambda symmetry, axis: Streamer(unpadded).run(
+                symmetry.view(IMAGE), 4, passage=Passage(axis, symmetry.mirror)
             ),
             planned,
         ),
         "tiles": (tiles, planned),
         "blend": (
             lambda symmetry, axis: blended_rows(
-                padded, symmetry.view(IMAGE), windows, order=Order(axis, symmetry.mirror)
+                padded, symmetry.view(IMAGE), windows, passage=Passage(axis, symmetry.mirror)
             ),
             lambda image: blended_windows(padded, image.contiguous(), windows),
         ),
@@ -106,7 +107,7 @@ def test_rows_of_a_turned_scan_are_what_turning_the_scan_gives(way: str, axis: i
 def test_boxes_and_lengths_change_places_with_the_axes() -> None:
     symmetry = Symmetry((1,), (0, 2))
     assert [symmetry.axis(axis) for axis in range(3)] == [2, 1, 0]
-    assert symmetry.box(Box((1, 2, 3), (4, 5, 6))) == Box((3, 2, 1), (6, 5, 4))
+    assert symmetry.passage(1, Box((1, 2, 3), (4, 5, 6))).region == Box((3, 2, 1), (6, 5, 4))
     view = symmetry.view(IMAGE)
     assert tuple(view.shape) == (2, 10, 16, 13)
     part = view[(slice(None), slice(1, 4), slice(0, 5), slice(2, 9))]

@@ -61,11 +61,9 @@ def test_a_plan_counts_the_pass_over_a_window_and_refuses_what_does_not_fit() ->
     assert just.plan(just.open(make_scan(40, 30, 20))) == plan
 
 
-def test_exactness_openvino_and_verify_are_refused_with_the_reason() -> None:
+def test_exactness_and_verify_are_refused_with_the_reason() -> None:
     model = foreign_model(SMALL, (16, 16, 16))
     with pytest.raises(ConfigError, match="exact result was asked for, but the network is not medunet's own"):
         Segmenter([model], replace(FP32, method="exact"))
-    with pytest.raises(ConfigError, match="OpenVINO makes whole passes, but the network is not medunet's own"):
-        Segmenter([model], replace(FP32, engine="openvino"))
     with pytest.raises(ConfigError, match="not medunet's own"):
         require_verifiable(Segmenter([model], FP32))

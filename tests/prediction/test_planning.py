@@ -84,7 +84,8 @@ for shape in ((16, 16, 16), {shape}):  # the first one warms up
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    segmenter.segment(scan, plan, lambda *_: None, scores=True)
+    for _ in segmenter.pieces(scan, plan, scores=True):
+        pass
 print(plan.bytes / (status("VmHWM") - before))
 """
 
@@ -99,7 +100,6 @@ print(plan.bytes / (status("VmHWM") - before))
         ((80, 80, 90), (0.8, 0.9, 1.5), 1, {}, {"classes": 20}),
         ((64, 80, 130), None, 1, {"method": "blend"}, {"classes": 8}),
         ((110, 110, 120), None, 1, {"memory": 110 * 2**20}, {}),
-        ((80, 90, 120), None, 2, {"engine": "openvino"}, {"classes": 5}),
     ],
 )
 def test_segmenting_needs_the_memory_that_was_planned(
@@ -115,22 +115,3 @@ def test_segmenting_needs_the_memory_that_was_planned(
 def test_growth_counts_the_voxels_of_the_networks_grid() -> None:
     segmenter = Segmenter([make_model(SMALL, preprocess=PreprocessSettings(spacing=(0.5, 0.5, 1.0)))], FP32)
     assert segmenter.open(make_scan(10, 10, 10)).growth == pytest.approx(4)
-
-
-def test_openvino_takes_what_fits_and_the_rest_is_streamed() -> None:
-    segmenter = Segmenter([make_model(SMALL)], replace(FP32, engine="openvino", memory=40 * 2**20))
-    small, large = (segmenter.plan(segmenter.open(make_scan(n, 24, 24))) for n in (24, 600))
-    assert small.compiled and small.describe().startswith("one pass by OpenVINO; about ")
-    assert small.record()["engine"] == "openvino" and small.record()["slab"] is None
-    assert large.compiled is False and "OpenVINO would need more memory; slabs of" in large.describe()
-    assert large.record()["engine"] == "torch"
-    for plan, n in ((small, 24), (large, 600)):
-        scan = segmenter.open(make_scan(n, 24, 24))
-        plain = Segmenter(segmenter.models, FP32)
-        assert (segmenter.indices(scan, plan) == plain.indices(scan)).all()
-
-
-def test_openvino_refuses_networks_that_are_blended() -> None:
-    model = make_model(UNetSettings(channels=(4, 8), norm="instance"))
-    with pytest.raises(ConfigError, match=r"OpenVINO makes whole passes, but .*; use --engine torch"):
-        Segmenter([model], replace(FP32, engine="openvino"))

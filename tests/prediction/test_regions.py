@@ -1,4 +1,4 @@
-"""Regions through all of inference: streamed, resampled, mirrored, averaged, compiled, against plain sigmoids."""
+"""Regions through all of inference: streamed, resampled, mirrored, averaged, against plain sigmoids."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import verify
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings, preprocess
-from medunet.transforms.restore import restore_scores
 from tests.prediction.made import make_model, make_scan
+from tests.transforms.restoring import restore_scores
 
 TABLE = with_regions(
     table_from_names({"background": 0, "oedema": 5, "core": 7, "enhancing": 200}, None),
@@ -102,12 +102,9 @@ def test_parts_of_a_scan_and_small_memory_change_nothing() -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_engines_agree_and_verification_holds(table: LabelTable, decided: Decided, engine: str) -> None:
-    if engine == "openvino":
-        pytest.importorskip("openvino")
+def test_pieces_are_right_and_verification_holds(table: LabelTable, decided: Decided) -> None:
     model, volume = region_model(labels=table), make_scan(30, 25, 28)
-    segmenter = Segmenter([model], replace(FP32, engine=engine))  # type: ignore[arg-type]
+    segmenter = Segmenter([model], FP32)
     scan = segmenter.open(volume)
     plan = segmenter.plan(scan)
     found = table.to_values(segmenter.indices(scan, plan))[0]

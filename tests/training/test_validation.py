@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import medunet.training.finish
 import medunet.training.validation
 from medunet.datasets.catalogue import read_data_set
 from medunet.datasets.labels import IGNORE, table_from_names
@@ -119,7 +120,7 @@ def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch
         tried.append(case.name)
         return real(case, segmenter, folder, held_out)
 
-    monkeypatch.setattr(medunet.training.validation, "_predict_case", noted)
+    monkeypatch.setattr(medunet.training.finish, "_predict_case", noted)
     end = EndCost(held)
     assert not end.known
     voxels = {case.name: 20 * 18 * 16 for case in data.cases}
@@ -132,7 +133,7 @@ def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch
     def broken(*arguments: object) -> None:
         raise DataError("unreadable")
 
-    monkeypatch.setattr(medunet.training.validation, "_predict_case", broken)
+    monkeypatch.setattr(medunet.training.finish, "_predict_case", broken)
     fresh = EndCost(held)
     fresh.rehearse(model, voxels)
     assert not fresh.known

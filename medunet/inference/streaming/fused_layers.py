@@ -232,18 +232,14 @@ class Up:
 
 
 class FusedUNet:
-    """All layers of a U-Net, made ready once for any number of scans; the network itself stays as it is.
+    """All layers of a U-Net, made ready once for any number of scans; the network itself does not change.
 
     Args:
-        network: a `medunet.UNet` in evaluation mode.
+        network: a `medunet.UNet` in evaluation mode, see `check_streamable`.
         target: what for.
-
-    Raises:
-        ConfigError: not a U-Net of medunet, training mode, or a norm that takes statistics over space.
     """
 
     def __init__(self, network: Any, target: Target) -> None:
-        _check(network)
         self.settings: UNetDescription = network.settings
         self.target = target
         self.encoder = [Block(block, target) for block in network.encoder]
@@ -254,7 +250,12 @@ class FusedUNet:
         self.head = Convolution(network.head, nn.Identity(), target)
 
 
-def _check(network: Any) -> None:
+def check_streamable(network: Any) -> None:
+    """Refuse a network whose layers are unknown, or whose result would depend on the slabs.
+
+    Raises:
+        ConfigError: not a U-Net of medunet, training mode, or a norm that takes statistics over space.
+    """
     parts = ("settings", "encoder", "downs", "ups", "gates", "decoder", "head")
     if not all(hasattr(network, part) for part in parts):
         raise ConfigError(

@@ -2,13 +2,13 @@
 
 Every convolution keeps the rows of its input that the next slab's results need, every skip connection is a queue of
 rows until the upsampled path reaches them. The result is that of one pass over the whole scan; what is held does not
-depend on the scan's length. `flow.py` says which rows exist when.
+depend on the scan's length. `row_schedule.py` says which rows exist when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -17,28 +17,28 @@ from torch import Tensor, nn
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box, Fill, read_box
 from medunet.geometry.shapes import UNetShape
-from medunet.inference.execution import Execution, Image, Progress, Slab, as_array
+from medunet.inference.execution import WHOLE, Execution, Image, Passage, Progress, Runner, Slab, as_array
 from medunet.inference.streaming.buffer_sizes import HeldMap, StreamLayout
-from medunet.inference.streaming.fused_layers import Block, FusedUNet, Target, centre
+from medunet.inference.streaming.fused_layers import Block, FusedUNet, Target, centre, check_streamable
+from medunet.inference.streaming.plan import StreamPlan
 from medunet.inference.streaming.ring_buffers import RowQueue, RowWindow
 from medunet.inference.streaming.row_schedule import Rows
 
 
 @dataclass(frozen=True)
-class Passage:
-    """Which part of a scan goes through the network, and how it is turned.
+class Stream:
+    """Streaming, by its plan."""
 
-    Attributes:
-        mirror: spatial axes along which the network sees the scan mirrored; what comes out is turned back.
-        region: the box of the scan that is asked for, complete along the streamed axis; None for the whole scan.
-            What it needs around it is read and computed as well.
-    """
+    plan: StreamPlan
 
-    mirror: tuple[int, ...] = ()
-    region: Box | None = None
+    def rows(self, runner: Runner, image: Image, passage: Passage, progress: Progress | None = None) -> Iterator[Slab]:
+        """Logits slab by slab; see `Streamer.run`.
 
-
-WHOLE = Passage()
+        Args:
+            runner: a `Streamer`, which has its layers ready.
+        """
+        assert isinstance(runner, Streamer), "a scan is streamed by a streamer"
+        return runner.run(image, self.plan.slab, progress, passage)
 
 
 def stream(
@@ -62,25 +62,25 @@ def stream(
     return Streamer(network, execution).run(image, slab, progress)
 
 
-class Streamer:
-    """A network made ready to stream scans along one axis.
+class Streamer(Runner):
+    """A network made ready to stream scans.
 
     Args:
-        network: a `medunet.UNet` in evaluation mode; its layers are copied, with batch norm folded in.
+        network: a `medunet.UNet` in evaluation mode; its layers are copied when a scan first needs them, with batch
+            norm folded into the convolutions.
         execution: where and how; float32 on the CPU by default. Lower precisions convert weights and maps.
-        axis: the spatial axis that is streamed.
 
     Raises:
         ConfigError: not a U-Net of medunet, training mode, or a norm that takes statistics over space.
     """
 
-    def __init__(self, network: nn.Module, execution: Execution | None = None, axis: int = 0) -> None:
-        execution = execution or Execution()
+    def __init__(self, network: nn.Module, execution: Execution | None = None) -> None:
+        check_streamable(network)
+        super().__init__(network, execution)
         double = all(p.dtype == torch.float64 for p in network.parameters())
-        dtype = torch.float64 if double and execution.dtype == torch.float32 else execution.dtype
-        self._source, self._target = network, Target(dtype, torch.device(execution.device), axis)
-        self._folded: dict[bool, FusedUNet] = {}
-        self._network(backwards=False)
+        lower = self.execution.dtype != torch.float32
+        self._dtype = torch.float64 if double and not lower else self.execution.dtype
+        self._fused: dict[tuple[int, bool], FusedUNet] = {}
 
     def run(
         self, image: Image, slab: int, progress: Progress | None = None, passage: Passage = WHOLE
@@ -95,7 +95,7 @@ class Streamer:
                 itself as an array does; not changed.
             slab: rows fed at a time.
             progress: called after each slab with the number of slabs done and of all.
-            passage: a part of the scan, or a mirrored one; see there.
+            passage: the streamed axis, a part of the scan, or a mirrored one; see there.
 
         Returns:
             ``(start, stop, logits)`` in order, covering the region once. Logits are ``(class, *spatial)`` with
@@ -106,16 +106,17 @@ class Streamer:
                 passage does not fit the image.
         """
         self._check(image, slab)
-        self._check_passage(passage, tuple(image.shape[1:]))
-        network = self._network(self._target.axis in passage.mirror)
+        _check_passage(passage, tuple(image.shape[1:]))
+        network = self._layers(passage.axis, passage.axis in passage.mirror)
         return self._run(_Pass(network, _Source(image, network, passage), slab), progress)
 
-    def _network(self, backwards: bool) -> FusedUNet:
+    def _layers(self, axis: int, backwards: bool) -> FusedUNet:
         """The layers; `backwards` for a scan that is mirrored along the streamed axis, yet comes in its own order."""
-        if backwards not in self._folded:
+        if (axis, backwards) not in self._fused:
+            target = Target(self._dtype, torch.device(self.execution.device), axis, backwards)
             with torch.inference_mode():
-                self._folded[backwards] = FusedUNet(self._source, replace(self._target, backwards=backwards))
-        return self._folded[backwards]
+                self._fused[axis, backwards] = FusedUNet(self.network, target)
+        return self._fused[axis, backwards]
 
     def _run(self, one: _Pass, progress: Progress | None) -> Iterator[Slab]:
         steps = one.flow.steps(one.slab)
@@ -128,7 +129,7 @@ class Streamer:
                 yield slab
 
     def _check(self, image: Image, slab: int) -> None:
-        settings = self._folded[False].settings
+        settings = self.network.settings
         dimensions = len(image.shape) - 1
         if dimensions != settings.shape.dimensions or image.shape[0] != settings.in_channels or min(image.shape) < 1:
             raise ConfigError(
@@ -138,14 +139,14 @@ class Streamer:
         if slab < 1:
             raise ConfigError(f"found slabs of {slab} rows, expected at least 1")
 
-    def _check_passage(self, passage: Passage, scan: tuple[int, ...]) -> None:
-        region, axis = passage.region or Box.of_shape(scan), self._target.axis
-        if any(a not in range(len(scan)) for a in passage.mirror) or len(set(passage.mirror)) != len(passage.mirror):
-            raise ConfigError(f"cannot mirror axes {passage.mirror} of a scan with {len(scan)} spatial axes")
-        if region.voxels == 0 or region.dimensions != len(scan) or not Box.of_shape(scan).contains(region):
-            raise ConfigError(f"the region {region.start} to {region.stop} is no part of a scan of shape {scan}")
-        if region.start[axis] != 0 or region.stop[axis] != scan[axis]:
-            raise ConfigError(f"the region must be complete along axis {axis}, which is streamed")
+
+def _check_passage(passage: Passage, scan: tuple[int, ...]) -> None:
+    passage.check(len(scan))
+    region, axis = passage.region or Box.of_shape(scan), passage.axis
+    if region.voxels == 0 or region.dimensions != len(scan) or not Box.of_shape(scan).contains(region):
+        raise ConfigError(f"the region {region.start} to {region.stop} is no part of a scan of shape {scan}")
+    if region.start[axis] != 0 or region.stop[axis] != scan[axis]:
+        raise ConfigError(f"the region must be complete along axis {axis}, which is streamed")
 
 
 class _Pass:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
-from medunet.inference.execution import Execution
+from medunet.inference.execution import Execution, Passage
 from medunet.inference.overlap_tile import whole_pass
-from medunet.inference.streaming.streamer import Passage, Streamer, stream
+from medunet.inference.streaming.streamer import Streamer, stream
 from medunet.networks.unet import UNet, UNetSettings
 from tests.inference.test_overlap_tile import noise, one_pass_over_the_mirrored_scan
 from tests.networks.variants import LARGEST, seasoned, unet_settings
@@ -33,7 +33,7 @@ def oracle(network: UNet, image: torch.Tensor) -> torch.Tensor:
 def assembled(streamer: Streamer, image: torch.Tensor, slab: int, axis: int = 0) -> torch.Tensor:
     """All slabs side by side, after checking that they come in order and cover the scan once."""
     parts, expected = [], 0
-    for start, stop, logits in streamer.run(image, slab):
+    for start, stop, logits in streamer.run(image, slab, passage=Passage(axis)):
         assert start == expected
         assert stop - start == logits.shape[axis + 1] > 0
         parts.append(logits)
@@ -52,7 +52,7 @@ def test_streamed_equals_one_pass(data: st.DataObject) -> None:
     assume(math.prod(config.shape.smallest_for(scan)) < 2 * LARGEST)
     network, image = seasoned(config), noise(config.in_channels, *scan)
     expected = oracle(network, image)
-    answer = assembled(Streamer(network, axis=axis), image, slab, axis)
+    answer = assembled(Streamer(network), image, slab, axis)
     assert answer.dtype == torch.float64
     # A norm over two nearly equal channels enlarges rounding several hundred times, once per convolution.
     tolerance = 1e-9 if config.norm == "voxel" else 1e-11
@@ -74,8 +74,8 @@ def test_regions_of_mirrored_scans_equal_one_pass(data: st.DataObject) -> None:
     network, image = seasoned(config), noise(config.in_channels, *scan)
     turned = [a + 1 for a in mirror]
     expected = oracle(network, image.flip(turned)).flip(turned)
-    passage = Passage(mirror, region)
-    answer = torch.cat([s for _, _, s in Streamer(network, axis=axis).run(image, slab, passage=passage)], axis + 1)
+    passage = Passage(axis, mirror, region)
+    answer = torch.cat([s for _, _, s in Streamer(network).run(image, slab, passage=passage)], axis + 1)
     tolerance = (1e-9 if config.norm == "voxel" else 1e-11) * float(expected.abs().max())
     expected = expected[(slice(None), *region.slices)]
     torch.testing.assert_close(answer, expected, rtol=0, atol=tolerance)
@@ -187,7 +187,7 @@ def identity_network(dimensions: int) -> UNet:
 def test_identity_returns_the_scan(shape: tuple[int, ...]) -> None:
     image = noise(*shape).abs().float()
     for axis in range(len(shape) - 1):
-        answer = assembled(Streamer(identity_network(len(shape) - 1), axis=axis), image, 4, axis)
+        answer = assembled(Streamer(identity_network(len(shape) - 1)), image, 4, axis)
         assert torch.equal(answer, image)
 
 
