@@ -1,4 +1,4 @@
-# Two commands for a stranger: `make demo` and `make test`.
+# Two commands for a stranger: `make demo` and `make test`; `make check` is the quick part of the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,11 @@ TORCH_INDEX ?=
 # Test processes; each computes with one thread, so that two processes on two cores do not fight for them.
 JOBS ?= 2
 
-.PHONY: install demo test lint format docs clean
+# Seconds that a command took, installation aside; `date` is all it needs.
+TIMED = started=$$(date +%s); trap 'echo "$@: $$(($$(date +%s) - started)) s"' EXIT;
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+
+.PHONY: install demo check test lint coverage format docs clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -34,8 +38,13 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/medunet demo --overwrite
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+# Format, lint, types and the quick tests: for every change, before it is committed.
+check: $(VENV)/.tested
+	@$(TIMED) $(MAKE) --no-print-directory lint && $(PYTEST) -m "not slow" --durations=0 --durations-min=3
+
+# The same with every test; continuous integration runs it.
+test: $(VENV)/.tested
+	@$(TIMED) $(MAKE) --no-print-directory lint && $(PYTEST)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
@@ -43,6 +52,10 @@ lint: $(VENV)/.tested
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/pre-commit validate-config
+
+# Lines and branches that the tests reach, those in processes of their own included.
+coverage: $(VENV)/.tested
+	@$(TIMED) $(PYTEST) --cov=medunet --cov-branch --cov-report=term:skip-covered
 
 format: $(VENV)/.tested
 	$(BIN)/ruff format .

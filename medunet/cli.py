@@ -283,7 +283,7 @@ def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | N
 
 
 def _object_rule(options: dict[str, Any]) -> Any:
-    """What --instances and the options beside it say; None without it."""
+    """The rule that --instances and the options beside it give; None without it."""
     from medunet.instances.watershed import ObjectRule
 
     names = {"min_size": "--min-size", "fill_holes": "--fill-holes", "drop_edge_objects": "--drop-edge-objects",

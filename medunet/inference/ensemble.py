@@ -1,4 +1,4 @@
-"""The average of several members on a scan (mirror images, models), row by row, so that none is held whole."""
+"""Ensemble: the average of several members (models, flips, rotations), row by row, so no member is held whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Of classes that exclude each other."""
+    """Probabilities of classes that exclude each other."""
     return logits.softmax(dim=0)
 
 

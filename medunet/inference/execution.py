@@ -1,4 +1,4 @@
-"""One run of a network: where, in which precision, and always without gradients."""
+"""Execution of a network: device, precision, and always without gradients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def as_array(image: Any) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how a network runs.
+    """Device and precision of a network.
 
     Attributes:
         device: the network's; images and results stay in the host's memory.

@@ -1,4 +1,4 @@
-"""Results that no tiling has touched: one pass over the whole scan, or tiles that repeat it exactly."""
+"""Overlap tiles: an unpadded network gives what one pass over the whole mirrored scan gives, tile by tile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers for overlapping patches put together row by row, so that only a band of the scan is held."""
+"""Stitching: answers for overlapping patches put together row by row, so only a band of the scan is held."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PatchReader:
     mirror: tuple[int, ...] = ()
 
     def answer(self, boxes: Sequence[Box]) -> Tensor:
-        """Logits ``(patch, class, *spatial)`` on the host for boxes of one shape, given on the scan as it is."""
+        """Logits ``(patch, class, *spatial)`` on the host for boxes of one shape, in the coordinates of the scan."""
         axes = [axis + 1 for axis in self.mirror]
         patches = [floating(torch.from_numpy(read_box(as_array(self.image), box, self.fill))) for box in boxes]
         batch = torch.stack([patch.flip(axes) if axes else patch for patch in patches])

@@ -22,7 +22,7 @@ from medunet.inference.execution import Image, Passage, Slab, as_array
 
 @dataclass(frozen=True)
 class Symmetry:
-    """How a network sees a scan.
+    """A flip or rotation of a scan, as a network sees it.
 
     Attributes:
         mirror: spatial axes, after the exchange, that run backwards.
@@ -37,7 +37,7 @@ class Symmetry:
         return not self.mirror and self.exchanged is None
 
     def axis(self, axis: int) -> int:
-        """Where an axis of the scan lies in what the network sees."""
+        """The place of an axis of the scan in what the network sees."""
         if self.exchanged is None or axis not in self.exchanged:
             return axis
         return self.exchanged[1 - self.exchanged.index(axis)]
@@ -59,7 +59,7 @@ class Symmetry:
         return image if self.exchanged is None else _Exchanged(image, self)
 
     def back(self, slabs: Iterator[Slab]) -> Iterator[Slab]:
-        """What came out for the view, with the scan's own axes."""
+        """The answer for the view, with the scan's own axes."""
         if self.exchanged is None:
             yield from slabs
             return
@@ -90,7 +90,7 @@ def mirrored(axes: Sequence[int]) -> list[Symmetry]:
 
 
 def symmetries(plane: tuple[int, int], mirror: bool, beside: Sequence[int] = ()) -> list[Symmetry]:
-    """The eight symmetries of a square in the plane of two axes, or its four rotations, the scan as it is first.
+    """The eight symmetries of a square in the plane of two axes, or its four rotations; the identity comes first.
 
     Args:
         plane: two spatial axes.

@@ -12,7 +12,7 @@ from medunet.volume import Volume
 
 @dataclass(frozen=True)
 class ObjectFiles:
-    """Which files are wanted.
+    """The files that are wanted.
 
     Attributes:
         table: `CASE_objects.csv`: id, centroid, size, box and mean intensities of each object.

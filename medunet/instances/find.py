@@ -41,8 +41,8 @@ from medunet.transforms.restore import Piece
 _CHUNK = 2**22
 """Voxels that are looked at together; each needs about 20 bytes then."""
 _STEPS = 4096
-"""Elevations are multiples of one of so many parts: where a network is sure, voxels are of one height and are shared by
-distance, and not by the last bit of a sum, which another order of summing changes."""
+"""Steps of an elevation between 0 and 1. Where a network is sure, voxels have one height and are shared by distance,
+and not by the last bit of a sum, which another order of summing changes."""
 _Slices = tuple[slice, ...]
 
 
@@ -93,7 +93,7 @@ class Landscape:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What numbering may use: where large arrays live, and how many bytes of memory."""
+    """Resources for numbering: a maker of large arrays, and bytes of memory."""
 
     empty: Empty
     memory: int
@@ -143,7 +143,7 @@ def find_objects_of(landscape: Landscape, rule: ObjectRule, spacing: Sequence[fl
 
 
 def _scale(undo: Undo) -> int:
-    """How many voxels of the scan one voxel of the network's grid is long, at least 1."""
+    """The length of a voxel of the network's grid in voxels of the scan, at least 1."""
     return max(1, *(round(own / seen) for own, seen in zip(undo.kept, undo.shape, strict=True)))
 
 
@@ -296,7 +296,7 @@ def _fill_holes(ids: NDArray[Any], boxes: Sequence[_Slices]) -> None:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Which of `count` objects stay: those of so many voxels that reach a level.
+    """The objects that are kept: large enough, and reaching the level that is needed.
 
     Attributes:
         cut: the fewest voxels of objects that the scan's border cuts; None where these are left out.

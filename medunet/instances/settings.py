@@ -22,7 +22,7 @@ Target: TypeAlias = Literal["foreground", "separated", "border", "cores"]
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """What is learned of label files with object ids.
+    """Settings of training on label files with object ids.
 
     Attributes:
         target: `foreground` learns every object as one class. `separated` does, but voxels where objects touch are

@@ -22,7 +22,7 @@ _LETTERS = "xyz"
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """What was measured of each object, in the order of their ids; arrays have one row per object.
+    """Measurements of objects, in the order of their ids; arrays have one row per object.
 
     Attributes:
         ids: ``(n,)`` int64.

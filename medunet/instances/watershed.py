@@ -30,7 +30,7 @@ _SWEPT = 2**16
 
 @dataclass(frozen=True)
 class ObjectRule:
-    """Which objects are kept, and how.
+    """The rule for objects: which are kept, and how they are cut.
 
     Attributes:
         min_size: objects of fewer voxels (of the scan) are left out; None leaves that to the model, which knows how
@@ -168,7 +168,7 @@ def cut_by_distance(mask: NDArray[np.bool_], depth: float, spacing: Sequence[flo
 
 
 def holes_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What a mask `(*spatial)` encloses; the voxels of a hole share faces (4 and 6 neighbours)."""
+    """The holes that a mask `(*spatial)` encloses; the voxels of a hole share faces (4 and 6 neighbours)."""
     from scipy.ndimage import binary_fill_holes
 
     return np.asarray(binary_fill_holes(mask) & ~mask)
@@ -201,7 +201,7 @@ def without_gaps(ids: NDArray[Any], reach: int) -> NDArray[Any]:
 
 
 def _touching(ids: NDArray[Any], reach: int) -> NDArray[np.bool_]:
-    """Voxels of objects that have another object within so many voxels."""
+    """Voxels of objects that have another object within `reach` voxels."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     window, none = 2 * reach + 1, np.iinfo(ids.dtype).max
@@ -245,7 +245,7 @@ def _flooded(elevation: NDArray[Any], seeds: NDArray[np.int32], mask: NDArray[np
     edge = seeded & ~inside
     del seeded
     count = np.count_nonzero(edge)
-    # Whole numbers of so many digits are exact in float32.
+    # Whole numbers of this size are exact in float32.
     height = np.array(elevation, dtype=np.float32 if elevation.dtype == np.float32 and count < 2**22 else np.float64)
     lowest = np.floor(np.min(height, where=mask, initial=np.inf))
     height[edge] = lowest - count + np.arange(count)

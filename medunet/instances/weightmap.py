@@ -33,7 +33,7 @@ _MOST = 1e4
 
 @dataclass(frozen=True)
 class WeightMapSettings:
-    """How much each voxel counts in the loss, for data sets of object ids or of classes whose parts are objects.
+    """Weights of voxels in the loss, for data sets of object ids or of classes whose connected parts are objects.
 
     Attributes:
         kind: `unet2015` weighs narrow gaps between objects and rare classes higher; `none` weighs all voxels alike.

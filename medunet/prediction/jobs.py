@@ -286,7 +286,7 @@ class PredictionJobs:
 
 
 class _Announcer:
-    """What is said before a scan is segmented, where it differs from the scan before."""
+    """Announcements before a scan is segmented, where they differ from those of the scan before."""
 
     def __init__(self, bar: ProgressLine, steps: Sequence[PostStep]) -> None:
         self._bar, self._steps = bar, steps
@@ -340,7 +340,7 @@ def _finished(writing: Sequence[tuple[Case, Future[Written]]]) -> Iterator[tuple
 
 
 def _outcome(work: Callable[[], T]) -> T | BaseException:
-    """What the work returns, or the error if it is one that the user can act on."""
+    """The result of the work, or an error that the user can act on."""
     try:
         return work()
     except (MedunetError, OSError, MemoryError, RuntimeError) as error:

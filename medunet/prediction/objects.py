@@ -13,7 +13,7 @@ from medunet.model import Model
 
 
 def elevation_rule_of(models: Sequence[Model], rule: ObjectRule) -> ElevationRule:
-    """How the models' objects are found.
+    """The rule by which the models' objects are found.
 
     Raises:
         ConfigError: models of several kinds of objects, or that learned objects in different ways; or a rule that is

@@ -28,7 +28,7 @@ from medunet.system.files import check_free
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What `segment_files` is asked to do: scans in, files out.
+    """A request to `segment_files`: scans in, files out.
 
     Attributes:
         objects: which objects are numbered, and how; None for label maps.
@@ -97,7 +97,7 @@ def as_cases(files: Sequence[Path], channels: int) -> list[Case]:
 
 
 def plan_outputs(cases: Sequence[Case], request: PredictRequest, masks: Sequence[str] = ()) -> list[Path | None]:
-    """Where each result goes; None means a name in the output folder whose suffix the scan decides.
+    """The file of each result; None means a name in the output folder whose suffix the scan decides.
 
     Args:
         masks: of the regions whose masks are written beside each result, what their files are called after `CASE_`.

@@ -31,7 +31,7 @@ MUCH = 2**30
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """How scans are segmented.
+    """Settings of a prediction.
 
     Attributes:
         method: `exact` gives what one pass over the whole scan gives, `blend` averages overlapping windows,
@@ -54,7 +54,7 @@ class PredictSettings:
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """How a scan will be segmented.
+    """The plan for one scan.
 
     Attributes:
         method: the way and why.
@@ -81,12 +81,12 @@ class ScanPlan:
 
     @property
     def work(self) -> float:
-        """How often each voxel is computed by each member."""
+        """Computations of each voxel by each member, on average."""
         return self.stream.work if self.stream else 1.0
 
     @property
     def kind(self) -> tuple[str, bool, bool, bool]:
-        """What is the same for scans that go the same way, though slabs, parts and bytes depend on their sizes."""
+        """The same for scans that go the same way, though slabs, parts and bytes depend on their sizes."""
         much = self.bytes > MUCH
         return self.method.reason, self.slices, len(self.parts) > 1, much
 
@@ -123,7 +123,7 @@ class ScanPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """What plans depend on besides the scan.
+    """The planner for scans of some models: all that plans depend on besides the scan.
 
     Attributes:
         models: at least one, alike.

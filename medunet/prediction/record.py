@@ -21,7 +21,7 @@ from medunet.version import __version__
 
 @dataclass
 class Summary:
-    """What became of each scan: lines for people, records for programs, cases that failed and why."""
+    """The outcome of each scan: lines for people, records for programs, cases that failed and why."""
 
     lines: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)

@@ -73,7 +73,7 @@ def preprocessing_of(card: ModelCard, volume: Volume) -> PreprocessSettings:
 
 
 def channel_advice(volume: Volume, wanted: int) -> str:
-    """What to do about a scan with more channels than the model takes."""
+    """Advice on a scan with more channels than the model takes."""
     colour = volume.origin is not None and volume.origin.format == "picture"
     options = " ".join(f"--channel {number}" for number in range(wanted))
     grey = " (red is 0), or save it in grey" if colour or volume.channels == 3 else ""

@@ -98,7 +98,7 @@ class Segmenter:
             raise DataError(f"{volume.name}: is a picture, the model was trained on volumes")
 
     def plan(self, scan: Scan, slowest: int | None = None) -> ScanPlan:
-        """How a scan is segmented within the memory, see `Planner.plan`."""
+        """The plan for a scan within the memory, see `Planner.plan`."""
         members = len(self.models) * len(self._symmetries)
         planner = Planner(
             self.models, self.method, self.settings.memory, self.execution.dtype.itemsize, members,
@@ -128,7 +128,7 @@ class Segmenter:
         return self._of_slices(scan, plan, report) if plan.slices else self._mean(scan, plan, part, report)
 
     def _of_slices(self, scan: Scan, plan: ScanPlan, report: Progress | None) -> Iterator[Slab]:
-        """Of a volume that a network of pictures sees slice by slice."""
+        """The scores of a volume that a network of pictures sees slice by slice."""
         count = scan.shape[plan.axis]
         for index in range(count):
             flat = scan.slice(plan.axis, index)
@@ -143,7 +143,7 @@ class Segmenter:
             yield index, index + 1, result.unsqueeze(plan.axis + 1)
 
     def _mean(self, scan: Scan, plan: ScanPlan, part: Part, report: Progress | None) -> Iterator[Slab]:
-        """Of all models and symmetries; one of them reports."""
+        """The mean over all models and symmetries; the first one reports its progress."""
         members = [
             _member(runner, view, symmetry, plan, part, report if number == 0 and symmetry.plain else None)
             for number, (runner, view) in enumerate(zip(self._runners, scan.views, strict=True))
@@ -204,7 +204,7 @@ def _require_alike(models: Sequence[Model]) -> None:
 
 
 def _shared(card: ModelCard) -> dict[str, Any]:
-    """What models must share to be averaged, in the order in which it is compared."""
+    """The facts that models must share to be averaged, in the order of comparison."""
     return {
         "labels": card.labels,
         "channels": card.network.in_channels,

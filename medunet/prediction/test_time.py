@@ -12,7 +12,7 @@ from medunet.prediction.planning import PredictSettings
 
 
 def symmetries_of(models: Sequence[Model], settings: PredictSettings) -> list[Symmetry]:
-    """The scan as it is, and the mirror images and rotations that are asked for.
+    """The flips and rotations that are asked for; the identity comes first.
 
     Raises:
         ConfigError: rotations of what cannot be turned by right angles.

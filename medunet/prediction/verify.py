@@ -33,7 +33,7 @@ BLENDED_VOXELS = 2**17
 
 @dataclass(frozen=True)
 class Verification:
-    """What three ways make of the same voxels, on the network's grid, mirror images left out.
+    """The results of three ways for the same voxels, on the network's grid, without test-time augmentation.
 
     Attributes:
         shape: the voxels compared, in the middle of the scan; all of it where one pass fits the memory.
@@ -197,7 +197,7 @@ def _halved(region: Box, axis: int) -> Box:
 
 
 def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:
-    """What a network must be given at once, so that its answer for the region is that of one whole pass."""
+    """The input that gives the region the same answer as one pass over the whole scan."""
     context = network.shape.context(region, shape)
     start = tuple(a - m for a, m in zip(context.start, network.shape.margin, strict=True))
     return Box.of_shape(network.shape.smallest_for(context.shape), start)

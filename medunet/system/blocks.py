@@ -30,7 +30,7 @@ def blocks(array: NDArray[Any], whole: int = 0) -> Iterator[NDArray[Any]]:
 
     Args:
         array: of at least one element.
-        whole: so many of the last axes are never cut, however large.
+        whole: this number of last axes is never cut, however large they are.
 
     Yields:
         Parts in C order; all have the last axes of the array, but not always its first ones.
@@ -101,12 +101,12 @@ def slowest_axis(array: NDArray[Any]) -> int:
 
 
 def _step(array: NDArray[Any]) -> int:
-    """How many rows make a block."""
+    """Rows of a block."""
     return max(1, BLOCK // max(1, array.nbytes // len(array)))
 
 
 def _scattered(array: NDArray[Any]) -> bool:
-    """Whether blocks are made of short runs, far apart in memory."""
+    """True where blocks consist of short runs, far apart in memory."""
     array = array.squeeze()
     if array.ndim < 2:
         return False

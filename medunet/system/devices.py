@@ -61,7 +61,7 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
 @lru_cache(maxsize=1)
 def bfloat16_gain() -> float:
-    """How many times as fast as in float32 a convolution is on this CPU in bfloat16; measured once, in some 50 ms."""
+    """The speed of a convolution in bfloat16 on this CPU, in multiples of float32; measured once, in some 50 ms."""
     convolution = torch.nn.Conv3d(32, 32, 3, padding=1)
     image = torch.randn(1, 32, 16, 48, 48).contiguous(memory_format=torch.channels_last_3d)
     best = {False: float("inf"), True: float("inf")}

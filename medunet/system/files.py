@@ -41,7 +41,7 @@ def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def unwritable(place: Path, error: OSError) -> OutputError:
-    """What to tell the user of a place that the system refuses to write to."""
+    """The error for a place that the system refuses to write to."""
     return OutputError(
         f"{place}: cannot be written ({error.strerror or error})\n"
         "check the folder's permissions and the free disk space, or choose another place"

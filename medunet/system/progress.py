@@ -71,7 +71,7 @@ class ProgressLine:
 
 
 class Quiet(ProgressLine):
-    """What a process shows that is not the first one: nothing."""
+    """A progress line that shows nothing, for all processes but the first."""
 
     def __init__(self) -> None:
         pass

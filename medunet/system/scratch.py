@@ -58,7 +58,7 @@ def release(array: NDArray[Any]) -> None:
 
 
 def lives_in_file(array: NDArray[Any]) -> bool:
-    """Whether an array, or the one it is a view of, was put into a file by a `Scratch`."""
+    """True where an array, or the array that it is a view of, was put into a file by a `Scratch`."""
     return _mapping_of(array) is not None
 
 

@@ -13,7 +13,7 @@ from medunet.inference.streaming.row_schedule import AxisSchedule, Rows
 
 
 class UNetDescription(Protocol):
-    """What streaming asks a U-Net's settings: `medunet.networks.settings.UNetSettings`, which it must not import."""
+    """The facts of a U-Net that streaming needs: `medunet.networks.settings.UNetSettings`, which it must not import."""
 
     @property
     def shape(self) -> UNetShape: ...
@@ -86,11 +86,11 @@ class StreamLayout:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of the network's input."""
+        """The size of the network's input."""
         return self.settings.shape.smallest_for(self.scan)
 
     @cached_property
-    def flow(self) -> AxisSchedule:
+    def schedule(self) -> AxisSchedule:
         return AxisSchedule(self.settings.shape, self.axis, self.size[self.axis], self.scan[self.axis])
 
     @cached_property
@@ -118,20 +118,20 @@ class StreamLayout:
         return [AxisSchedule(self.settings.shape, a, n, n) for a, n in enumerate(self.size) if a != self.axis]
 
     def _maps(self, level: int, channels: Sequence[int], encoding: bool) -> tuple[HeldMap, ...]:
-        held, made, lengths = (_of(rows, level, encoding) for rows in (*self._rows, self.flow.lengths))
-        planes = zip(*(_of(flow.lengths, level, encoding) for flow in self._planes), strict=True)
-        borders = (*(self.flow.border(level),) * (len(channels) - 1), 0)
+        held, made, lengths = (_of(rows, level, encoding) for rows in (*self._rows, self.schedule.lengths))
+        planes = zip(*(_of(schedule.lengths, level, encoding) for schedule in self._planes), strict=True)
+        borders = (*(self.schedule.border(level),) * (len(channels) - 1), 0)
         return tuple(HeldMap(*numbers) for numbers in zip(channels, planes, held, made, lengths, borders, strict=True))
 
     @cached_property
     def _rows(self) -> tuple[Rows, Rows]:
-        return _held_and_made(self.flow, self.slab)
+        return _held_and_made(self.schedule, self.slab)
 
 
 @lru_cache(maxsize=64)
-def _held_and_made(flow: AxisSchedule, slab: int) -> tuple[Rows, Rows]:
+def _held_and_made(schedule: AxisSchedule, slab: int) -> tuple[Rows, Rows]:
     """Kept, because a planner asks for many planes with the same rows."""
-    return flow.held(slab), flow.made(slab)
+    return schedule.held(slab), schedule.made(slab)
 
 
 def _of(rows: Rows, level: int, encoding: bool) -> tuple[int, ...]:

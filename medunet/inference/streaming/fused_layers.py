@@ -20,7 +20,7 @@ CHANNELS_INNERMOST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class Target:
-    """What layers are made for.
+    """Type, device and axis that layers are made for.
 
     Attributes:
         dtype: in which they compute.
@@ -69,7 +69,7 @@ def centre(rows: Tensor, plane: Sequence[int]) -> Tensor:
 
 
 class Pointwise:
-    """What follows a convolution voxel by voxel: a norm over channels, which cannot be folded, and an activation."""
+    """The steps after a convolution, voxel by voxel: a norm over channels, which cannot be fused, and an activation."""
 
     def __init__(self, norm: Any, activation: nn.Module, target: Target) -> None:
         self._weight: Tensor | None = None
@@ -109,7 +109,7 @@ class Convolution:
     def __init__(self, layer: Any, norm: nn.Module, target: Target) -> None:
         weight, bias = layer.weight, layer.bias
         if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
-            weight, bias = _folded(weight, bias, norm)
+            weight, bias = _fused_weights(weight, bias, norm)
         self.weight, self.bias = target.weights(weight), target.vector(bias)
         self._stride = target.size(layer.stride)
         self._padding = (0, *target.size(layer.padding)[1:])
@@ -129,7 +129,7 @@ class Convolution:
         return self._convolve(rows, self.weight, self.bias, self._stride, self._padding)
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d | nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+def _fused_weights(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d | nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """Weights and bias of a convolution that normalises by itself, in float64."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None, "medunet's batch norm keeps statistics"
@@ -140,7 +140,7 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d | nn.Batch
 
 
 def _needs_onednn(weight: Tensor) -> bool:
-    """Whether oneDNN must be asked by name.
+    """True where oneDNN must be asked by name.
 
     On one thread, torch gives thin float32 slabs to a convolution of its own that took seven times as long.
     """

@@ -27,7 +27,7 @@ PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass(frozen=True)
 class Budget:
-    """What a plan has to fit.
+    """The budget of a plan.
 
     Attributes:
         memory: bytes at hand, above the loaded network and the scan.
@@ -46,7 +46,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """How a scan is streamed.
+    """The plan of a stream.
 
     Attributes:
         slab: rows fed at a time.
@@ -151,7 +151,7 @@ def _splits(settings: UNetDescription, shape: tuple[int, ...], axes: Sequence[in
 
 
 def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts: int) -> list[int]:
-    """What is computed along an axis for each of its parts, one voxel more on each side for resampling."""
+    """Lengths computed along an axis for each of its parts, with one voxel more on each side for resampling."""
     if parts == 1:
         return [shape[axis]]
     lengths = []

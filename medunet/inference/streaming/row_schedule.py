@@ -31,7 +31,7 @@ class Rows:
 
     @property
     def output(self) -> int:
-        """Of the finest decoder level's last map."""
+        """Rows of the finest decoder level's last map."""
         return self.decoder[0][-1]
 
 
@@ -125,7 +125,7 @@ class AxisSchedule:
         return (min(first, shortcut), *others)
 
     def steps(self, slab: int) -> list[Rows]:
-        """What is known before the first slab, and after each until the output has all rows that are wanted."""
+        """Known rows before the first slab, and after each slab until the output has all rows that are wanted."""
         fed, steps = 0, [self.known(0)]
         while steps[-1].output < self.wanted:
             fed += slab

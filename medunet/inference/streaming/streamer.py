@@ -119,7 +119,7 @@ class Streamer(Runner):
         return self._fused[axis, backwards]
 
     def _run(self, one: _Pass, progress: Progress | None) -> Iterator[Slab]:
-        steps = one.flow.steps(one.slab)
+        steps = one.schedule.steps(one.slab)
         for done, (before, after) in enumerate(pairwise(steps), start=1):
             with torch.inference_mode():  # not around the yield, where the caller's code runs
                 slab = one.step(before, after)
@@ -156,11 +156,11 @@ class _Pass:
         target = network.target
         layout = StreamLayout(network.settings, source.window, target.axis, slab)
         self._network, self._source = network, source
-        self._buffers, self.flow, self.slab = _Buffers(layout, target), layout.flow, slab
+        self._buffers, self.schedule, self.slab = _Buffers(layout, target), layout.schedule, slab
 
     def step(self, before: Rows, after: Rows) -> Slab | None:
         """Feed one slab; the rows of the scan that follow from it and their logits, or None."""
-        self._buffers.release(self.flow.needed(before))
+        self._buffers.release(self.schedule.needed(before))
         self._feed(before.encoder[0][0], after.encoder[0][0])
         rows = self._encode(before, after)
         for level in reversed(range(len(self._network.decoder))):
@@ -188,7 +188,7 @@ class _Pass:
                     network.encoder[level].after[-1].activate_into(piece, rows.narrow(2, offset, piece.shape[2]))
             start, stop = before.encoder[level + 1][0], after.encoder[level + 1][0]
             if stop > start:
-                stride, out = self.flow.stride(level), buffers.encoder[level + 1][0].append(stop - start)
+                stride, out = self.schedule.stride(level), buffers.encoder[level + 1][0].append(stop - start)
                 for offset, piece in buffers.skips[level].pieces(start * stride, stop * stride):
                     down(out.narrow(2, offset // stride, piece.shape[2] // stride), piece)
         rows = self._block(network.encoder[-1], buffers.encoder[-1], before.encoder[-1], after.encoder[-1])
@@ -214,7 +214,7 @@ class _Pass:
 
     def _join(self, level: int, before: Rows, after: Rows, coarse: Tensor) -> None:
         """Skip connection and enlarged coarser map side by side, skip first."""
-        start, stop, crop = before.decoder[level][0], after.decoder[level][0], self.flow.crop(level)
+        start, stop, crop = before.decoder[level][0], after.decoder[level][0], self.schedule.crop(level)
         joined = self._buffers.decoder[level][0].append(stop - start)
         own = self._network.settings.channels[level]
         skip, enlarged = joined[:, :own], joined[:, own:]
