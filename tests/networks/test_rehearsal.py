@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from medunet.networks.fitted import FittedNetwork
 from medunet.networks.memory import FIXED, HEAP_BLOCK
 from medunet.networks.others import DynUNetSettings, SegResNetSettings
 from medunet.networks.rehearsal import rehearsed_bytes
+from tests.fresh import Fresh
 
 MEASURE = """
 import torch
@@ -40,9 +39,10 @@ print(status("VmHWM") - before, network.pass_bytes(({size},) * 3))
 @pytest.mark.parametrize(
     ("size", "settings"), [(96, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]
 )
-def test_the_rehearsal_is_not_below_the_measured_peak(size: int, settings: str) -> None:
+def test_the_rehearsal_is_not_below_the_measured_peak(fresh: Fresh, size: int, settings: str) -> None:
     code = MEASURE.format(size=size, settings=settings)
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    answer = fresh.run(code)
+    assert answer.returncode == 0, answer.stderr
     measured, rehearsed = map(int, answer.stdout.split())
     assert 1.0 <= rehearsed / measured < 2.5
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from medunet.errors import ConfigError
 from medunet.networks.unet import UNetSettings
 from medunet.segmentation.planning import PredictSettings, ScanPlan
 from medunet.segmentation.segmenter import Segmenter
+from tests.fresh import Fresh
 from tests.segmentation.made import SMALL, make_model, make_scan
 
 FP32 = PredictSettings(precision="fp32")
@@ -67,6 +66,7 @@ from medunet.data.preprocess import PreprocessSettings
 from medunet.networks.unet import UNetSettings
 from medunet.segmentation.planning import PredictSettings
 from medunet.segmentation.segmenter import Segmenter
+from tests.fresh import Fresh
 from tests.segmentation.made import make_model, make_scan
 
 def status(key):
@@ -103,12 +103,11 @@ print(plan.bytes / (status("VmHWM") - before))
     ],
 )
 def test_segmenting_needs_the_memory_that_was_planned(
-    shape: tuple[int, ...], spacing: object, models: int, settings: dict, network: dict
+    fresh: Fresh, shape: tuple[int, ...], spacing: object, models: int, settings: dict, network: dict
 ) -> None:
     code = MEASURE.format(shape=shape, spacing=spacing, models=models, settings=settings, network=network)
-    answer = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    answer = fresh.run(code)
+    assert answer.returncode == 0, answer.stderr
     assert 0.8 < float(answer.stdout) < 1.25
 
 
