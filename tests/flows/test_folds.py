@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +24,7 @@ from medunet.metrics import count_overlap
 from medunet.model import load_model, load_models, save_model
 from medunet.segmentation.planning import PredictSettings
 from tests.flows.made import make_set
+from tests.fresh import Fresh
 
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",
          "--set", "network.kernels=3", "--set", "network.strides=2", "--set", "optimiser.rate=0.01",
@@ -186,36 +184,29 @@ def test_a_finished_one_is_left_as_it_is_and_more_epochs_go_on(
     assert load_config(copied / "config.yaml").config.training.epochs == 2
 
 
-def test_a_stopped_one_goes_on_with_the_fold_under_way(tmp_path: Path) -> None:
+def test_a_stopped_one_goes_on_with_the_fold_under_way(fresh: Fresh, tmp_path: Path) -> None:
     """A real signal in the second fold, real processes; the end is that of an unbroken one, bit for bit."""
     data = make_set(tmp_path / "data", cases=4, shape=(16, 14, 12))
     (tmp_path / "c.yaml").write_text("")
     more = ["--set", "data.folds=2", "--set", f"data.path={data}", "--set", "training.iterations=40"]
-    program = [sys.executable, "-m", "medunet", "train", str(tmp_path / "c.yaml"), "--fold", "all"]
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["train", str(tmp_path / "c.yaml"), "--fold", "all"]
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        [*program, "-o", str(broken), *SMALL, *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet,
-    )  # fmt: skip
+    process = fresh.medunet(*command, "-o", str(broken), *SMALL, *more)
     events = broken / "fold_1" / "tensorboard"
     while not (events.exists() and any(p.stat().st_size > 3500 for p in events.iterdir())) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "1 of 2 folds are finished; go on with: medunet train" in out and "--fold all --resume" in out
+    stopped = process.wait()
+    assert stopped.returncode == 143, stopped.stderr
+    assert "1 of 2 folds are finished; go on with: medunet train" in stopped.stdout
+    assert "--fold all --resume" in stopped.stdout
     assert not (broken / "validation").exists() and not (broken / "fold_1" / "report.html").exists()
     first = (broken / "fold_0" / "last.ckpt").read_bytes()
-    resumed = subprocess.run(
-        [*program, "-o", str(broken), "--resume", "--device", "cpu"],
-        capture_output=True, text=True, env=quiet, check=False,
-    )  # fmt: skip
+    resumed = fresh.medunet(*command, "-o", str(broken), "--resume", "--device", "cpu").wait()
     assert resumed.returncode == 0, resumed.stderr
     assert "fold 0 of 2: is finished" in resumed.stderr and "fold 1 of 2: goes on" in resumed.stderr
     assert (broken / "fold_0" / "last.ckpt").read_bytes() == first
-    whole = subprocess.run([*program, "-o", str(tmp_path / "whole"), *SMALL, *more], env=quiet, check=False)
-    assert whole.returncode == 0
+    assert fresh.medunet(*command, "-o", str(tmp_path / "whole"), *SMALL, *more).wait().returncode == 0
     for number in range(2):
         one, two = (load_model(tmp_path / name / f"fold_{number}").network.state_dict() for name in ("broken", "whole"))
         assert all((one[key] == two[key]).all() for key in one)
