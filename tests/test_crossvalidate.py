@@ -15,6 +15,8 @@ from medunet.data.volume import Volume
 from tests.data.formats.agreement import files_in
 from tests.data.formats.zarrfiles import save_array
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd", ".nhdr", ".hdr", ".ome.zarr", ".tif"])
 def test_a_copy_of_a_label_map_is_whole_and_stands_alone(tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:

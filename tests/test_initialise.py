@@ -22,6 +22,8 @@ from medunet.networks.others import DynUNetSettings, SegResNetSettings
 from medunet.networks.unet import UNet, UNetSettings
 from tests.flows.made import make_set
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 SETTINGS = UNetSettings(
     in_channels=2, classes=3, channels=(4, 8), convolutions=1, residual=True, deep_supervision=True, dimensions=2
 )

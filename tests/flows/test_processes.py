@@ -16,6 +16,8 @@ from medunet.model import load_model
 from tests.flows.made import make_set
 from tests.fresh import Ended, Fresh
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 # No biases before norms: their gradients are rounding alone, which AdamW makes into steps of full size.
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.bias=false",
         "--set", "network.deep_supervision=true", "--set", "training.epochs=1", "--set", "training.iterations=5",
