@@ -17,6 +17,7 @@ from scipy import ndimage
 from medunet.errors import ConfigError
 from medunet.learning.agreement import IGNORE, judge_classes, judge_regions, membership_of, overlap_sums
 from medunet.learning.losses import Loss, LossSettings, make_loss
+from tests.pairwise import pairwise
 
 REGIONS = ((1, 2, 3), (2, 3), (3,))
 KINDS = {
@@ -200,9 +201,7 @@ def test_gradients_are_those_of_differences(how: LossSettings, regions: bool) ->
     assert torch.autograd.gradcheck(lambda z: loss(z, target, weight), (logits,))
 
 
-@pytest.mark.parametrize("how", EVERY, ids=NAMES)
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("size", [1e-3, 80.0])
+@pytest.mark.parametrize(("how", "regions", "size"), pairwise(EVERY, (False, True), (1e-3, 80.0)), ids=str)
 def test_half_precision_and_extreme_logits_stay_finite(how: LossSettings, regions: bool, size: float) -> None:
     """The second patch is empty of foreground."""
     logits, target = made(5, shape=(2, 3, 12, 10), classes=4 if regions else 3)
