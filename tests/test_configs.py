@@ -172,6 +172,7 @@ def test_the_sizes_that_unet3d_unpadded_explains_are_right() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.usefixtures("plain_pictures")
 @pytest.mark.parametrize("small", SMALL, ids=lambda small: f"{small.config}-{small.data}")
 def test_a_small_version_trains_on_real_data(small: Small, real_data: Path, tmp_path: Path) -> None:
     require_packages(load_config(CONFIGS / f"{small.config}.yaml").config.network)
