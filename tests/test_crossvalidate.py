@@ -36,6 +36,7 @@ def test_a_copy_of_a_label_map_is_whole_and_stands_alone(tmp_path: Path, suffix:
     assert all(name.startswith("case") for name in files_in(target.parent))
 
 
+@pytest.mark.slow
 def test_stated_axes_and_declared_sizes_are_not_those_of_results(tmp_path: Path, rng: np.random.Generator) -> None:
     """A scan of one slice has results of two dimensions, in which there is no Z; its file knows no voxel size."""
     labels = (np.indices((1, 40, 24)).sum(axis=0) % 16 < 8).astype(np.uint8)

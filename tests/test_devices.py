@@ -29,6 +29,7 @@ def test_a_precision_that_is_asked_for_is_taken() -> None:
     assert autocast_type("bf16", CPU) == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_auto_takes_bfloat16_only_where_it_was_measured_to_be_faster(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

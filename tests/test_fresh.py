@@ -10,6 +10,8 @@ import pytest
 
 from tests.fresh import Fresh
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_printed_and_the_exit_code_come_back(fresh: Fresh, tmp_path: Path) -> None:
     code = "import os, sys\nprint(sys.argv[1:], os.getcwd(), os.environ['COLOUR'])\nsys.exit('no ' + __name__)"

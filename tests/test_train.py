@@ -129,6 +129,7 @@ def test_more_epochs_can_be_asked_for_and_are_written_down(copied: Path) -> None
     assert len((out / "metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: bool
@@ -154,6 +155,7 @@ def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
     assert "models are compared by" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "weights", "informed"), [(4, "null", True), (4, "balanced", False), (3, "null", False)]
 )
@@ -195,6 +197,7 @@ def test_an_interrupt_while_data_is_read_touches_nothing(
     assert (out / "model.safetensors").read_bytes() == before and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_bare_tiff_stacks_train_once_their_axes_are_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     for name in "ab":
@@ -245,6 +248,7 @@ def test_widened_tables_find_a_free_value() -> None:
     assert of_ids.kind == "instances" and of_ids.ignore == 2**32  # no id of 32 bits
 
 
+@pytest.mark.slow
 def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memory_and_mapped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +269,7 @@ def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memo
     assert all((other[key] == weights[0][key]).all() for other in weights[1:] for key in weights[0])
 
 
+@pytest.mark.slow
 def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Path, tmp_path: Path) -> None:
     """As TensorBoard's own server reads it."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator

@@ -15,6 +15,8 @@ import pytest
 import medunet
 from tests.fresh import Fresh
 
+pytestmark = pytest.mark.slow
+
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 NAMES = ("01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores", "05_cells")
 
@@ -50,7 +52,6 @@ def test_all_tutorials_are_listed_and_tested() -> None:
     assert all(f"]({name}.py)" in listed for name in NAMES)
 
 
-@pytest.mark.slow
 def test_first_segmentation(fresh: Fresh, tmp_path: Path) -> None:
     pytest.importorskip("nilearn", reason="the MRI comes with nilearn (extra: demo)")
     _, output = run_tutorial("01_first_segmentation", tmp_path, fresh)
@@ -61,7 +62,6 @@ def test_first_segmentation(fresh: Fresh, tmp_path: Path) -> None:
     assert [score.dice > 0.85 for score in scores] == [True, True]
 
 
-@pytest.mark.slow
 def test_your_own_data(fresh: Fresh, tmp_path: Path) -> None:
     printed, output = run_tutorial("02_your_own_data", tmp_path, fresh)
     assert "PROBLEM  a: label and image have different shapes" in printed
@@ -104,7 +104,6 @@ def test_reading_the_scores(tmp_path: Path) -> None:
     assert (output / "report.html").exists()
 
 
-@pytest.mark.slow
 def test_cells(fresh: Fresh, tmp_path: Path) -> None:
     printed, output = run_tutorial("05_cells", tmp_path, fresh)
     counts = re.findall(r": (\d+) cells \((\d+) are there\), median area ([\d.]+)", printed)

@@ -105,6 +105,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
 @pytest.mark.parametrize("more", [(), ("--probabilities",)])
 def test_a_full_disk_is_one_error_and_leaves_nothing(fresh: Fresh, tmp_path: Path, more: tuple[str, ...]) -> None:
@@ -120,6 +121,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(fresh: Fresh, tmp_path: Pat
     assert not out.exists() or list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
 def test_a_full_disk_does_not_cost_the_results_that_were_to_be_replaced(fresh: Fresh, tmp_path: Path) -> None:
     """Of labels and probabilities the labels would fit; both old files stay, and both are replaced if both fit."""
@@ -146,6 +148,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_leaves_whole_files_only(

@@ -25,7 +25,7 @@ from medunet.segmentation.planning import PredictSettings
 from tests.flows.made import make_set, without_pictures
 from tests.fresh import Fresh
 
-pytestmark = pytest.mark.usefixtures("plain_pictures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
 
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",
          "--set", "network.kernels=3", "--set", "network.strides=2", "--set", "optimiser.rate=0.01",

@@ -18,6 +18,8 @@ from medunet.metrics.objects import count_objects
 from medunet.model import load_model
 from tests.flows.made import make_set
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--set", "network.channels=[8, 16]", "--set", "network.kernels=3", "--set", "network.strides=2",
          "--set", "patches.size=[32, 32]", "--set", "training.workers=0", "--set", "optimiser.rate=0.005",
          "--set", "training.epochs=1", "--set", "training.iterations=25", "--device", "cpu"]  # fmt: skip

@@ -16,7 +16,7 @@ from medunet.model import load_model
 from tests.flows.made import make_set
 from tests.fresh import Ended, Fresh
 
-pytestmark = pytest.mark.usefixtures("plain_pictures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
 
 # No biases before norms: their gradients are rounding alone, which AdamW makes into steps of full size.
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.bias=false",
@@ -56,7 +56,6 @@ def compare(one: Path, two: Path) -> None:
     assert second["tally"]["norm"] == pytest.approx(first["tally"]["norm"], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_also_after_changing_places(fresh: Fresh, tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", cases=3, shape=(12, 11, 10))
     (tmp_path / "c.yaml").write_text("")
@@ -76,7 +75,6 @@ def test_two_processes_equal_one_also_after_changing_places(fresh: Fresh, tmp_pa
     compare(one, two)
 
 
-@pytest.mark.slow
 def test_what_is_wrong_is_said_once_and_nothing_is_written(fresh: Fresh, tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", cases=3, shape=(12, 11, 10))
     done = pair(fresh, str(data), "-o", str(tmp_path / "run"), *TINY, "--set", "patches.batch=3", "--minutes", "1")

@@ -17,6 +17,8 @@ from medunet.config import load_config
 from tests.flows.made import make_set
 from tests.fresh import Fresh
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",
          "--set", "network.kernels=3", "--set", "network.strides=2",
          "--set", "optimiser.rate=0.01", "--device", "cpu"]  # fmt: skip

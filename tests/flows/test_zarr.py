@@ -22,7 +22,7 @@ from tests.data.formats.zarrfiles import save_array, save_group, save_image
 from tests.flows.made import LABELS, make_case
 from tests.segmentation.made import make_model
 
-pytestmark = pytest.mark.usefixtures("plain_pictures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
 
 SIZES = [2.0, 0.5, 0.5]
 MOVED = [7.0, 8.0, 9.0]

@@ -31,6 +31,7 @@ def joined(slabs: object, axis: int) -> torch.Tensor:
     return torch.cat([logits for _, _, logits in slabs], dim=axis + 1)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", NETWORKS, ids=range(len(NETWORKS)))
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())

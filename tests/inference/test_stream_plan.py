@@ -54,6 +54,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(("scan", "slab", "dtype", "options"), CASES)
 def test_estimate_against_measured_peak(

@@ -30,6 +30,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(("size", "options"), [(96, {}), (64, {"norm": "voxel"}), (92, {"padded": False})])
 def test_estimate_against_measured_peak(fresh: Fresh, size: int, options: dict[str, object]) -> None:

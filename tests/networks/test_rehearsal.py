@@ -35,6 +35,7 @@ print(status("VmHWM") - before, network.pass_bytes(({size},) * 3))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(
     ("size", "settings"), [(96, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]

@@ -89,6 +89,7 @@ print(plan.bytes / (status("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(
     ("shape", "spacing", "models", "settings", "network"),

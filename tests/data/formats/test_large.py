@@ -186,7 +186,9 @@ def test_written_files_do_not_depend_on_where_an_array_lives(
 
 
 @in_small_blocks
-@pytest.mark.parametrize(("suffix", "types", "layout"), pairwise(STACKS, CASTS, ("C order", "flipped Fortran order")))
+@pytest.mark.parametrize(
+    ("suffix", "types", "layout"), pairwise(STACKS, CASTS, ("C order", "flipped Fortran order")), ids=str
+)
 def test_types_are_cast_block_by_block(tmp_path: Path, suffix: str, types: tuple[str, str], layout: str) -> None:
     given, stored = types
     volume = stack(suffix, given)
