@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.flows.made import without_pictures
+from tests.fresh import Fresh, fresh_processes
+
 DATA = Path(os.environ.get("MEDUNET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -25,6 +28,20 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """No test writes into the user's own cache; for the session, because fixtures of modules train, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDUNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
+    """Starts processes of their own, without the seconds that importing the libraries takes."""
+    with fresh_processes(tmp_path_factory.mktemp("fresh")) as processes:
+        yield processes
+
+
+@pytest.fixture
+def plain_pictures() -> Iterator[None]:
+    """For tests of trainings that are not about the pictures in their reports."""
+    with without_pictures():
         yield
 
 

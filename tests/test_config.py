@@ -94,6 +94,7 @@ def test_the_resolved_config_keeps_comments_and_reads_back_equal() -> None:
     assert parse_config(text, "again").to_yaml() == text
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     rate=st.floats(1e-6, 1.0),

@@ -171,7 +171,9 @@ def test_the_sizes_that_unet3d_unpadded_explains_are_right() -> None:
     assert [list(sizes)[:3] for sizes in shape.legal_sizes(0, 60)] == [[44, 48, 52]] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.usefixtures("plain_pictures")
 @pytest.mark.parametrize("small", SMALL, ids=lambda small: f"{small.config}-{small.data}")
 def test_a_small_version_trains_on_real_data(small: Small, real_data: Path, tmp_path: Path) -> None:
     require_packages(load_config(CONFIGS / f"{small.config}.yaml").config.network)

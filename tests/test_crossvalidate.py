@@ -15,6 +15,8 @@ from medunet.volume import Volume
 from tests.formats.agreement import files_in
 from tests.formats.omezarr.zarrfiles import save_array
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd", ".nhdr", ".hdr", ".ome.zarr", ".tif"])
 def test_a_copy_of_a_label_map_is_whole_and_stands_alone(tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
@@ -34,6 +36,7 @@ def test_a_copy_of_a_label_map_is_whole_and_stands_alone(tmp_path: Path, suffix:
     assert all(name.startswith("case") for name in files_in(target.parent))
 
 
+@pytest.mark.slow
 def test_stated_axes_and_declared_sizes_are_not_those_of_results(tmp_path: Path, rng: np.random.Generator) -> None:
     """A scan of one slice has results of two dimensions, in which there is no Z; its file knows no voxel size."""
     labels = (np.indices((1, 40, 24)).sum(axis=0) % 16 < 8).astype(np.uint8)

@@ -286,6 +286,7 @@ LABELS = st.sampled_from([
 ])  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     shape=st.lists(st.integers(1, 700), min_size=2, max_size=3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -23,7 +24,9 @@ from medunet.datasets.labels import table_from_names
 from medunet.learning.monitor import TimeLeft
 from medunet.learning.schedules import Progress
 from medunet.training.finish import widened
-from tests.flows.made import make_set
+from tests.flows.made import make_set, without_pictures
+
+pytestmark = pytest.mark.usefixtures("plain_pictures")
 
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.kernels=3",
         "--set", "network.strides=2", "--set", "training.epochs=1", "--set", "training.iterations=2",
@@ -41,6 +44,24 @@ def data(tmp_path: Path) -> Path:
     return make_set(tmp_path / "data", cases=4, shape=(10, 9, 8))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set and a finished run of it, with the config beside it; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = make_set(folder / "data", cases=4, shape=(10, 9, 8))
+    with without_pictures():
+        assert train(data, folder / "run") == 0
+    return data, folder / "run"
+
+
+@pytest.fixture
+def copied(trained: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the finished run that can be changed, with the config beside it."""
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.copy(trained[1].parent / "c.yaml", tmp_path)
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--overwrite"]])
 def test_a_folder_with_foreign_files_is_left_alone(data: Path, tmp_path: Path, arguments: list[str]) -> None:
     precious = tmp_path / "project" / "validation" / "precious.txt"
@@ -50,9 +71,8 @@ def test_a_folder_with_foreign_files_is_left_alone(data: Path, tmp_path: Path, a
     assert precious.read_text() == "mine" and len(list((tmp_path / "project").iterdir())) == 1
 
 
-def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert train(data, out) == 0
+def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(trained: tuple[Path, Path], copied: Path) -> None:
+    data, out = trained[0], copied
     (out / "notes.txt").write_text("mine")
     before = (out / "model.safetensors").read_bytes()
     assert train(data, out) == 1
@@ -71,12 +91,11 @@ def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(data: Path, tmp_
     ],
 )
 def test_what_is_wrong_is_said_before_an_old_run_is_touched(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], message: str
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], message: str
 ) -> None:
-    out = tmp_path / "run"
-    assert train(data, out, *wrong) == 1
-    assert message in capsys.readouterr().err and not out.exists()
-    assert train(data, out) == 0
+    data, out = trained
+    assert train(data, tmp_path / "run", *wrong) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
     files = sorted(p for p in out.rglob("*") if p.is_file())
     before = [p.read_bytes() for p in files]
     assert train(data, out, "--overwrite", *wrong) == 1
@@ -94,22 +113,23 @@ def test_what_is_wrong_is_said_before_an_old_run_is_touched(
     ],
 )
 def test_a_resume_that_is_another_run_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], named: str
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str], change: list[str], named: str
 ) -> None:
-    assert train(data, tmp_path / "run") == 0
-    capsys.readouterr()
-    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(tmp_path / "run"), "--resume", *change]) == 1
+    out = trained[1]
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    assert run(["train", str(out.parent / "c.yaml"), "-o", str(out), "--resume", *change]) == 1
+    assert before == {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     assert "cannot be resumed, because" in (error := capsys.readouterr().err) and named in error
 
 
-def test_more_epochs_can_be_asked_for_and_are_written_down(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert train(data, out) == 0
-    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), "--resume", "--set", "training.epochs=3"]) == 0
+def test_more_epochs_can_be_asked_for_and_are_written_down(copied: Path) -> None:
+    out = copied
+    assert run(["train", str(out.parent / "c.yaml"), "-o", str(out), "--resume", "--set", "training.epochs=3"]) == 0
     assert load_config(out / "config.yaml").config.training.epochs == 3
     assert len((out / "metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: bool
@@ -135,6 +155,7 @@ def test_a_best_model_is_scored_anew_where_another_score_is_asked_for(
     assert "models are compared by" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "weights", "informed"), [(4, "null", True), (4, "balanced", False), (3, "null", False)]
 )
@@ -156,10 +177,9 @@ def test_a_training_of_many_classes_starts_with_them_as_frequent_as_they_are(
 
 
 def test_an_interrupt_while_data_is_read_touches_nothing(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "run"
-    assert train(data, out) == 0
+    data, out = trained
     before = (out / "model.safetensors").read_bytes()
     real = medunet.train.prepare_cases
 
@@ -177,6 +197,7 @@ def test_an_interrupt_while_data_is_read_touches_nothing(
     assert (out / "model.safetensors").read_bytes() == before and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_bare_tiff_stacks_train_once_their_axes_are_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     for name in "ab":
@@ -227,6 +248,7 @@ def test_widened_tables_find_a_free_value() -> None:
     assert of_ids.kind == "instances" and of_ids.ignore == 2**32  # no id of 32 bits
 
 
+@pytest.mark.slow
 def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memory_and_mapped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +269,7 @@ def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memo
     assert all((other[key] == weights[0][key]).all() for other in weights[1:] for key in weights[0])
 
 
+@pytest.mark.slow
 def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Path, tmp_path: Path) -> None:
     """As TensorBoard's own server reads it."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator

@@ -13,24 +13,32 @@ import numpy as np
 import pytest
 
 import medunet
+from tests.fresh import Fresh
+
+pytestmark = pytest.mark.slow
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 NAMES = ("01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores", "05_cells")
 
 
-def run_tutorial(name: str, tmp_path: Path) -> tuple[str, Path]:
-    """What a tutorial prints, and its folder of results."""
-    elsewhere, output = tmp_path / "elsewhere", tmp_path / "output"
+def run_tutorial(name: str, tmp_path: Path, fresh: Fresh | None = None) -> tuple[str, Path]:
+    """What a tutorial prints, and its folder of results; by a new interpreter where no forked process is at hand."""
+    elsewhere, output, script = tmp_path / "elsewhere", tmp_path / "output", str(TUTORIALS / f"{name}.py")
     elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(TUTORIALS / f"{name}.py")],
-        cwd=elsewhere,
-        env=os.environ | {"TUTORIAL_OUTPUT": str(output)},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-    )
+    environment = os.environ | {"TUTORIAL_OUTPUT": str(output)}
+    if fresh is not None:
+        started = f"import runpy\nrunpy.run_path({script!r}, run_name='__main__')"
+        done = fresh.run(started, cwd=elsewhere, env=environment)
+    else:
+        done = subprocess.run(
+            [sys.executable, script],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert "Warning" not in done.stderr, done.stderr
     assert list(elsewhere.iterdir()) == []
@@ -44,20 +52,18 @@ def test_all_tutorials_are_listed_and_tested() -> None:
     assert all(f"]({name}.py)" in listed for name in NAMES)
 
 
-@pytest.mark.slow
-def test_first_segmentation(tmp_path: Path) -> None:
+def test_first_segmentation(fresh: Fresh, tmp_path: Path) -> None:
     pytest.importorskip("nilearn", reason="the MRI comes with nilearn (extra: demo)")
-    _, output = run_tutorial("01_first_segmentation", tmp_path)
+    _, output = run_tutorial("01_first_segmentation", tmp_path, fresh)
     assert (output / "picture.png").stat().st_size > 10_000
     truth, predicted = output / "unseen" / "labels" / "right.nii.gz", output / "right_predicted.nii.gz"
     scores = medunet.evaluate_pairs([(predicted, truth)]).cases[0].labels
-    # 0.91 and 0.93 were measured; the same result shifted by one voxel scores 0.82 to 0.84.
+    # 0.90 and 0.93 were measured; the same result shifted by one voxel scores 0.79 to 0.84.
     assert [score.dice > 0.85 for score in scores] == [True, True]
 
 
-@pytest.mark.slow
-def test_your_own_data(tmp_path: Path) -> None:
-    printed, output = run_tutorial("02_your_own_data", tmp_path)
+def test_your_own_data(fresh: Fresh, tmp_path: Path) -> None:
+    printed, output = run_tutorial("02_your_own_data", tmp_path, fresh)
     assert "PROBLEM  a: label and image have different shapes" in printed
     summary = json.loads((output / "scores" / "scores.json").read_text(encoding="utf-8"))["summary"]
     assert summary["mean"]["dice"] > 0.8
@@ -66,8 +72,8 @@ def test_your_own_data(tmp_path: Path) -> None:
     assert set(np.unique(medunet.read_volume(output / "predicted" / "case_12.png").array)) <= {0, 100, 200}
 
 
-def test_original_unet(tmp_path: Path) -> None:
-    printed, output = run_tutorial("03_original_unet", tmp_path)
+def test_original_unet(fresh: Fresh, tmp_path: Path) -> None:
+    printed, output = run_tutorial("03_original_unet", tmp_path, fresh)
     assert "31,030,658 parameters" in printed
     assert "572 x 572 in, 388 x 388 out" in printed
     assert "[508, 524, 540, 556, 572, 588]" in printed
@@ -98,9 +104,8 @@ def test_reading_the_scores(tmp_path: Path) -> None:
     assert (output / "report.html").exists()
 
 
-@pytest.mark.slow
-def test_cells(tmp_path: Path) -> None:
-    printed, output = run_tutorial("05_cells", tmp_path)
+def test_cells(fresh: Fresh, tmp_path: Path) -> None:
+    printed, output = run_tutorial("05_cells", tmp_path, fresh)
     counts = re.findall(r": (\d+) cells \((\d+) are there\), median area ([\d.]+)", printed)
     assert len(counts) == 2
     for found, true, area in counts:

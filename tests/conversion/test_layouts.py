@@ -70,6 +70,7 @@ def test_what_is_left_over_is_named(tmp_path: Path) -> None:
     assert [path.name for path in layout.others] == ["notes.txt"]
 
 
+@pytest.mark.slow
 @given(
     stems=st.lists(st.from_regex(r"[xyz][0-9]{1,3}(_[pq]{1,3})?", fullmatch=True), min_size=1, max_size=6, unique=True),
     form=st.sampled_from(["{}_mask", "{}-seg", "mask_{}", "GT {}", "{}.labels"]),

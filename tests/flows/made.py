@@ -1,11 +1,16 @@
-"""A data set whose answer is known: bright and dark balls in noise, as files."""
+"""A data set whose answer is known: bright and dark balls in noise, as files; and trainings that draw nothing."""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 
 from medunet.formats.dispatch import write_volume
 from medunet.volume import Volume
@@ -38,3 +43,27 @@ def make_set(folder: Path, cases: int = 5, shape: tuple[int, ...] = (20, 18, 16)
         write_volume(label, folder / "labels" / f"case_{seed}{suffix}")
     (folder / "dataset.json").write_text(json.dumps({"name": "balls", "channels": ["X"], "labels": LABELS}))
     return folder
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Reports show a grey pixel for each picture and curve: drawing them is half of what a tiny training takes.
+
+    What is drawn is compared in tests/report, and whole runs draw in test_whole_way.py, in test_objects.py and in all
+    processes of their own.
+    """
+    import medunet.evaluation.files
+    import medunet.evaluation.scorecard
+
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1), 128).save(buffer, "PNG")
+    pixel = buffer.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in (
+            (medunet.evaluation.files, ("overlay_picture", "object_picture")),
+            (medunet.evaluation.scorecard, ("curves_plot", "score_plot")),
+        ):
+            for name in names:
+                assert callable(getattr(module, name))
+                patch.setattr(module, name, lambda *_, **__: pixel)
+        yield

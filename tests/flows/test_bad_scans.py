@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from medunet.model import save_model
 from medunet.networks.unet import UNetSettings
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
 from medunet.volume import Volume
+from tests.fresh import Fresh
 from tests.prediction.made import make_model
 
 DEEP = UNetSettings(channels=(4, 4, 8), classes=3)
@@ -105,16 +105,15 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
 @pytest.mark.parametrize("more", [(), ("--probabilities",)])
-def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_full_disk_is_one_error_and_leaves_nothing(fresh: Fresh, tmp_path: Path, more: tuple[str, ...]) -> None:
     """Random labels do not compress below the limit; of probabilities beside labels, the labels alone would fit."""
     model, place, out = save(tmp_path / "run"), scan(tmp_path / "a.nii.gz", 60, 50, 40), tmp_path / "out"
     limit = 40_000 if more else 2_000
     arguments = ["predict", str(model), str(place), "-o", str(out), "--device", "cpu", *more]
-    answer = subprocess.run(
-        [sys.executable, "-c", FULL.format(limit=limit), *arguments], capture_output=True, text=True
-    )
+    answer = fresh.run(FULL.format(limit=limit), *arguments)
     assert answer.returncode == 1, answer.stderr
     error = answer.stderr[answer.stderr.index("medunet: error:") :]
     assert "a.nii.gz" in error or "a_probabilities.nii.gz" in error
@@ -122,8 +121,9 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, more: tuple
     assert not out.exists() or list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
-def test_a_full_disk_does_not_cost_the_results_that_were_to_be_replaced(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_cost_the_results_that_were_to_be_replaced(fresh: Fresh, tmp_path: Path) -> None:
     """Of labels and probabilities the labels would fit; both old files stay, and both are replaced if both fit."""
     model, place, out = save(tmp_path / "run"), scan(tmp_path / "a.nii.gz", 60, 50, 40), tmp_path / "out"
     names = ["a.nii.gz", "a_probabilities.nii.gz"]
@@ -131,9 +131,7 @@ def test_a_full_disk_does_not_cost_the_results_that_were_to_be_replaced(tmp_path
     for name in names:
         (out / name).write_bytes(b"old")
     arguments = ["predict", str(model), str(place), "-o", str(out), "--device", "cpu", "--probabilities", "--overwrite"]
-    answer = subprocess.run(
-        [sys.executable, "-c", FULL.format(limit=40_000), *arguments], capture_output=True, text=True
-    )
+    answer = fresh.run(FULL.format(limit=40_000), *arguments)
     assert answer.returncode == 1 and f"{out / names[1]}: cannot be written" in answer.stderr
     assert sorted(path.name for path in out.iterdir()) == names
     assert all((out / name).read_bytes() == b"old" for name in names)
@@ -150,20 +148,24 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_run_leaves_whole_files_only(
+    fresh: Fresh, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     model, out = save(tmp_path / "run"), tmp_path / "out"
     first = scan(tmp_path / "in" / "case_00.nii.gz", 40, 40, 40)
     for index in range(1, 200):
         (tmp_path / "in" / f"case_{index:02}.nii.gz").write_bytes(first.read_bytes())
     arguments = ["predict", str(model), str(tmp_path / "in"), "-o", str(out), "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-c", HEARING, *arguments], stderr=subprocess.PIPE, text=True)
+    process = fresh.start(HEARING, *arguments)
     while process.poll() is None and len(list(out.glob("case*"))) < 3:
         time.sleep(0.01)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code and "finished outputs are kept" in said and "Traceback" not in said
+    ended = process.wait()
+    said = ended.stderr
+    assert ended.returncode == code and "finished outputs are kept" in said and "Traceback" not in said
     names = sorted(path.name for path in out.iterdir())
     assert 3 <= len(names) < 200 and all(name.startswith("case_") for name in names)
     for name in names:

@@ -17,6 +17,8 @@ from medunet.volume import Volume
 from tests.flows.made import LABELS, make_case, make_set
 from tests.flows.test_objects import QUICK
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+
 
 def make_cells(folder: Path) -> Path:
     """Bright discs as PNG of 0.5 µm, which only `dataset.json` says."""
@@ -134,7 +136,9 @@ def test_a_model_of_sized_files_still_refuses_pictures_without_one(
     data, out = make_sized(tmp_path / "data"), tmp_path / "run"
     said = json.loads((data / "dataset.json").read_text())
     (data / "dataset.json").write_text(json.dumps(said | declared))
-    assert run(["train", str(data), "-o", str(out), *QUICK, "--set", "training.iterations=2"]) == 0
+    (tmp_path / "c.yaml").write_text(f"data: {{path: {data}}}\nnetwork: {{dimensions: 2}}\n")
+    given = ["--set", "preprocess.spacing=[0.5, 0.5]", "--set", "training.iterations=2"]
+    assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), *QUICK, *given]) == 0
     picture = Volume(np.arange(48 * 40).reshape(1, 48, 40).astype(np.uint8), unit="pixel")
     medunet.write_volume(picture, tmp_path / "x.png")
     assert run(["predict", str(out), str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png"), "--device", "cpu"]) == 1

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import medunet
 import medunet.crossvalidate
@@ -26,7 +22,10 @@ from medunet.model import load_model, load_models, save_model
 from medunet.prediction.planning import PredictSettings
 from medunet.training.run_folder import TrainRequest
 from medunet.transforms.postprocess import PostStep
-from tests.flows.made import make_set
+from tests.flows.made import make_set, without_pictures
+from tests.fresh import Fresh
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
 
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",
          "--set", "network.kernels=3", "--set", "network.strides=2", "--set", "optimiser.rate=0.01",
@@ -44,7 +43,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A data set and its finished cross-validation of three folds; not to be changed."""
     folder = tmp_path_factory.mktemp("folds")
     data = make_set(folder / "data", cases=5, shape=(16, 14, 12))
-    assert train(data, folder / "run", "--set", "data.folds=3") == 0
+    with without_pictures():
+        assert train(data, folder / "run", "--set", "data.folds=3") == 0
     return data, folder / "run"
 
 
@@ -186,36 +186,44 @@ def test_a_finished_one_is_left_as_it_is_and_more_epochs_go_on(
     assert load_config(copied / "config.yaml").config.training.epochs == 2
 
 
-def test_a_stopped_one_goes_on_with_the_fold_under_way(tmp_path: Path) -> None:
+STOPPED = """
+import os, signal
+import medunet.learning.loop as loop
+from medunet.cli import main
+
+real, steps = loop.train_step, []
+
+def train_step(*given):
+    facts = real(*given)
+    steps.append(facts)
+    if len(steps) == 8:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return facts
+
+loop.train_step = train_step
+main()
+"""
+
+
+def test_a_stopped_one_goes_on_with_the_fold_under_way(fresh: Fresh, tmp_path: Path) -> None:
     """A real signal in the second fold, real processes; the end is that of an unbroken one, bit for bit."""
     data = make_set(tmp_path / "data", cases=4, shape=(16, 14, 12))
     (tmp_path / "c.yaml").write_text("")
-    more = ["--set", "data.folds=2", "--set", f"data.path={data}", "--set", "training.iterations=40"]
-    program = [sys.executable, "-m", "medunet", "train", str(tmp_path / "c.yaml"), "--fold", "all"]
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    more = ["--set", "data.folds=2", "--set", f"data.path={data}", "--set", "training.iterations=5"]
+    command = ["train", str(tmp_path / "c.yaml"), "--fold", "all"]
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        [*program, "-o", str(broken), *SMALL, *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet,
-    )  # fmt: skip
-    events = broken / "fold_1" / "tensorboard"
-    while not (events.exists() and any(p.stat().st_size > 3500 for p in events.iterdir())) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "1 of 2 folds are finished; go on with: medunet train" in out and "--fold all --resume" in out
+    stopped = fresh.run(STOPPED, *command, "-o", str(broken), *SMALL, *more)
+    assert stopped.returncode == 143, stopped.stderr
+    assert "1 of 2 folds are finished; go on with: medunet train" in stopped.stdout
+    assert "--fold all --resume" in stopped.stdout
+    assert torch.load(broken / "fold_1" / "last.ckpt", weights_only=True)["step"] == 3
     assert not (broken / "validation").exists() and not (broken / "fold_1" / "report.html").exists()
     first = (broken / "fold_0" / "last.ckpt").read_bytes()
-    resumed = subprocess.run(
-        [*program, "-o", str(broken), "--resume", "--device", "cpu"],
-        capture_output=True, text=True, env=quiet, check=False,
-    )  # fmt: skip
+    resumed = fresh.medunet(*command, "-o", str(broken), "--resume", "--device", "cpu").wait()
     assert resumed.returncode == 0, resumed.stderr
     assert "fold 0 of 2: is finished" in resumed.stderr and "fold 1 of 2: goes on" in resumed.stderr
     assert (broken / "fold_0" / "last.ckpt").read_bytes() == first
-    whole = subprocess.run([*program, "-o", str(tmp_path / "whole"), *SMALL, *more], env=quiet, check=False)
-    assert whole.returncode == 0
+    assert fresh.medunet(*command, "-o", str(tmp_path / "whole"), *SMALL, *more).wait().returncode == 0
     for number in range(2):
         one, two = (load_model(tmp_path / name / f"fold_{number}").network.state_dict() for name in ("broken", "whole"))
         assert all((one[key] == two[key]).all() for key in one)
@@ -405,6 +413,7 @@ def test_without_a_fold_all_cases_are_learned_from_and_none_is_scored(
     config = tmp_path / "c.yaml"
     config.write_text("data:\n  fold: 2\n")
     command = ["train", str(config), "-o", str(out), *SMALL, "--set", f"data.path={data}"]
+    command += ["--set", "training.iterations=2"]
     assert run([*command, "--fold", "none"]) == 0
     assert "3 cases to learn from, 0 held out" in capsys.readouterr().err
     settings = load_config(out / "config.yaml").config.data
@@ -421,6 +430,6 @@ def test_without_a_fold_all_cases_are_learned_from_and_none_is_scored(
 def test_a_single_scan_without_a_fold_is_learned_from_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The plan would hold out the part that shares most labels with the rest; there is no such part then."""
     data, out = make_set(tmp_path / "data", cases=1, shape=(16, 14, 20)), tmp_path / "run"
-    assert run(["train", str(data), "-o", str(out), *SMALL, "--fold", "none"]) == 0
+    assert run(["train", str(data), "-o", str(out), *SMALL, "--fold", "none", "--set", "training.iterations=2"]) == 0
     assert "1 cases to learn from, 0 held out" in capsys.readouterr().err
     assert load_model(out).card.record["held_out"] == 0

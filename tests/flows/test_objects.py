@@ -18,6 +18,8 @@ from medunet.model import load_model
 from medunet.volume import Volume
 from tests.flows.made import make_set
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--set", "network.channels=[8, 16]", "--set", "network.kernels=3", "--set", "network.strides=2",
          "--set", "patches.size=[32, 32]", "--set", "training.workers=0", "--set", "optimiser.rate=0.005",
          "--set", "training.epochs=1", "--set", "training.iterations=25", "--device", "cpu"]  # fmt: skip
@@ -46,6 +48,13 @@ def train(data: Path, out: Path, *more: str) -> int:
     return run(["train", str(data), "-o", str(out), *QUICK, *more])
 
 
+def train_unplanned(data: Path, out: Path, *more: str) -> int:
+    """With a config instead of a plan, which tries steps of a much larger network than is trained here."""
+    config = out.parent / "unplanned.yaml"
+    config.write_text(f"data: {{path: {data}}}\nnetwork: {{dimensions: 2}}\n")
+    return train(config, out, *more)
+
+
 @pytest.mark.parametrize(
     ("target", "names"),
     [
@@ -59,7 +68,7 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
     weights = ["--set", "weight_map.kind=unet2015", "--set", "weight_map.sigma=2", "--set", "weight_map.sigma_unit=um"]
     more = [] if target == "foreground" else weights
-    assert train(data, out, "--set", f"instances.target={target}", *more) == 0
+    assert train_unplanned(data, out, "--set", f"instances.target={target}", *more) == 0
     header = (out / "metrics.csv").read_text().splitlines()[0].split(",")
     assert [name[5:] for name in header if name.startswith("dice:")] == names
     card = load_model(out).card
@@ -81,6 +90,7 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     assert {"final/Dice", "final objects/SEG", "final objects/PQ"} <= set(columns)
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
     assert train(data, out) == 0
@@ -95,9 +105,11 @@ def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: 
     assert "instances.depths was [0.3, 0.6], is [0.2, 0.5]" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postprocessing(tmp_path: Path) -> None:
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
-    assert train(data, out, "--fold", "all", "--set", "data.folds=2", "--set", "training.iterations=10") == 0
+    more = ["--set", "instances.target=cores", "--set", "data.folds=2", "--set", "training.iterations=10"]
+    assert train_unplanned(data, out, "--fold", "all", *more) == 0
     scores = json.loads((out / "validation" / "scores.json").read_text())
     assert list(scores["labels"]) == ["cell"] and len(scores["cases"]) == 4
     # Objects are those of the fold that held the case out, and are compared one by one.
@@ -112,7 +124,8 @@ def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postproce
 
 def test_one_image_is_split_inside(tmp_path: Path) -> None:
     data, out = make_cells(tmp_path / "data", cases=1), tmp_path / "run"
-    assert train(data, out, "--set", "instances.target=border", "--set", "weight_map.kind=unet2015") == 0
+    more = ["--set", "instances.target=border", "--set", "weight_map.kind=unet2015"]
+    assert train_unplanned(data, out, *more) == 0
     scores = json.loads((out / "validation" / "scores.json").read_text())
     assert list(scores["labels"]) == ["cell"]
     # Objects are those of the held-out part, a fifth of the rows, but for the strip without annotation.
@@ -151,6 +164,7 @@ def test_what_needs_objects_is_refused_for_classes(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_the_parts_of_a_class_are_objects_for_a_weight_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_set(tmp_path / "data", shape=(20, 18), suffix=".png")
     (tmp_path / "c.yaml").write_text("network: {dimensions: 2}\nweight_map: {kind: unet2015, parts_of: cell}")
@@ -176,10 +190,11 @@ def test_weight_maps_that_cannot_be_are_refused(
 ) -> None:
     data = make_cells(tmp_path / "data", cases=2)
     sets = [item for setting in ["weight_map.kind=unet2015", *more] for item in ("--set", setting)]
-    assert train(data, tmp_path / "run", *sets) == 1
+    assert train_unplanned(data, tmp_path / "run", *sets) == 1
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("plain_pictures")
 def test_a_data_set_alone_is_enough_for_a_network_of_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The plan is that of our U-Net, the network the one that is asked for, with an output for each region."""
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"

@@ -13,6 +13,8 @@ from medunet.cli import run
 from medunet.volume import Volume
 from tests.flows.made import make_set
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+
 LABELS = {"background": 0, "oedema": 2, "core": 1, "enhancing": 4}
 REGIONS = {"whole_tumour": [1, 2, 4], "tumour_core": [1, 4], "enhancing": [4]}
 NNUNET = {"background": 0, "whole_tumour": [1, 2, 4], "tumour_core": [1, 4], "enhancing": 4}

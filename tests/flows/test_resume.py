@@ -19,6 +19,8 @@ from medunet.cli import run
 from medunet.model import load_model
 from tests.flows.made import make_set
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+
 EPOCHS, ITERATIONS = 3, 3
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.dropout=0.2",
         "--set", f"training.epochs={EPOCHS}", "--set", f"training.iterations={ITERATIONS}",
@@ -81,7 +83,6 @@ def signal_after(monkeypatch: pytest.MonkeyPatch) -> object:
     return after
 
 
-@pytest.mark.slow
 @given(stop=st.integers(1, EPOCHS * ITERATIONS), workers=st.sampled_from([0, 2]))
 @example(stop=EPOCHS * ITERATIONS, workers=0)
 @example(stop=ITERATIONS, workers=2)

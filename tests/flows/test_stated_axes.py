@@ -13,10 +13,12 @@ from medunet.cli import run
 from tests.flows.made import LABELS, make_case
 from tests.flows.test_objects import QUICK
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
 
-@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+
+@pytest.mark.parametrize(("suffix", "planned"), [(".tif", True), (".zarr", False)])
 def test_images_with_channels_and_labels_without_are_learned_from_by_their_stated_axes(
-    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suffix: str, planned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     for seed in range(3):
@@ -25,8 +27,10 @@ def test_images_with_channels_and_labels_without_are_learned_from_by_their_state
         _write(data / "images" / f"c{seed}{suffix}", channels)
         _write(data / "labels" / f"c{seed}{suffix}", label.array[0].T)
     (data / "dataset.json").write_text(json.dumps({"channels": ["a", "b"], "labels": LABELS}))
-    axes = ["--set", "data.axes=CYX"]
-    assert run(["train", str(data), "-o", str(out), *QUICK, *axes, "--set", "data.folds=3"]) == 0
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{path: {data}}}\nnetwork: {{dimensions: 2}}\n")
+    source, axes = data if planned else config, ["--set", "data.axes=CYX", "--set", "training.iterations=3"]
+    assert run(["train", str(source), "-o", str(out), *QUICK, *axes, "--set", "data.folds=3"]) == 0
     assert "mean Dice" in capsys.readouterr().out
     assert len(list((out / "validation").glob(f"c?{suffix}"))) == 1
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +15,9 @@ import medunet
 from medunet.cli import run
 from medunet.config import load_config
 from tests.flows.made import make_set
+from tests.fresh import Fresh
+
+pytestmark = pytest.mark.slow
 
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",
          "--set", "network.kernels=3", "--set", "network.strides=2",
@@ -112,27 +112,22 @@ def final_weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_stopped_and_resumed_run_ends_like_the_unbroken_one(tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_run_ends_like_the_unbroken_one(fresh: Fresh, tmp_path: Path) -> None:
     """Real signal, real processes; bit for bit, in the middle of an epoch."""
     data = make_set(tmp_path / "data", cases=2)
     (tmp_path / "c.yaml").write_text("")
     common = [*SMALL, *steps(2, 25), "--set", f"data.path={data}", "--set", "network.dropout=0.2"]
-    program = [sys.executable, "-m", "medunet", "train"]
-    quiet = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True, "check": False}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert subprocess.run([*program, str(tmp_path / "c.yaml"), "-o", str(whole), *common], **quiet).returncode == 0
-    process = subprocess.Popen(
-        [*program, str(tmp_path / "c.yaml"), "-o", str(broken), *common],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet["env"],
-    )  # fmt: skip
+    train, whole, broken = ["train", str(tmp_path / "c.yaml")], tmp_path / "whole", tmp_path / "broken"
+    assert fresh.medunet(*train, "-o", str(whole), *common).wait().returncode == 0
+    process = fresh.medunet(*train, "-o", str(broken), *common)
     events = broken / "tensorboard"
     while not (events.exists() and any(p.stat().st_size > 4000 for p in events.iterdir())) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "--resume" in out and not (broken / "report.html").exists()
-    resumed = subprocess.run([*program, str(tmp_path / "c.yaml"), "-o", str(broken), "--resume"], **quiet)
+    stopped = process.wait()
+    assert stopped.returncode == 143, stopped.stderr
+    assert "--resume" in stopped.stdout and not (broken / "report.html").exists()
+    resumed = fresh.medunet(*train, "-o", str(broken), "--resume").wait()
     assert resumed.returncode == 0, resumed.stderr
     expected, found = final_weights(whole), final_weights(broken)
     assert all((expected[name] == found[name]).all() for name in expected)

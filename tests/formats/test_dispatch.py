@@ -156,6 +156,7 @@ def test_importing_the_formats_is_quick() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_every_real_image_and_label_reads_and_gets_a_label_map_on_its_grid(real_data: Path, tmp_path: Path) -> None:
     seen = 0

@@ -269,6 +269,7 @@ def test_an_existing_voxel_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["scan.zraw"]
 
 
+@pytest.mark.slow
 def test_survives_where_warnings_are_errors(tmp_path: Path) -> None:
     """In a process of its own, with ITK not yet loaded: it used to die of a segmentation fault."""
     (tmp_path / "scan.nrrd").write_bytes((NRRD + "encoding: raw\n\n").encode() + bytes(240))

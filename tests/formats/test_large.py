@@ -25,6 +25,7 @@ from medunet.system.scratch import Scratch, lives_in_file
 from medunet.volume import Volume
 from tests.formats.agreement import check_same, error_of, files_in, read_checked, read_through_file
 from tests.formats.test_dicom import write_series
+from tests.pairwise import pairwise
 
 # ITK's SWIG classes warn while they are made, and where that is an error the interpreter crashes
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -63,9 +64,7 @@ def stack(suffix: str, dtype: str = "int16", channels: int = 1) -> Volume:
 
 
 @in_small_blocks
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
-@pytest.mark.parametrize("suffix", STACKS)
+@pytest.mark.parametrize(("suffix", "dtype", "channels"), pairwise(STACKS, ("uint8", "int16", "float32"), (1, 3)))
 def test_read_into_a_file_is_read(tmp_path: Path, suffix: str, dtype: str, channels: int) -> None:
     path = tmp_path / f"scan{suffix}"
     volume = stack(suffix, dtype, channels)
@@ -142,6 +141,8 @@ def test_no_room_for_the_array_is_not_a_damaged_scan(tmp_path: Path, suffix: str
         read_volume(tmp_path / f"scan{suffix}", scratch=Scratch(tmp_path / "file" / "below", limit=0))
 
 
+CASTS = (("int64", "uint8"), ("bool", "uint8"), ("float16", "float32"), (">i2", "int16"))
+"""Types of arrays, and those they have in a file."""
 LAYOUTS = ("C order", "Fortran order", "turned", "flipped", "flipped Fortran order", "cropped")
 
 
@@ -162,9 +163,7 @@ def laid_out(array: np.ndarray, layout: str, empty: blocks.Empty) -> np.ndarray:
 
 
 @in_small_blocks
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("suffix", STACKS)
+@pytest.mark.parametrize(("suffix", "layout", "channels"), pairwise(STACKS, LAYOUTS, (1, 3)))
 def test_written_files_do_not_depend_on_where_an_array_lives(
     tmp_path: Path, suffix: str, layout: str, channels: int
 ) -> None:
@@ -189,12 +188,11 @@ def test_written_files_do_not_depend_on_where_an_array_lives(
 
 
 @in_small_blocks
-@pytest.mark.parametrize("layout", ["C order", "flipped Fortran order"])
-@pytest.mark.parametrize("suffix", STACKS)
 @pytest.mark.parametrize(
-    ("given", "stored"), [("int64", "uint8"), ("bool", "uint8"), ("float16", "float32"), (">i2", "int16")]
+    ("suffix", "types", "layout"), pairwise(STACKS, CASTS, ("C order", "flipped Fortran order")), ids=str
 )
-def test_types_are_cast_block_by_block(tmp_path: Path, suffix: str, layout: str, given: str, stored: str) -> None:
+def test_types_are_cast_block_by_block(tmp_path: Path, suffix: str, types: tuple[str, str], layout: str) -> None:
+    given, stored = types
     volume = stack(suffix, given)
     array = laid_out(volume.array, layout, Scratch(tmp_path / "scratch", limit=0))
     write_volume(volume.with_array(array), tmp_path / f"scan{suffix}")

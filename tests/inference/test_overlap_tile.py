@@ -38,6 +38,7 @@ def one_pass_over_the_mirrored_scan(network: UNet, image: torch.Tensor) -> torch
     return logits[(slice(None), *(slice(0, k) for k in image.shape[1:]))]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     unet_settings(padded=False, deep_supervision=False),

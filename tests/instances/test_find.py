@@ -213,6 +213,7 @@ def test_arrays_in_files_give_the_same(tmp_path: Path, rng: np.random.Generator)
     assert in_files.max() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "dtype"), [(255, np.uint16), (256, np.uint32)])
 def test_ids_are_no_wider_than_they_must_be(side: int, dtype: type) -> None:
     levels = np.zeros((512, 512), np.uint8)

@@ -72,6 +72,7 @@ def plain_target(objects: np.ndarray, spacing: tuple[float, ...], how: InstanceS
     return target[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["foreground", "border", "cores"])
 @quick
 @given(data=st.data())

@@ -92,6 +92,7 @@ def test_a_shared_norm_of_one_process_is_batch_norm(shape: tuple[int, ...], dtyp
     torch.testing.assert_close(other(x), plain(x))
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_would() -> None:
     """Messages, errors, first weights, and loss, gradients and statistics of a step; over real gloo."""
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -88,6 +88,7 @@ UNBROKEN = fresh_state()
 LOSSES = run(UNBROKEN)
 
 
+@pytest.mark.slow
 @given(stops=st.lists(st.integers(1, 10), max_size=3, unique=True).map(sorted))
 @settings(deadline=None, max_examples=30)
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(

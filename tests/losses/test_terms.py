@@ -17,6 +17,7 @@ from scipy import ndimage
 from medunet.errors import ConfigError
 from medunet.losses.build import Loss, LossSettings, make_loss
 from medunet.losses.targets import IGNORE, judge_classes, judge_regions, membership_of, overlap_sums
+from tests.pairwise import pairwise
 
 REGIONS = ((1, 2, 3), (2, 3), (3,))
 KINDS = {
@@ -45,7 +46,15 @@ EVERY = [
     LossSettings("cross_entropy", surface="boundary", surface_weight=0.3),
     LossSettings("cross_entropy", surface="hausdorff", surface_weight=0.3),
 ]
-NAMES = [f"{s.kind} {s.surface} {s.blob_weight} {s.batch_dice}" for s in EVERY]
+
+
+def named(value: object) -> str:
+    if isinstance(value, LossSettings):
+        return f"{value.kind} {value.surface} {value.blob_weight} {value.batch_dice}"
+    return str(value)
+
+
+NAMES = [named(how) for how in EVERY]
 
 
 def made(
@@ -200,9 +209,7 @@ def test_gradients_are_those_of_differences(how: LossSettings, regions: bool) ->
     assert torch.autograd.gradcheck(lambda z: loss(z, target, weight), (logits,))
 
 
-@pytest.mark.parametrize("how", EVERY, ids=NAMES)
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("size", [1e-3, 80.0])
+@pytest.mark.parametrize(("how", "regions", "size"), pairwise(EVERY, (False, True), (1e-3, 80.0)), ids=named)
 def test_half_precision_and_extreme_logits_stay_finite(how: LossSettings, regions: bool, size: float) -> None:
     """The second patch is empty of foreground."""
     logits, target = made(5, shape=(2, 3, 12, 10), classes=4 if regions else 3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from medunet.errors import ConfigError
 from medunet.networks.memory import estimate_bytes
 from medunet.networks.unet import UNetSettings
+from tests.fresh import Fresh
 
 MEASURE = """
 import torch
@@ -31,12 +30,14 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(("size", "options"), [(96, {}), (64, {"norm": "voxel"}), (92, {"padded": False})])
-def test_estimate_against_measured_peak(size: int, options: dict[str, object]) -> None:
+def test_estimate_against_measured_peak(fresh: Fresh, size: int, options: dict[str, object]) -> None:
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     code = MEASURE.format(size=size, options=arguments)
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    answer = fresh.run(code)
+    assert answer.returncode == 0, answer.stderr
     measured = int(answer.stdout)
     estimate = estimate_bytes(UNetSettings(channels=(16, 32, 64), **options), (size,) * 3)  # type: ignore[arg-type]
     assert 0.8 < estimate / measured < 1.7

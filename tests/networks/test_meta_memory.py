@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,13 @@ from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.external.settings import DynUNetSettings, SegResNetSettings
 from medunet.networks.memory import FIXED, HEAP_BLOCK
 from medunet.networks.meta_memory import meta_tensor_bytes
+from tests.fresh import Fresh
 
 MEASURE = """
 import torch
 from pathlib import Path
 from medunet.networks.build import build_network
-from medunet.networks.others import ResidualUNetSettings, SegResNetSettings
+from medunet.networks.external.settings import ResidualUNetSettings, SegResNetSettings
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith(key))
@@ -36,13 +35,15 @@ print(status("VmHWM") - before, network.pass_bytes(({size},) * 3))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(
     ("size", "settings"), [(96, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]
 )
-def test_the_rehearsal_is_not_below_the_measured_peak(size: int, settings: str) -> None:
+def test_the_rehearsal_is_not_below_the_measured_peak(fresh: Fresh, size: int, settings: str) -> None:
     code = MEASURE.format(size=size, settings=settings)
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    answer = fresh.run(code)
+    assert answer.returncode == 0, answer.stderr
     measured, rehearsed = map(int, answer.stdout.split())
     assert 1.0 <= rehearsed / measured < 2.5
 

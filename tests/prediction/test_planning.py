@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from medunet.networks.unet import UNetSettings
 from medunet.prediction.planning import PredictSettings, ScanPlan
 from medunet.prediction.segmenter import Segmenter
 from medunet.transforms.preprocess import PreprocessSettings
+from tests.fresh import Fresh
 from tests.prediction.made import SMALL, make_model, make_scan
 
 FP32 = PredictSettings(precision="fp32")
@@ -68,6 +67,7 @@ from medunet.networks.unet import UNetSettings
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
 from tests.prediction.made import make_model, make_scan
+from tests.fresh import Fresh
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith(key))
@@ -90,6 +90,7 @@ print(plan.bytes / (status("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(
     ("shape", "spacing", "models", "settings", "network"),
@@ -103,12 +104,11 @@ print(plan.bytes / (status("VmHWM") - before))
     ],
 )
 def test_segmenting_needs_the_memory_that_was_planned(
-    shape: tuple[int, ...], spacing: object, models: int, settings: dict, network: dict
+    fresh: Fresh, shape: tuple[int, ...], spacing: object, models: int, settings: dict, network: dict
 ) -> None:
     code = MEASURE.format(shape=shape, spacing=spacing, models=models, settings=settings, network=network)
-    answer = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    answer = fresh.run(code)
+    assert answer.returncode == 0, answer.stderr
     assert 0.8 < float(answer.stdout) < 1.25
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from medunet.errors import ConfigError
+from medunet.system import devices
 from medunet.system.devices import (
     autocast_type,
     bfloat16_gain,
@@ -28,7 +29,14 @@ def test_a_precision_that_is_asked_for_is_taken() -> None:
     assert autocast_type("bf16", CPU) == torch.bfloat16
 
 
-def test_auto_takes_bfloat16_only_where_it_was_measured_to_be_faster() -> None:
+@pytest.mark.slow
+def test_auto_takes_bfloat16_only_where_it_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """By a single probe, as a CPU without bfloat16 takes seconds for each; nobody else goes by what that one gave."""
+    monkeypatch.setattr(devices, "_PROBES", 1)
+    bfloat16_gain.cache_clear()
+    request.addfinalizer(bfloat16_gain.cache_clear)
     gain = bfloat16_gain()
     assert gain > 0 and bfloat16_gain() == gain, "measured once, so that one process has one answer"
     if autocast_type("auto", CPU) is not None:

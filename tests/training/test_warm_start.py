@@ -22,6 +22,8 @@ from medunet.training.warm_start import Taken, take_weights
 from medunet.transforms.preprocess import PreprocessSettings
 from tests.flows.made import make_set
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 SETTINGS = UNetSettings(
     in_channels=2, classes=3, channels=(4, 8), convolutions=1, residual=True, deep_supervision=True, dimensions=2
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 from medunet.errors import ConfigError
 from medunet.inference.streaming.plan import SLABS, Budget, estimate_stream_bytes, plan_stream, split
 from medunet.networks.unet import UNetSettings
+from tests.fresh import Fresh
 
 MEASURE = """
 import ctypes, gc, torch
@@ -55,14 +54,16 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(("scan", "slab", "dtype", "options"), CASES)
 def test_estimate_against_measured_peak(
-    scan: tuple[int, ...], slab: int, dtype: str, options: dict[str, object]
+    fresh: Fresh, scan: tuple[int, ...], slab: int, dtype: str, options: dict[str, object]
 ) -> None:
     text = ", ".join(f"{key}={value!r}" for key, value in options.items())
     code = MEASURE.format(options=text, scan=scan, slab=slab, dtype=dtype)
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    answer = fresh.run(code)
+    assert answer.returncode == 0, answer.stderr
     settings = UNetSettings(**options)  # type: ignore[arg-type]
     estimate = estimate_stream_bytes(settings, scan, slab, itemsize=4 if dtype == "float32" else 2)
     assert 0.8 < estimate / int(answer.stdout) < 1.25

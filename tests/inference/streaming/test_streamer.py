@@ -42,6 +42,7 @@ def assembled(streamer: Streamer, image: torch.Tensor, slab: int, axis: int = 0)
     return torch.cat(parts, axis + 1)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=120)
 @given(st.data())
 def test_streamed_equals_one_pass(data: st.DataObject) -> None:
@@ -59,6 +60,7 @@ def test_streamed_equals_one_pass(data: st.DataObject) -> None:
     torch.testing.assert_close(answer, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_regions_of_mirrored_scans_equal_one_pass(data: st.DataObject) -> None:
@@ -111,6 +113,7 @@ def test_impossible_passages_are_refused() -> None:
             streamer.run(image, 8, passage=passage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slab", [1, 5, 8, 64])
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("padded", [True, False])
@@ -208,6 +211,7 @@ def held_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [PADDED, UNPADDED])
 def test_what_is_held_between_slabs_does_not_grow_with_the_scan(config: UNetSettings) -> None:
     network, most = seasoned(config), []

@@ -29,6 +29,7 @@ def made(settings: NetworkSettings, seed: int = 0) -> AdaptedNetwork:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*MONAI, *TRANSFORMERS, *SMP], ids=name_of)
 def test_it_learns_gives_the_image_s_size_and_comes_back_from_its_file(
     settings: NetworkSettings, tmp_path: Path

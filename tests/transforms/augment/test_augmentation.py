@@ -41,6 +41,7 @@ def only(**changes: object) -> AugmentSettings:
     )
 
 
+@pytest.mark.slow
 def test_labels_stay_labels_over_a_thousand_augmentations() -> None:
     augmentations = {2: Augmentation(ALWAYS, 2), 3: Augmentation(ALWAYS, 3)}
     moved = 0
