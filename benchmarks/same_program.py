@@ -4,7 +4,7 @@
     python benchmarks/same_program.py -o after.json --repository OTHER_CHECKOUT --python ENV/bin/python
     python benchmarks/same_program.py --compare before.json after.json --allow help/ --allow '*.engine'
 
-Some seventy commands run on small data sets that are made here, on the CPU with one thread (four minutes), and leave
+About seventy commands run on small data sets made here, on the CPU with one thread (some four minutes), and leave
 one flat JSON: a key for each weight tensor, file, score, message and help text, with its SHA-256 or its own text. The
 comparison prints the keys that differ and exits with 1. Keys that begin with what --allow says (* is anything) may
 differ: they are printed as such. Nothing of medunet is imported, so its modules may lie anywhere: only the command line
