@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from medunet.errors import ConfigError
-from medunet.geometry.boxes import Box
 from medunet.geometry.shapes import Size, UNetShape
 from medunet.geometry.tiles import Tile, TilePlan, plan_tiles
 from medunet.inference.execution import (
@@ -20,8 +19,6 @@ from medunet.inference.execution import (
     Progress,
     Runner,
     Slab,
-    floating,
-    run_network,
 )
 from medunet.inference.stitching import PatchReader, mirrored_tiles, patch_rows
 
@@ -42,33 +39,6 @@ class Tiles:
         """Logits tile by tile, row by row; see `tile_rows`."""
         plan = plan_tiles(tuple(image.shape[1:]), passage.lengths(self.size), self.shape)
         return tile_rows(runner.network, image, plan, runner.execution, passage, progress)
-
-
-def whole_pass(
-    network: Network, image: torch.Tensor, stride: Sequence[int], execution: Execution | None = None
-) -> torch.Tensor:
-    """Logits of a whole scan in one pass of a padded network.
-
-    The far sides are zero-padded to multiples of the stride, and the answer is cropped again.
-
-    Args:
-        network: keeps the spatial size; see `run_network`.
-        image: ``(channel, *spatial)``; not changed.
-        stride: the network's, per spatial axis.
-        execution: where and how; float32 on the CPU by default.
-
-    Returns:
-        ``(class, *spatial)`` float32 (float64 for a float64 image).
-
-    Raises:
-        ConfigError: the network's answer has another spatial size, or see `run_network`.
-    """
-    shape = tuple(image.shape[1:])
-    sides = [side for n, s in zip(reversed(shape), reversed(tuple(stride)), strict=True) for side in (0, -n % s)]
-    padded = torch.nn.functional.pad(floating(image), sides)
-    logits = run_network(network, padded[None], execution or Execution())[0]
-    _check_size(logits, tuple(padded.shape[1:]))
-    return logits[(slice(None), *Box.of_shape(shape).slices)]
 
 
 def tile_rows(
@@ -118,17 +88,6 @@ def tile_rows(
         return logits
 
     return patch_rows(tiles, passage.axis, answer)
-
-
-def overlap_tile(
-    network: Network,
-    image: Image,
-    plan: TilePlan,
-    execution: Execution | None = None,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """Logits ``(class, *spatial)`` of a whole scan at once; see `tile_rows`."""
-    return torch.cat([rows for _, _, rows in tile_rows(network, image, plan, execution, progress=progress)], dim=1)
 
 
 def _check_size(logits: torch.Tensor, expected: tuple[int, ...]) -> None:

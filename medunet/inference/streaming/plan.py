@@ -51,7 +51,7 @@ class StreamPlan:
     Attributes:
         slab: rows fed at a time.
         axis: the spatial axis that is streamed.
-        bytes: peak memory that this needs, see `estimate_stream_bytes`.
+        bytes: peak memory that this needs, see `stream_bytes`.
         parts: into how many parts each axis is split; 1 along the streamed one.
         work: voxels that are computed, for each voxel of the scan; 1 unless parts overlap.
     """
@@ -107,11 +107,17 @@ def _plan(settings: UNetDescription, shape: tuple[int, ...], budget: Budget, axe
 
 
 def _with_slab(settings: UNetDescription, way: _Split, slab: int, budget: Budget) -> StreamPlan:
-    needs = _needs(settings, way.window, slab, way.axis, budget) + budget.beside * slab * way.plane
+    needs = stream_bytes(settings, way.window, slab, way.axis, budget) + budget.beside * slab * way.plane
     return StreamPlan(slab, way.axis, needs, way.parts, way.work)
 
 
-def _needs(settings: UNetDescription, shape: tuple[int, ...], slab: int, axis: int, budget: Budget) -> int:
+def stream_bytes(settings: UNetDescription, shape: tuple[int, ...], slab: int, axis: int, budget: Budget) -> int:
+    """Peak memory of streaming a scan on the CPU, above the loaded network and the scan.
+
+    The rows held between slabs, the largest maps that are made and dropped within a slab, the copies of the weights and
+    the logits of two slabs, the caller's and the next. None of them grows with the scan along the streamed axis, apart
+    from scans shorter than the network's field of view.
+    """
     layout = StreamLayout(settings, shape, axis, slab)
     held = sum(rows.row * rows.held for rows in layout.stored)
     logits = settings.classes * math.prod(layout.decoder[0][-1].plane) * layout.decoder[0][-1].made
@@ -169,29 +175,6 @@ def split(length: int, parts: int) -> list[tuple[int, int]]:
     """Spans ``(start, stop)`` of nearly equal length, side by side."""
     edges = [length * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(edges))
-
-
-def estimate_stream_bytes(
-    settings: UNetDescription, shape: Sequence[int], slab: int, axis: int = 0, itemsize: int = FLOAT
-) -> int:
-    """Peak memory of streaming a scan on the CPU, above the loaded network and the scan.
-
-    The rows held between slabs, the largest maps that are made and dropped within a slab, the copy of the weights and
-    the logits of two slabs, the caller's and the next. None of them grows with the scan along the streamed axis, apart
-    from scans shorter than the network's field of view.
-
-    Args:
-        settings: the network's.
-        shape: of the scan, spatial.
-        slab: rows fed at a time.
-        axis: the streamed one.
-        itemsize: bytes of a number in the precision that is used.
-
-    Raises:
-        ConfigError: the network cannot be exact, or shape or axis do not fit it.
-    """
-    _check(settings, shape, (axis,))
-    return _needs(settings, tuple(shape), slab, axis, Budget(0, itemsize))
 
 
 def _check(settings: UNetDescription, shape: Sequence[int], axes: Sequence[int]) -> None:

@@ -41,27 +41,6 @@ class Stream:
         return runner.run(image, self.plan.slab, progress, passage)
 
 
-def stream(
-    network: nn.Module, image: Image, slab: int, execution: Execution | None = None, progress: Progress | None = None
-) -> Iterator[Slab]:
-    """Logits of a whole scan, a few rows of its first axis at a time; see `Streamer` for other axes and many scans.
-
-    Args:
-        network: a `medunet.UNet` in evaluation mode; not changed.
-        image: ``(channel, *spatial)`` of any size; not changed.
-        slab: rows fed at a time.
-        execution: where and how; float32 on the CPU by default.
-        progress: called after each slab with the number of slabs done and of all.
-
-    Returns:
-        ``(start, stop, logits)`` in order, covering the scan once; see `Streamer.run`.
-
-    Raises:
-        ConfigError: see `Streamer` and `Streamer.run`.
-    """
-    return Streamer(network, execution).run(image, slab, progress)
-
-
 class Streamer(Runner):
     """A network made ready to stream scans.
 

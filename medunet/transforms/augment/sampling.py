@@ -160,7 +160,7 @@ class _Cells:
         return tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
 
     def locate(self) -> None:
-        """Symmetry positions, which lie between 0 and the last voxel but never on the last, into cells and weights."""
+        """Turn positions, which lie between 0 and the last voxel but never on the last, into cells and weights."""
         for position, first in zip(self.weights, self.spare, strict=True):
             torch.floor(position, out=first)
             position.sub_(first)

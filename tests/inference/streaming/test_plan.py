@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
-from medunet.inference.streaming.plan import SLABS, Budget, estimate_stream_bytes, plan_stream, split
+from medunet.inference.streaming.plan import SLABS, Budget, plan_stream, split, stream_bytes
 from medunet.networks.unet import UNetSettings
 from tests.fresh import Fresh
 
@@ -65,7 +65,7 @@ def test_estimate_against_measured_peak(
     answer = fresh.run(code)
     assert answer.returncode == 0, answer.stderr
     settings = UNetSettings(**options)  # type: ignore[arg-type]
-    estimate = estimate_stream_bytes(settings, scan, slab, itemsize=4 if dtype == "float32" else 2)
+    estimate = stream_bytes(settings, scan, slab, 0, Budget(0, 4 if dtype == "float32" else 2))
     assert 0.8 < estimate / int(answer.stdout) < 1.25
 
 
@@ -74,21 +74,21 @@ def test_the_estimate_does_not_grow_with_the_scan_along_the_streamed_axis() -> N
     for axis in range(3):
         long, longer = ([128, 128, 128] for _ in range(2))
         longer[axis] = 1024
-        assert estimate_stream_bytes(settings, longer, 8, axis) == estimate_stream_bytes(settings, long, 8, axis)
+        assert stream_bytes(settings, longer, 8, axis, Budget(0)) == stream_bytes(settings, long, 8, axis, Budget(0))
 
 
 def test_the_estimate_grows_with_plane_slab_and_width() -> None:
     settings = UNetSettings(channels=(16, 32, 64, 128))
-    base = estimate_stream_bytes(settings, (128, 128, 128), 4)
-    assert estimate_stream_bytes(settings, (128, 128, 256), 4) > 1.7 * base
-    assert estimate_stream_bytes(settings, (128, 128, 128), 16) > base
-    assert estimate_stream_bytes(settings, (128, 128, 128), 4, itemsize=2) < 0.6 * base
-    assert estimate_stream_bytes(UNetSettings(channels=(32, 64, 128, 256)), (128, 128, 128), 4) > 1.7 * base
+    base = stream_bytes(settings, (128, 128, 128), 4, 0, Budget(0))
+    assert stream_bytes(settings, (128, 128, 256), 4, 0, Budget(0)) > 1.7 * base
+    assert stream_bytes(settings, (128, 128, 128), 16, 0, Budget(0)) > base
+    assert stream_bytes(settings, (128, 128, 128), 4, 0, Budget(0, 2)) < 0.6 * base
+    assert stream_bytes(UNetSettings(channels=(32, 64, 128, 256)), (128, 128, 128), 4, 0, Budget(0)) > 1.7 * base
 
 
 def test_a_plan_takes_the_thickest_slab_that_fits() -> None:
     settings, shape = UNetSettings(channels=(16, 32, 64)), (200, 120, 100)
-    needs = {slab: estimate_stream_bytes(settings, shape, slab) for slab in SLABS}
+    needs = {slab: stream_bytes(settings, shape, slab, 0, Budget(0)) for slab in SLABS}
     assert plan_stream(settings, shape, Budget(2**40)).slab == 8
     for slab in (8, 4, 2, 1):
         plan = plan_stream(settings, shape, Budget(needs[slab]))
@@ -97,7 +97,7 @@ def test_a_plan_takes_the_thickest_slab_that_fits() -> None:
 
 def test_a_wide_scan_is_split_as_little_as_the_memory_allows() -> None:
     settings, shape = UNetSettings(channels=(16, 32, 64)), (100, 700, 900)
-    unsplit = estimate_stream_bytes(settings, shape, 1)
+    unsplit = stream_bytes(settings, shape, 1, 0, Budget(0))
     plans = [plan_stream(settings, shape, Budget(unsplit * percent // 100)) for percent in (100, 90, 60, 30)]
     assert plans[0].parts == (1, 1, 1) and plans[0].work == 1
     for plan, percent in zip(plans[1:], (90, 60, 30), strict=True):
@@ -132,7 +132,7 @@ def test_of_several_axes_the_one_with_the_smallest_plane_is_taken() -> None:
     settings = UNetSettings(channels=(16, 32, 64))
     shape = (130, 200, 160)
     assert plan_stream(settings, shape, Budget(2**40), axes=(0, 2)).axis == 2
-    tight = estimate_stream_bytes(settings, shape, 4, 1)
+    tight = stream_bytes(settings, shape, 4, 1, Budget(0))
     plan = plan_stream(settings, shape, Budget(tight), axes=(0, 1, 2))
     assert (plan.axis, plan.slab) == (1, 4)
 

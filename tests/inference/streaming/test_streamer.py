@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Execution, Passage
-from medunet.inference.overlap_tile import whole_pass
-from medunet.inference.streaming.streamer import Streamer, stream
+from medunet.inference.streaming.streamer import Streamer
 from medunet.networks.unet import UNet, UNetSettings
+from tests.inference.oracles import whole_pass
 from tests.inference.test_overlap_tile import noise, one_pass_over_the_mirrored_scan
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 
@@ -198,7 +198,7 @@ def test_identity_returns_the_scan(shape: tuple[int, ...]) -> None:
 def test_network_and_scan_stay_as_they_are(config: UNetSettings) -> None:
     network, image = seasoned(config).float(), noise(1, 37, 21).float()
     state, kept = copy.deepcopy(network.state_dict()), image.clone()
-    for _, _, logits in stream(network, image, 5):
+    for _, _, logits in Streamer(network).run(image, 5):
         with torch.inference_mode():
             logits.zero_()
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
@@ -219,14 +219,16 @@ def test_what_is_held_between_slabs_does_not_grow_with_the_scan(config: UNetSett
         image = noise(1, length, 20)
         gc.collect()
         before = held_bytes()
-        most.append(max(held_bytes() - before for start, _, _ in stream(network, image, 8) if 60 < start % 150 < 70))
+        most.append(
+            max(held_bytes() - before for start, _, _ in Streamer(network).run(image, 8) if 60 < start % 150 < 70)
+        )
     assert most[0] == most[1] > 10_000
 
 
 def test_slabs_already_given_out_do_not_change() -> None:
     network, image = seasoned(PADDED).float(), noise(1, 70, 21).float()
     slabs, copies = [], []
-    for _, _, logits in stream(network, image, 8):
+    for _, _, logits in Streamer(network).run(image, 8):
         slabs.append(logits)
         copies.append(logits.clone())
     assert all(torch.equal(a, b) for a, b in zip(slabs, copies, strict=True))
@@ -262,7 +264,7 @@ def test_bfloat16_is_near_and_comes_back_as_float32(config: UNetSettings) -> Non
 
 
 def test_only_the_computing_is_in_inference_mode() -> None:
-    slabs = stream(seasoned(PADDED), noise(1, 40, 20), 8)
+    slabs = Streamer(seasoned(PADDED)).run(noise(1, 40, 20), 8)
     next(slabs)
     assert not torch.is_inference_mode_enabled()
     weight = torch.ones(1, requires_grad=True)
@@ -272,7 +274,7 @@ def test_only_the_computing_is_in_inference_mode() -> None:
 
 def test_progress_reaches_its_end() -> None:
     calls: list[tuple[int, int]] = []
-    list(stream(seasoned(PADDED), noise(1, 37, 20), 8, progress=lambda done, total: calls.append((done, total))))
+    list(Streamer(seasoned(PADDED)).run(noise(1, 37, 20), 8, progress=lambda done, total: calls.append((done, total))))
     assert len(calls) > 5
     assert calls == [(n, len(calls)) for n in range(1, len(calls) + 1)]
 
@@ -280,17 +282,17 @@ def test_progress_reaches_its_end() -> None:
 def test_what_cannot_be_streamed_is_refused() -> None:
     image = noise(1, 16, 16).float()
     with pytest.raises(ConfigError, match=r"network.eval\(\)"):
-        stream(UNet(PADDED), image, 8)
+        Streamer(UNet(PADDED)).run(image, 8)
     partly = UNet(PADDED).eval()
     partly.encoder[0].train()
     with pytest.raises(ConfigError, match="in training mode"):
-        stream(partly, image, 8)
+        Streamer(partly).run(image, 8)
     for norm in ("instance", "group"):
         network = UNet(UNetSettings(dimensions=2, channels=(4, 8), norm=norm)).eval()  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=f"{norm} norm takes its statistics over the tile"):
-            stream(network, image, 8)
+            Streamer(network).run(image, 8)
     with pytest.raises(ConfigError, match=r"expected a medunet\.UNet"):
-        stream(torch.nn.Conv2d(1, 2, 3).eval(), image, 8)
+        Streamer(torch.nn.Conv2d(1, 2, 3).eval()).run(image, 8)
 
 
 def test_scans_that_do_not_fit_are_refused() -> None:
