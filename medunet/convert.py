@@ -13,8 +13,8 @@ from typing import Any
 from medunet.conversion.layout_choice import layout_of
 from medunet.conversion.layouts import Layout
 from medunet.conversion.meaning import ConvertRequest, Meaning, masks_of, meaning_of, progress, source_json
+from medunet.conversion.messages import Say, Totals, refuse_unknown, relative, say_layout
 from medunet.conversion.structures import check_masks
-from medunet.conversion.tell import Say, Totals, refuse_unknown, relative, say_layout
 from medunet.conversion.write import write_case, write_declaration
 from medunet.datasets.catalogue import Case
 from medunet.datasets.labels import table_from_names

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from medunet.conversion.layouts import Layout, find_layout
 from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.messages import relative
 from medunet.conversion.structure_folders import case_folders, find_structures
 from medunet.conversion.structures import are_label_maps, has_structure_channels
-from medunet.conversion.tell import relative
 from medunet.errors import DataError
 
 

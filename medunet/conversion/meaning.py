@@ -13,7 +13,6 @@ from medunet.conversion.layouts import FoundCase, Layout
 from medunet.conversion.masks import Mask, read_mask
 from medunet.conversion.rules import (
     MOST_OBJECTS,
-    AsTheyAre,
     BlackAndWhite,
     Census,
     Coloured,
@@ -21,6 +20,7 @@ from medunet.conversion.rules import (
     Connected,
     OneMaskPerObject,
     Rule,
+    Unchanged,
 )
 from medunet.conversion.structures import JoinedStructures, StructureCensus, StructureMasks
 from medunet.errors import ConfigError, DataError
@@ -247,7 +247,7 @@ def _objects(census: Census, request: ConvertRequest) -> Meaning:
     notes: tuple[str, ...] = ()
     if len(set(census.values) - {0}) == 1:
         notes = ("each mask is one object as there is one value only; --connected makes every connected part one",)
-    return replace(_object_meaning("object ids", AsTheyAre(), request), notes=notes)
+    return replace(_object_meaning("object ids", Unchanged(), request), notes=notes)
 
 
 def _connected_words(settings: ObjectSettings) -> str:
@@ -265,10 +265,10 @@ def _grey(census: Census, declared: Mapping[str, Any], request: ConvertRequest) 
     """Masks of one channel: as `dataset.json` says, black and white, or label values as they are."""
     black_and_white = {"labels": {"background": 0, request.foreground or "foreground": 1}}
     if isinstance(declared.get("labels"), dict) and not census.lossy:
-        return Meaning("label values, named in dataset.json", AsTheyAre(), {})
+        return Meaning("label values, named in dataset.json", Unchanged(), {})
     white = 255 if census.black_palette else census.white
     if white is not None and not census.lossy:
-        rule: Rule = AsTheyAre() if white == 1 and not census.black_palette else BlackAndWhite(white)
+        rule: Rule = Unchanged() if white == 1 and not census.black_palette else BlackAndWhite(white)
         return Meaning(f"black and white (0 and {white})", rule, black_and_white)
     if census.lossy or census.smeared:
         return _smeared(census, request, black_and_white)
@@ -291,7 +291,7 @@ def _grey(census: Census, declared: Mapping[str, Any], request: ConvertRequest) 
         }
     elif values[-1] == 255 and (len(values) == 2 or values[-2] < 128):
         notes.append("255 is taken as a class; if it means not annotated, say --ignore 255")
-    return Meaning("label values", AsTheyAre(), declaration, tuple(notes))
+    return Meaning("label values", Unchanged(), declaration, tuple(notes))
 
 
 def _smeared(census: Census, request: ConvertRequest, declaration: dict[str, Any]) -> Meaning:

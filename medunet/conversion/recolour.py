@@ -10,8 +10,8 @@ from medunet.conversion.colour_tables import declared_colours, read_colours, rea
 from medunet.conversion.colours import ColourTable, code_of
 from medunet.conversion.masks import read_mask
 from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.messages import Say
 from medunet.conversion.rules import values_of
-from medunet.conversion.tell import Say
 from medunet.conversion.write import place_file, write_declaration
 from medunet.datasets.catalogue import by_stem, group_cases, scan_files
 from medunet.datasets.declaration import declared_labels

@@ -91,7 +91,7 @@ class BlackAndWhite:
 
 
 @dataclass(frozen=True)
-class AsTheyAre:
+class Unchanged:
     """The values are label values or object ids already."""
 
     unchanged = True

@@ -18,7 +18,7 @@ from medunet.datasets.annotation import EVERYTHING, NOTHING_SAID, Annotation, An
 from medunet.datasets.channels import Channel, chosen_names
 from medunet.datasets.declaration import channel_names, label_table, read_declaration, says_stack
 from medunet.datasets.labels import LabelTable, table_from_values
-from medunet.datasets.voxelsize import VoxelSize, declared_size
+from medunet.datasets.voxel_size import VoxelSize, declared_size
 from medunet.errors import DataError
 from medunet.formats.dispatch import READABLE, case_stem, is_readable, label_axes, read_volume, stack_files
 

@@ -11,7 +11,7 @@ from typing import Any
 from medunet.datasets.annotation import AnnotationSettings, declared_annotation
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import split_declaration
-from medunet.datasets.voxelsize import VoxelSize, declared_size
+from medunet.datasets.voxel_size import VoxelSize, declared_size
 from medunet.errors import DataError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from medunet.datasets.catalogue import Case, DataSet
 from medunet.datasets.channels import channel_indices
 from medunet.datasets.labels import LabelTable
-from medunet.datasets.voxelsize import Scan
+from medunet.datasets.voxel_size import Scan
 from medunet.errors import DataError
 from medunet.formats.dispatch import label_axes, read_grid, read_volume
 from medunet.system.blocks import copy_in_tiles

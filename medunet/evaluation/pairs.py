@@ -10,7 +10,7 @@ from medunet.datasets.annotation import EVERYTHING, Annotation, AnnotationSettin
 from medunet.datasets.catalogue import by_stem, group_cases, scan_files, stack_folders
 from medunet.datasets.declaration import declared_annotations, declared_labels, declared_stack, declared_voxel_size
 from medunet.datasets.labels import LabelTable
-from medunet.datasets.voxelsize import VoxelSize, is_stack
+from medunet.datasets.voxel_size import VoxelSize, is_stack
 from medunet.errors import DataError
 from medunet.formats.dispatch import is_zarr, label_axes, read_grid, read_volume, stack_files
 from medunet.formats.results import PROBABILITIES

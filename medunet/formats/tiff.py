@@ -20,10 +20,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from medunet.errors import DataError, MedunetError
-from medunet.formats import pixelsize
-from medunet.formats.labelcolours import colour_map_tag, display_range
-from medunet.formats.pixelsize import PixelSize
-from medunet.formats.tiffaxes import channel_names, check_one_image, chosen_frame, known_axes, stated_axes
+from medunet.formats import pixel_size
+from medunet.formats.label_colours import colour_map_tag, display_range
+from medunet.formats.pixel_size import PixelSize
+from medunet.formats.tiff_axes import channel_names, check_one_image, chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.system.files import written_aside
@@ -135,7 +135,7 @@ def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
 
 
 def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = False) -> None:
-    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`labelcolours`).
+    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`label_colours`).
 
     ``.ome.tif`` and what was read from OME-TIFF becomes OME-TIFF. Everything else becomes an ImageJ hyperstack if
     ImageJ has the type (8 and 16 bits, float32), and OME-TIFF if not (32-bit labels), or beyond 4 GB. A source with an
@@ -230,10 +230,10 @@ def _contents(file: Any, path: Path, axes: str | None, frame: int | None) -> _Co
     series = file.series[0]
     kind = series.kind if series.kind in ("ome", "imagej") else "plain"
     if file.is_ome:
-        size = pixelsize.from_ome(file.ome_metadata or "")
+        size = pixel_size.from_ome(file.ome_metadata or "")
     else:
         described = (file.imagej_metadata if kind == "imagej" else next(iter(file.shaped_metadata or ()), None)) or {}
-        size = pixelsize.from_tags(series.keyframe, described, kind == "imagej")
+        size = pixel_size.from_tags(series.keyframe, described, kind == "imagej")
     check_one_image(file, path, axes is not None)
     shape = tuple(int(n) for n in series.shape)
     letters = (known_axes if axes is None else stated_axes)(series.axes if axes is None else axes, shape, path, frame)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from medunet.datasets.voxelsize import VoxelSize
+from medunet.datasets.voxel_size import VoxelSize
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medunet.errors import DataError
 from medunet.formats.omezarr.nodes import Node, below, is_zarr, open_node
-from medunet.formats.pixelsize import MICROMETRES
+from medunet.formats.pixel_size import MICROMETRES
 from medunet.volume import UNITS, Volume, spacing_of
 
 VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from medunet.errors import DataError
-from medunet.formats.pixelsize import MICROMETRES
+from medunet.formats.pixel_size import MICROMETRES
 from medunet.volume import MILLIMETRES, Grid, Volume
 
 SAME = 0.01
