@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medunet.datasets.catalogue import by_stem, group_cases, scan_files
+from medunet.datasets.catalogue import LAYOUTS, by_stem, group_cases, scan_files
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem, is_readable, is_zarr
 
@@ -30,7 +30,6 @@ IMAGE_FOLDERS = (
     "images", "image", "imgs", "img", "raw", "jpegimages", "frames", "scans", "inputs", "input", "photos", "data",
     "volumes",
 )  # fmt: skip
-_OWN = (("images", "labels"), ("imagesTr", "labelsTr"))
 
 
 def _token(words: Sequence[str]) -> re.Pattern[str]:
@@ -271,7 +270,7 @@ def _folders(source: Path) -> list[Path]:
 
 
 def _own_layout(source: Path) -> Layout | None:
-    for images, labels in _OWN:
+    for images, labels in LAYOUTS:
         if (source / images).is_dir() and (source / labels).is_dir():
             files = by_stem(scan_files(source / labels))
             cases = group_cases(scan_files(source / images), files)

@@ -13,8 +13,8 @@ from medunet.conversion.meaning import ConvertRequest
 from medunet.conversion.messages import Say
 from medunet.conversion.rules import values_of
 from medunet.conversion.write import place_file, write_declaration
-from medunet.datasets.catalogue import by_stem, group_cases, scan_files
-from medunet.datasets.declaration import declared_labels
+from medunet.datasets.catalogue import LAYOUTS, by_stem, group_cases, scan_files
+from medunet.datasets.declaration import read_declaration
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
 from medunet.formats.dispatch import case_stem, is_zarr, suffix_of, write_volume
@@ -22,7 +22,6 @@ from medunet.report.colours import label_colours
 from medunet.system.files import check_new_folder, folder_written_aside, write_text
 from medunet.volume import Volume
 
-_FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
 
@@ -78,7 +77,7 @@ def _files(source: Path) -> tuple[list[Path], list[Path]]:
         return [], [source]
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder; give a data set, a folder of label maps, or one")
-    for images, labels in _FOLDERS:
+    for images, labels in LAYOUTS:
         if (source / labels).is_dir():
             files = by_stem(scan_files(source / labels))
             scans = scan_files(source / images) if (source / images).is_dir() else []
@@ -109,7 +108,7 @@ def _table(request: ConvertRequest, labels: Sequence[Path]) -> tuple[ColourTable
         found = declared_colours(declared, path, request.ignore)
         if found is not None:
             return found, f"of {path}"
-        named = declared_labels(path)
+        named = read_declaration(path).labels
         if named is not None:
             return _chosen(named), "chosen here, background and unannotated dark"
     raise DataError(

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunet.datasets.annotation import EVERYTHING, Annotation, AnnotationSettings
+from medunet.datasets.annotation import EVERYTHING, Annotation
 from medunet.datasets.catalogue import by_stem, group_cases, scan_files, stack_folders
-from medunet.datasets.declaration import declared_annotations, declared_labels, declared_stack, declared_voxel_size
-from medunet.datasets.labels import LabelTable
+from medunet.datasets.declaration import Declaration, read_declaration
 from medunet.datasets.voxel_size import VoxelSize, is_stack
 from medunet.errors import DataError
-from medunet.formats.dispatch import is_zarr, label_axes, read_grid, read_volume, stack_files
+from medunet.formats.dispatch import case_stem, is_zarr, label_axes, read_grid, read_volume, stack_files
 from medunet.formats.results import PROBABILITIES
 from medunet.volume import Volume, corners_apart, spacing_text, tolerance
 
@@ -48,6 +47,28 @@ class Pair:
         return None if self.own else self.axes
 
 
+def named_pairs(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
+    """The pairs with a name each: plain tuples are named after the reference's file.
+
+    Raises:
+        DataError: no pair, or two of one name.
+    """
+    named = []
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, Pair):
+            prediction, reference = pair
+            name = f"case {number}" if isinstance(reference, Volume) else case_stem(Path(reference))
+            pair = Pair(name, prediction, reference)
+        named.append(pair)
+    if not named:
+        raise DataError("nothing to evaluate: no pair of a prediction and a reference was given")
+    names = [pair.case for pair in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: two pairs have this name; each case needs its own, give Pair(case, …) records")
+    return named
+
+
 def label_folder(references: Path) -> Path:
     """The folder (or file) that holds the label maps themselves."""
     if not references.exists():
@@ -57,35 +78,13 @@ def label_folder(references: Path) -> Path:
     return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
 
 
-def labels_beside(folder: Path) -> LabelTable | None:
-    """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
-    declaration = _beside(folder)
-    return None if declaration is None else declared_labels(declaration)
-
-
-def annotation_beside(folder: Path) -> AnnotationSettings:
-    """What the same `dataset.json` says of how much was annotated."""
-    declaration = _beside(folder)
-    return AnnotationSettings() if declaration is None else declared_annotations(declaration)
-
-
-def voxel_size_beside(folder: Path) -> VoxelSize | None:
-    """The voxel size that the same `dataset.json` declares for files that state none."""
-    declaration = _beside(folder)
-    return None if declaration is None else declared_voxel_size(declaration)
-
-
-def stack_beside(folder: Path) -> bool:
-    """Whether the same `dataset.json` says that folders of sections are scans."""
-    declaration = _beside(folder)
-    return declaration is not None and declared_stack(declaration)
-
-
-def _beside(folder: Path) -> Path | None:
+def declaration_beside(folder: Path) -> Declaration:
+    """The nearest `dataset.json`: in the folder of the label maps or in the one above; empty without one."""
     above = folder.resolve().parent
     # The folder may be one stack of a data set's labels.
     places = (folder, above, *([above.parent] if above.name in _LABEL_FOLDERS else []))
-    return next((path for path in (place / "dataset.json" for place in places) if path.is_file()), None)
+    found = next((path for path in (place / "dataset.json" for place in places) if path.is_file()), None)
+    return Declaration(folder / "dataset.json") if found is None else read_declaration(found)
 
 
 @dataclass(frozen=True)

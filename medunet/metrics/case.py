@@ -64,7 +64,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One structure in one case; what each empty side means is said in `POLICY`.
+    """One structure in one case; `POLICY` says what an empty side scores.
 
     Attributes:
         label: the structure's name.
@@ -148,7 +148,7 @@ class CaseScores:
     Attributes:
         pixel_accuracy: the share of voxels with the right label, background included, ignored voxels left out.
         tolerance: of the surface Dice, in the volume's unit.
-        voxels, annotated: how many there are, and how many do not hold the ignore value; 0 where nobody counted.
+        voxels, annotated: number of voxels, and of those that do not hold the ignore value; 0 if not counted.
         objects: of id maps, which were compared object by object.
         boundaries: of maps of borders, which were compared as partitions.
     """
@@ -180,7 +180,7 @@ def score_case(
     ignore: int | None = None,
     tolerance: float = 1.0,
 ) -> list[LabelScores]:
-    """Score each structure of a case; `POLICY` says what happens where one is missing.
+    """Scores of each structure of a case; `POLICY` says what a missing structure scores.
 
     Args:
         prediction: label map `(x, y)` or `(x, y, z)`.
@@ -209,11 +209,14 @@ _Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def _score(name: str, masks: _Masks, spacing: tuple[float, ...], tolerance: float) -> LabelScores:
+    from scipy.ndimage import find_objects
+
     predicted, true = masks
     voxel_volume = float(np.prod(spacing))
-    box = _bounding_box(predicted | true)
-    if box is None:
-        return LabelScores(name, Counts(0, 0, 0), voxel_volume, NOTHING_TO_MEASURE)
+    boxes = find_objects((predicted | true).view(np.uint8))
+    if not boxes:
+        return LabelScores(name, Counts(), voxel_volume, NOTHING_TO_MEASURE)
+    (box,) = boxes
     counts = count_overlap(predicted[box], true[box])
     if counts.reference and counts.prediction:
         # Axes of length one are left out of the surface, so a cut must not make any.
@@ -227,14 +230,3 @@ def _cropped(masks: _Masks, box: tuple[slice, ...]) -> _Masks:
     """Both masks cut to the box and one voxel more on each side, where the image goes on."""
     grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
     return masks[0][grown], masks[1][grown]
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """The smallest box around the true voxels, None without any."""
-    box = []
-    for axis in range(mask.ndim):
-        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not len(present):
-            return None
-        box.append(slice(int(present[0]), int(present[-1]) + 1))
-    return tuple(box)
