@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medunet.conversion.layouts import FoundCase, Layout, is_mask_name
+from medunet.datasets.loading import refuse
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem
+from medunet.system.wording import listed
 
 CHANNEL_NAMES = (
     "t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t1post", "t2", "t2w", "t2f", "t2s", "t2star", "flair", "mprage", "stir",
@@ -89,7 +91,7 @@ def channel_layout(folders: Iterable[CaseFolder]) -> Layout:
     """
     parted = [_parted(folder) for folder in folders]
     cases = [one for one in parted if one.usable]
-    refuse_folders([problem for one in cases for problem in _twice(one)])
+    refuse([problem for one in cases for problem in _twice(one)], "folders")
     channels = _channels_of(cases)
     masks = _masks_of(cases)
     found = tuple(
@@ -159,7 +161,8 @@ def _channels_of(cases: Sequence[_Parted]) -> tuple[str, ...]:
     expected = max(counts, key=lambda names: (counts[names], len(names), sorted(names)))
     model = next(case.folder.name for case in cases if set(case.channels) == expected)
     wanted = f"{', '.join(sorted(expected))} as in {model} ({counts[expected]} of {len(cases)} cases)"
-    refuse_folders([_other_channels(case, expected, wanted) for case in cases if set(case.channels) != expected])
+    odd = [case for case in cases if set(case.channels) != expected]
+    refuse([_other_channels(case, expected, wanted) for case in odd], "folders")
     strange = sorted(expected - set(CHANNEL_NAMES))
     if strange:
         names = _names([path for name in strange for path in cases[0].channels[name]])
@@ -195,7 +198,7 @@ def _masks_of(cases: Sequence[_Parted]) -> dict[Path, list[Path]]:
         return {case.folder: list(case.others) for case in cases}
     counts = Counter(case.unknown for case in called)
     usual = max(counts, key=lambda names: (counts[names], -len(names), sorted(names)))
-    refuse_folders([problem for case in cases if (problem := _other_masks(case, usual)) is not None])
+    refuse([problem for case in cases if (problem := _other_masks(case, usual)) is not None], "folders")
     return {case.folder: case.called_masks or list(case.others) for case in cases}
 
 
@@ -221,14 +224,5 @@ def _other_masks(case: _Parted, usual: frozenset[str]) -> str | None:
     return None
 
 
-def refuse_folders(problems: Sequence[str]) -> None:
-    """Raises:
-    DataError: the first problem, and how many there are.
-    """
-    if problems:
-        more = f"\n… and {len(problems) - 1} more folders like this" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
-
-
 def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
+    return listed([path.name for path in paths], _SHOWN)

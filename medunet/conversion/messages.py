@@ -14,9 +14,9 @@ from medunet.conversion.layouts import FoundCase, Layout, count_by_suffix
 from medunet.conversion.meaning import ConvertRequest
 from medunet.conversion.rules import MatchingRule, Rule
 from medunet.errors import DataError
+from medunet.system.wording import listed
 
 Say = Callable[[str], None]
-
 
 _SHOWN = 10
 
@@ -41,12 +41,11 @@ def say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
         ("neither a known scan nor the mask", layout.unused),
     ):
         if paths:
-            names = ", ".join(relative(path, request.source) for path in paths[:_SHOWN])
-            say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
+            names = listed([relative(path, request.source) for path in paths], _SHOWN)
+            say(f"left out, {what}: {len(paths)}: {names}")
     if layout.passed_over:
-        names = ", ".join(path.name for path in layout.passed_over[:_SHOWN])
-        more = ", …" if len(layout.passed_over) > _SHOWN else ""
-        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}{more}")
+        names = listed([path.name for path in layout.passed_over], _SHOWN)
+        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}")
     if layout.others:
         say(f"left out, no scans: {count_by_suffix(layout.others)}")
 
@@ -85,15 +84,14 @@ class Totals:
             if self.overlapping or self.hidden:
                 yield (
                     f"overlaps: {self.overlapping:,} pixels belong to several objects (the first keeps them), "
-                    f"{self.hidden} objects are empty or hidden; in {', '.join(self.overlaps[:5])}"
-                    f"{', …' if len(self.overlaps) > 5 else ''}"
+                    f"{self.hidden} objects are empty or hidden; in {listed(self.overlaps, 5)}"
                 )
         else:
             labels = {value: name for name, value in declaration["labels"].items() if isinstance(value, int)}
             if isinstance(declaration.get("ignore"), int):
                 labels[declaration["ignore"]] = "(ignored)"
             shares = [f"{labels.get(v, v)} {v}: {n / self.pixels:.2%}" for v, n in sorted(self.counts.items())]
-            yield f"label values: {', '.join(shares[:20])}{', …' if len(shares) > 20 else ''}"
+            yield f"label values: {listed(shares, 20)}"
         if self.changed:
             yield f"changed to the nearest class: {self.changed:,} pixels, {self.changed / self.pixels:.3%}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from medunet.conversion.layouts import FoundCase
 from medunet.conversion.masks import Mask, read_mask
 from medunet.conversion.rules import grey_of
 from medunet.datasets.labels import IGNORE
+from medunet.datasets.loading import refuse
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem, read_grid, read_volume
 from medunet.volume import Grid, corners_apart, tolerance
@@ -109,9 +110,7 @@ def check_masks(cases: Iterable[Sequence[Path]], axes: str | None = None) -> Non
                 _require_same_grid(path, read_grid(path, axes=axes), masks[0], first)
             except DataError as error:
                 problems.append(str(error))
-    if problems:
-        more = f"\n… and {len(problems) - 1} more masks like this" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
+    refuse(problems, "masks")
 
 
 def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> None:
@@ -192,13 +191,15 @@ class Joined:
 
     Attributes:
         codes: ``(*spatial)``, places in `combinations`.
-        combinations: that occurred on the way; the first is that of no structure.
-        voxels: of each, now.
+        combinations: all that occurred on the way; the first is that of no structure.
+        voxels: number of voxels that each combination has now.
+        names: the structures joined so far.
     """
 
     codes: NDArray[np.uint32]
     combinations: list[Combination]
     voxels: list[int]
+    names: list[str] = field(default_factory=list)
 
     def add(self, name: str, inside: NDArray[np.bool_], where: Path) -> None:
         """Put another structure's mask on top.
@@ -206,6 +207,7 @@ class Joined:
         Raises:
             DataError: more combinations than a label map has values.
         """
+        self.names.append(name)
         before = self.codes[inside]
         moved = np.bincount(before, minlength=len(self.combinations))
         renamed = np.zeros(len(moved), np.uint32)
@@ -280,11 +282,11 @@ class StructureCensus:
         Raises:
             DataError: as `joined`, or all cases together have too many combinations.
         """
-        names: list[str] = []
-        self.voxels.update(joined(_noting(masks, names)).counts)
+        found = joined(masks)
+        self.voxels.update(found.counts)
         refuse_too_many(len(self.voxels), where)
         self.cases += 1
-        for name in names:
+        for name in found.names:
             self.named[name] = self.named.get(name, 0) + 1
 
     @property
@@ -333,12 +335,6 @@ def _unused(name: str, number: int, taken: Container[str]) -> str:
     """The name, or with the first number from `number` on that nothing is called by."""
     numbered = (f"{name} ({n})" for n in itertools.count(number))
     return name if name not in taken else next(one for one in numbered if one not in taken)
-
-
-def _noting(masks: Iterable[Mask], names: list[str]) -> Iterator[Mask]:
-    for mask in masks:
-        names.append(name_of(mask))
-        yield mask
 
 
 @dataclass(frozen=True)

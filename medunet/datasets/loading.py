@@ -174,8 +174,17 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
                 _require_same_grid(case, image, read_grid(case.label, axes=stated), "label")
         except DataError as error:
             problems.append(str(error))
+    refuse(problems, "cases")
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Refuse a data set because of the first problem, with the number of the others.
+
+    Raises:
+        DataError: there is a problem.
+    """
     if problems:
-        more = f"\n… and {len(problems) - 1} more cases like this" if len(problems) > 1 else ""
+        more = f"\n… and {len(problems) - 1} more {what} like this" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
 
 

@@ -13,6 +13,7 @@ from medunet.datasets.voxel_size import VoxelSize, is_stack
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem, is_zarr, label_axes, read_grid, read_volume, stack_files
 from medunet.formats.results import PROBABILITIES
+from medunet.system.wording import listed
 from medunet.volume import Volume, corners_apart, spacing_text, tolerance
 
 Source = Path | str | Volume
@@ -164,8 +165,7 @@ def _is_one(place: Path) -> bool:
 
 
 def _few(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
+    return listed(sorted(names), 4) or "none"
 
 
 def _images(references: Path, labels: Mapping[str, Path], stack: bool) -> dict[str, Path]:

@@ -18,28 +18,6 @@ from medunet.system.files import check_free
 from medunet.system.scratch import Scratch
 from medunet.volume import Grid, Volume
 
-__all__ = [
-    "READABLE",
-    "WRITABLE",
-    "ZARR_SUFFIXES",
-    "Grid",
-    "case_stem",
-    "check_target",
-    "default_suffix",
-    "enclosing",
-    "files_of",
-    "is_dicom_series",
-    "is_folder_scan",
-    "is_readable",
-    "is_zarr",
-    "label_axes",
-    "read_grid",
-    "read_volume",
-    "stack_files",
-    "suffix_of",
-    "write_volume",
-]
-
 _FAMILIES = {
     ".nii.gz": "nifti",
     ".nii": "nifti",

@@ -253,8 +253,7 @@ def _header(stream: IO[bytes], path: Path) -> tuple[Any, bool]:
         raise DataError(f"{path}: damaged: its compressed data cannot be decoded ({error}); copy it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nibabel on extensions whose size is not a multiple of 16: harmless
+    with warnings.catch_warnings(action="ignore"):  # on extensions whose size is not a multiple of 16: harmless
         return kind.from_fileobj(io.BytesIO(head), check=False), single
 
 

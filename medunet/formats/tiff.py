@@ -112,7 +112,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
     empty: Empty = scratch or np.empty
     with _opened(path, axes, frame) as contents:
         try:
-            with _errors_noticed(path):
+            with _logged_errors_raised(path):
                 _check_whole(contents.series, path)
                 array = _pixels(contents, path, empty)
         except _DAMAGE as error:
@@ -190,11 +190,7 @@ def _options(kind: str, axes: str, size: PixelSize) -> dict[str, Any]:
         return {"ome": True, "metadata": {"axes": axes, **size.ome()}}
     resolution = {} if size.resolution is None else {"resolution": size.resolution, "resolutionunit": size.tag}
     described = {"axes": axes, **size.description()}
-    return (
-        {"imagej": True, "metadata": described, **resolution}
-        if kind == "imagej"
-        else {"metadata": described, **resolution}
-    )
+    return ({"imagej": True} if kind == "imagej" else {}) | {"metadata": described} | resolution
 
 
 def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
@@ -213,7 +209,7 @@ def _opened(path: Path, axes: str | None, frame: int | None = None) -> Iterator[
     # our own handle: tifffile leaves its own open when a file is cut within its header
     with path.open("rb") as handle:
         try:
-            with _errors_noticed(path):
+            with _logged_errors_raised(path):
                 file = tifffile.TiffFile(handle, name=path.name, _multifile=False)  # OME-XML could name any other file
                 contents = _contents(file, path, axes, frame)
         except _DAMAGE as error:
@@ -329,27 +325,20 @@ def _channels_first(array: NDArray[Any], contents: _Contents, empty: Empty) -> N
     return array.reshape((contents.channels, *contents.spatial))
 
 
-class _Noted(logging.Handler):
-    """Keeps what tifffile logs."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
-def _errors_noticed(path: Path) -> Iterator[None]:
-    """Symmetry the errors that tifffile only logs (lost pages, contradicting metadata) into one of ours."""
-    handler, propagate = _Noted(), _LOGGER.propagate
-    _LOGGER.addHandler(handler)
-    _LOGGER.propagate = False
+def _logged_errors_raised(path: Path) -> Iterator[None]:
+    """Turn the errors that tifffile only logs (lost pages, contradicting metadata) into one of ours."""
+    messages: list[str] = []
+
+    def kept(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            messages.append(record.getMessage())
+        return False
+
+    _LOGGER.addFilter(kept)
     try:
         yield
     finally:
-        _LOGGER.removeHandler(handler)
-        _LOGGER.propagate = propagate
-    if handler.messages:
-        raise _damaged(path, ValueError(handler.messages[0]))
+        _LOGGER.removeFilter(kept)
+    if messages:
+        raise _damaged(path, ValueError(messages[0]))

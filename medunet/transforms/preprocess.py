@@ -196,7 +196,7 @@ class ScanView:
 
 
 def preprocess(volume: Volume, settings: PreprocessSettings) -> tuple[NDArray[np.float32], Undo]:
-    """Symmetry a scan into the array that a network sees; see `ScanView` for large ones.
+    """Turn a scan into the array that a network sees; see `ScanView` for large ones.
 
     Returns:
         The array `(channel, *spatial)` float32 and the way back.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medunet.errors import DataError
 from medunet.formats.omezarr.nodes import Node, below, is_zarr, open_node
 from medunet.formats.pixel_size import MICROMETRES
+from medunet.system.wording import listed
 from medunet.volume import UNITS, Volume, spacing_of
 
 VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -181,10 +182,10 @@ def find_image(path: Path) -> Image:
         if not inside:
             raise DataError(f"{node.folder}: a Zarr group without an image; give the folder of an OME-Zarr image")
         if len(inside) > 1:
-            shown = ", ".join(str(place) for place in inside[:3])
+            shown = listed([str(place) for place in inside], 3)
             raise DataError(
                 f"{node.folder}: {what} of {len(inside)} images; expected one\n"
-                f"give one or several by their own paths: {shown}{', …' if len(inside) > 3 else ''}"
+                f"give one or several by their own paths: {shown}"
             )
         node = open_node(inside[0])
     raise DataError(f"{path}: no image within {_DEEPEST} levels of groups; give the folder of an OME-Zarr image")
