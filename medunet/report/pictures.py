@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from medunet.report.colours import label_colours, tinted
 from medunet.report.planes import Overlay, Plane, shown_planes
@@ -36,24 +37,20 @@ def overlay_picture(overlay: Overlay, title: str = "", legend: bool = True, widt
 
 
 def figure_png(figure: Figure, dpi: int) -> bytes:
-    """A figure as PNG bytes of 256 colours: a third of the size in a page, and no difference to the eye."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(figure_array(figure, dpi)).quantize(256, dither=Image.Dither.NONE).save(
-        buffer, "PNG", optimize=True
-    )
-    return buffer.getvalue()
-
-
-def figure_array(figure: Figure, dpi: int) -> NDArray[np.uint8]:
-    """A figure as RGB `(row, column, 3)`."""
+    """A figure as the bytes of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3].copy()
+    return png_bytes(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3].copy()))
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A PNG of 256 colours: a third of the size in a page, and no difference to the eye."""
+    buffer = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _overlay_figure(overlay: Overlay, title: str, legend: bool, width: float) -> Figure:

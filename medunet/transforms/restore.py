@@ -68,16 +68,16 @@ class Piece:
     def classes(self) -> int:
         return len(self._scores)
 
-    def winners(self, decision: LabellingRule = LARGEST_WINS) -> NDArray[np.uint8]:
-        """`(*box.shape)`, the class that is decided on; about as much is held at a time as one class has.
+    def winners(self, rule: LabellingRule = LARGEST_WINS) -> NDArray[np.uint8]:
+        """`(*box.shape)`, the class of each voxel; about as much memory is held at a time as one class takes.
 
-        Scores are interpolated and then decided on; interpolating finished masks would cost accuracy
+        Scores are interpolated and then labelled; interpolating finished masks would cost accuracy
         (Dice 0.967 against 0.937 in a measurement).
         """
         winners = np.empty(self.box.shape, np.uint8)
-        for box in _cut(self.box, decision.held(self.classes)):
+        for box in _cut(self.box, rule.held(self.classes)):
             own = functools.partial(self._scores_in, box)
-            winners[box.relative_to(self.box.start).slices] = decision.decide_one_by_one(self.classes, own)
+            winners[box.relative_to(self.box.start).slices] = rule.decide_one_by_one(self.classes, own)
         return winners
 
 
@@ -126,14 +126,14 @@ def _with_rows(box: Box, axis: int, rows: tuple[int, int]) -> Box:
 
 
 def restore_labels(
-    scores: NDArray[np.float32], undo: Undo, outside: int = 0, decision: LabellingRule = LARGEST_WINS
+    scores: NDArray[np.float32], undo: Undo, outside: int = 0, rule: LabellingRule = LARGEST_WINS
 ) -> NDArray[np.uint8]:
     """Class indices on the scan's own grid from all scores at once.
 
     Args:
         scores: `(class, *network grid)` logits or probabilities; probabilities for regions.
         outside: the class of voxels that were cut away.
-        decision: what scores come to.
+        rule: makes classes of scores.
 
     Returns:
         `(1, *spatial)` uint8.
@@ -141,7 +141,7 @@ def restore_labels(
     whole = undo.orientation.undo(np.full((1, *undo.oriented), outside, dtype=np.uint8))
     kept = undo.kept_part(whole)
     for piece in restored([(0, scores.shape[1], scores)], undo, Part.of(undo, 0)):
-        kept[0][piece.box.slices] = piece.winners(decision)
+        kept[0][piece.box.slices] = piece.winners(rule)
     return np.ascontiguousarray(whole)
 
 
