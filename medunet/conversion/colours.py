@@ -46,6 +46,11 @@ def written(code: int) -> str:
     return f"{code >> 16} {code >> 8 & 255} {code & 255}"
 
 
+def first_of(found: Sequence[str], most: int = 8) -> str:
+    """The first of what was found, and the number of the others, for messages."""
+    return "; ".join(found[:most]) + (f"; … {len(found) - most:,} more" if len(found) > most else "")
+
+
 @dataclass(frozen=True)
 class ColourTable:
     """Names, colours and label values of the classes; the three tuples are of one length.
@@ -142,15 +147,16 @@ class ColourTable:
             best[closer], least[closer] = entry, squares[closer]
         return best, np.sqrt(least / 3)
 
-    def describe(self, unknown: Mapping[int, int], most: int = 8) -> str:
-        """Unknown colours for a message, the most frequent first, each with its count and the class nearest to it."""
+    def describe(self, unknown: Mapping[int, int]) -> str:
+        """Unknown colours for a message, the most frequent first, each with its count and the nearest class."""
         ordered = sorted(unknown, key=lambda code: (-unknown[code], code))
         nearest, distances = self._nearest(np.array(ordered, dtype=np.int64))
-        lines = [
-            f"({written(code)}) {unknown[code]:,} px, {distances[place]:.1f} from {self.names[nearest[place]]}"
-            for place, code in enumerate(ordered[:most])
-        ]
-        return "; ".join(lines) + (f"; … {len(ordered) - most:,} more" if len(ordered) > most else "")
+        return first_of(
+            [
+                f"({written(code)}) {unknown[code]:,} px, {distances[place]:.1f} from {self.names[nearest[place]]}"
+                for place, code in enumerate(ordered)
+            ]
+        )
 
     def farthest(self, unknown: Iterable[int]) -> float:
         """The largest distance of these codes to their nearest class; 0 for none."""

@@ -108,7 +108,9 @@ def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
     if layout.structures:
         return _structures(layout, request)
     if any(len(case.masks) > 1 for case in layout.cases) or layout.one_each:
-        return _object_meaning("one per object, black and white", OneMaskPerObject(request.tolerance), request)
+        return _object_meaning(
+            "one per object, black and white", OneMaskPerObject(tolerance=request.tolerance), request
+        )
     if request.colours is not None:
         return _coloured(read_colours(request.colours, request.ignore), request.colours, request)
     declared, path = source_json(request), request.source / "dataset.json"

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.conversion.colours import ColourTable, Decoded, written
+from medunet.conversion.colours import ColourTable, Decoded, first_of, written
 from medunet.conversion.masks import Mask
 from medunet.errors import DataError
 
@@ -66,7 +66,7 @@ class Coloured:
 class BlackAndWhite:
     """0 is background, `white` the one class; values up to `tolerance` away from either count as it."""
 
-    white: int
+    white: int = 255
     tolerance: float = 0.0
     unchanged = False
 
@@ -83,8 +83,7 @@ class BlackAndWhite:
 
     def describe(self, unknown: Mapping[int, int]) -> str:
         ordered = sorted(unknown, key=lambda value: (-unknown[value], value))
-        listed = "; ".join(f"grey {value} {unknown[value]:,} px" for value in ordered[:8])
-        return listed + (f"; … {len(ordered) - 8:,} more" if len(ordered) > 8 else "")
+        return first_of([f"grey {value} {unknown[value]:,} px" for value in ordered])
 
     def farthest(self, unknown: Mapping[int, int]) -> float:
         return float(max(min(value, abs(self.white - value)) for value in unknown))
@@ -142,11 +141,8 @@ class ColouredObjects:
 
 
 @dataclass(frozen=True)
-class OneMaskPerObject:
-    """Each mask, black and white, is one object; ids follow the masks' order, and where two overlap the first keeps."""
-
-    tolerance: float = 0.0
-    unchanged = False
+class OneMaskPerObject(BlackAndWhite):
+    """Each mask is one object; ids follow the order of the masks, and where two overlap the first keeps its voxels."""
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         if len(masks) > MOST_OBJECTS:
@@ -170,12 +166,6 @@ class OneMaskPerObject:
             unknown.update(part.unknown)
         left = np.count_nonzero(np.bincount(ids.ravel(), minlength=len(masks) + 1)[1:])
         return Decoded(ids, changed, unknown, int(overlap.sum()), len(masks) - int(left))
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return BlackAndWhite(255).describe(unknown)
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return BlackAndWhite(255).farthest(unknown)
 
 
 def values_of(mask: Mask) -> NDArray[Any]:
@@ -290,8 +280,7 @@ class Census:
 
     def frequent(self, most: int = 6) -> str:
         """The most frequent colours for a message."""
-        listed = "; ".join(f"({written(code)}) {count:,} px" for code, count in self.codes.most_common(most))
-        return listed + (f"; … {len(self.codes) - most:,} more" if len(self.codes) > most else "")
+        return first_of([f"({written(code)}) {count:,} px" for code, count in self.codes.most_common()], most)
 
     @property
     def like_objects(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,16 @@ class Space:
 
     def without(self, axis: str) -> Space:
         """The same with one axis left out."""
-        kept = [number for number, letter in enumerate(self.axes) if letter != axis]
-        moved = None if self.translation is None else tuple(self.translation[n] for n in kept)
-        letters = "".join(self.axes[n] for n in kept)
+        return self.taken([number for number, letter in enumerate(self.axes) if letter != axis])
+
+    def taken(self, places: Sequence[int]) -> Space:
+        """The same with the axes at some places, in their order."""
         return Space(
-            letters, tuple(self.units[n] for n in kept), tuple(self.scale[n] for n in kept), moved, self.version
+            "".join(self.axes[n] for n in places),
+            tuple(self.units[n] for n in places),
+            tuple(self.scale[n] for n in places),
+            None if self.translation is None else tuple(self.translation[n] for n in places),
+            self.version,
         )
 
 
@@ -145,11 +150,8 @@ class Image:
         letters = "".join(axis for axis in axes if axis in "XYZ")
         if not self.scale:
             return Space(letters, ("",) * len(letters), (1.0,) * len(letters), None, self.version)
-        said = self._places(axes)
-        moved = None if self.translation is None else tuple(self.translation[n] for n in said)
-        return Space(
-            letters, tuple(self.units[n] for n in said), tuple(self.scale[n] for n in said), moved, self.version
-        )
+        stated = Space(self.axes, self.units, self.scale, self.translation, self.version)
+        return replace(stated.taken(self._places(axes)), axes=letters)
 
     def _places(self, axes: str) -> list[int]:
         """Where the metadata speak of each spatial axis: in its place, or by name where they name another number."""
