@@ -5,7 +5,7 @@ No network runs here. `medunet.metrics.case.POLICY` says what a missing structur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from medunet.evaluation.settings import EvaluateSettings, Evaluation, Track
 from medunet.formats.dispatch import is_zarr
 from medunet.metrics import summarise
 from medunet.system.files import check_free
+from medunet.system.progress import progress
 
 
 def evaluate_folders(
@@ -84,15 +85,10 @@ def evaluate_command(
     Returns:
         The lines to print, and true if a case failed.
     """
-    from tqdm import tqdm
-
     for path in outputs(output, json_path):
         check_free(path, overwrite)
 
-    def shown(pairs: Sequence[Pair]) -> Iterable[Pair]:
-        return tqdm(pairs, unit="case", disable=None, leave=False)
-
-    evaluation = evaluate_folders(predictions, references, settings, shown)
+    evaluation = evaluate_folders(predictions, references, settings, lambda pairs: progress(pairs, "case"))
     write_evaluation(evaluation, output, json_path, overwrite)
     written = [] if output is None else [f"report: {output / REPORT}"]
     return [*summary_lines(evaluation.card), *written], bool(evaluation.failed)

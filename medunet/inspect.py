@@ -1,4 +1,4 @@
-"""`medunet inspect`: what is in a scan or a data set, and what is wrong with it."""
+"""The story of `medunet inspect`: the content of a scan or a data set, and its problems."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _inspect_scan(path: Path, axes: str | None, frame: int | None) -> Finding:
 
 
 def _what_becomes(grid: Grid, volume: Volume) -> list[str]:
-    """Which axis becomes what, what a network sees of it, and what a label map for it is written as."""
+    """The use of a scan: its axes, what a network sees of it, and the format of its label map."""
     letters, unit = "xyz"[: grid.dimensions], "" if grid.unit == "pixel" else f" {grid.unit}"
     axes = [
         f"{letter}: {length} {'voxels' if grid.dimensions == 3 else 'pixels'}"

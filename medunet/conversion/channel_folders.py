@@ -21,10 +21,10 @@ CHANNEL_NAMES = (
     "pd", "pdw", "dp", "gado", "dwi", "adc", "hbv", "swi", "asl", "dce", "tof", "mr", "mri", "mra",
     "ct", "ctres", "cta", "cbf", "cbv", "mtt", "ttp", "tmax", "pet", "pt", "suv", "fdg",
 )  # fmt: skip
-"""What tells which channel a file is. Contrasts and modalities only: two files called scan and image say nothing."""
+"""Names of channels. Contrasts and modalities only: two files called scan and image say nothing."""
 
 PLAIN_NAMES = ("image", "img", "scan", "volume", "raw")
-"""What images are called that are the only one of their case."""
+"""Names of images that are alone in their case."""
 
 _SHOWN = 5
 
@@ -45,12 +45,12 @@ class CaseFolder:
 
 @dataclass(frozen=True)
 class _Parted:
-    """The scans of a case, by what they are called without the case's name.
+    """The scans of a case by their names without the case's name.
 
     Attributes:
         channels: in lower case.
-        others: what may be masks.
-        apart: whether these lie in a folder of their own, so that all of them are masks.
+        others: the files that may be masks.
+        apart: true if these lie in a folder of their own, and all of them are masks.
     """
 
     folder: Path
@@ -60,22 +60,22 @@ class _Parted:
 
     @property
     def usable(self) -> bool:
-        """Whether there are an image and a mask."""
+        """True if there are an image and a mask."""
         return bool(self.channels and self.others)
 
     @property
     def called_masks(self) -> list[Path]:
-        """Of files beside the images those that are called seg, label, mask or the like."""
+        """The files beside the images that are called seg, label, mask or the like."""
         return [] if self.apart else [path for path, name in self.others.items() if is_mask_name(name)]
 
     @property
     def unknown(self) -> frozenset[str]:
-        """What other files beside the images are called, in lower case."""
+        """The names of other files beside the images, in lower case."""
         return frozenset(name.lower() for path, name in self.others.items() if path not in self.called_masks)
 
 
 def has_channels(folders: Iterable[CaseFolder]) -> bool:
-    """Whether a folder holds several files that are called like channels, and something that may be a mask."""
+    """True if a folder holds several files with names of channels, and something that may be a mask."""
     parted = map(_parted, folders)
     return any(one.others and len(set(one.channels) & set(CHANNEL_NAMES)) > 1 for one in parted)
 
@@ -152,7 +152,7 @@ def _twice(case: _Parted) -> list[str]:
 
 
 def _channels_of(cases: Sequence[_Parted]) -> tuple[str, ...]:
-    """Those of all cases, by name.
+    """The channels that all cases have, by name.
 
     Raises:
         DataError: a case has others than most, or a name does not say which channel a file is.
@@ -188,7 +188,7 @@ def _other_channels(case: _Parted, expected: frozenset[str], wanted: str) -> str
 
 
 def _masks_of(cases: Sequence[_Parted]) -> dict[Path, list[Path]]:
-    """The masks of each case: its one file that is left, or that is called so, or all.
+    """The masks of each case: the only file that is left, the file that is called a mask, or all files.
 
     Raises:
         DataError: it cannot be told which file of a case is its mask, or what another one is.
@@ -203,7 +203,7 @@ def _masks_of(cases: Sequence[_Parted]) -> dict[Path, list[Path]]:
 
 
 def _other_masks(case: _Parted, usual: frozenset[str]) -> str | None:
-    """What is wrong with the files beside the channels, where other cases have one that is called a mask."""
+    """The problem with the files beside the channels, if other cases have a file that is called a mask."""
     own = case.called_masks
     if len(own) > 1:
         return (

@@ -1,6 +1,6 @@
 """Colour-coded masks: which colour means which class, and label maps from colours and back.
 
-A colour is one number here, its code: ``red·65536 + green·256 + blue``; a grey value is a code as it is. So grey and
+A colour is one number here, its code: ``red·65536 + green·256 + blue``; a grey value is its own code. So grey and
 colour masks are looked up in the same way, and a mask of any shape is one integer array.
 """
 
@@ -182,14 +182,14 @@ class ColourTable:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What became of one mask.
+    """The label map made of one mask, and what was odd about it.
 
     Attributes:
         labels: ``(*spatial)`` label values; 0 where a colour is unknown.
-        changed: pixels that were of no class's colour, but near enough to one.
+        changed: pixels whose colour was near enough to a class's colour.
         unknown: codes of the colours that are no class's, with their counts.
         overlapping: pixels that more than one object's mask holds.
-        hidden: objects of which nothing is left, because others lie over them or their mask is empty.
+        hidden: objects that have no pixel left, because others lie over them or their mask is empty.
     """
 
     labels: NDArray[Any]

@@ -46,7 +46,7 @@ def _of_folders(found: Layout, request: ConvertRequest) -> Layout:
 
 
 def _structure_channels(layout: Layout, request: ConvertRequest) -> bool:
-    """Whether masks have a channel for each structure.
+    """True if masks have a channel for each structure.
 
     Raises:
         DataError: some have, others have not; or a header cannot be read.

@@ -58,17 +58,17 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds.
+    """The cases of a folder, and the files that are left over.
 
     Attributes:
-        form: in words, for the user.
-        objects: whether masks hold objects by what the form says.
-        one_each: whether these objects have a file each.
+        form: a description for the user.
+        objects: true if the form says that masks hold objects.
+        one_each: true if these objects have a file each.
         alone: images without a mask.
         orphans: masks without an image.
         others: files that are no scans.
-        own: whether this is already the layout of a data set.
-        structures: whether masks show structures that may overlap, with a file or a channel each.
+        own: true if this is the layout of a data set already.
+        structures: true if masks show structures that may overlap, with a file or a channel each.
         passed_over: folders that look like a case of their own, in another form than this one.
         channels: names of the images of each case, in their order, where file names say them.
         unused: scans beside a case's images and mask that are neither.
@@ -143,7 +143,7 @@ def recognised(source: Path) -> Layout | None:
 
 
 def pairs_at_top(source: Path) -> bool:
-    """Whether images and masks, or folders of them, lie right in a folder.
+    """True if images and masks, or folders of them, lie right in a folder.
 
     Raises:
         DataError: as `recognised`.
@@ -152,7 +152,7 @@ def pairs_at_top(source: Path) -> bool:
 
 
 def is_mask_name(name: str) -> bool:
-    """Whether a name is nothing but a word for masks."""
+    """True if a name is nothing but a word for masks."""
     return _MASK_TOKEN.fullmatch(name) is not None
 
 
@@ -174,7 +174,7 @@ def image_keys(stem: str) -> list[str]:
 
 
 def _joined(before: str, after: str) -> str:
-    """What is left around a word that was cut out, with one of its separators."""
+    """The name around a word that was cut out, with one of its separators."""
     left, right = before.rstrip("_-. "), after.lstrip("_-. ")
     between = (before[len(left) :] or after[: len(after) - len(right)])[:1] if left and right else ""
     return left + between + right

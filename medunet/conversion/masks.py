@@ -30,7 +30,7 @@ class Mask:
         volume: its grid, with what was read.
         values: ``(*spatial)`` grey values, palette indices or label values; None for a mask in colours.
         colours: ``(*spatial)`` codes of its colours, for RGB and palettes; None for grey and label values.
-        name: what it shows is called; None where the file's name says it.
+        name: of the structure; None where the file's name says it.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Mask:
 
     @property
     def lossy(self) -> bool:
-        """Whether the format changes values."""
+        """True if the format changes values."""
         return suffix_of(self.path) in (".jpg", ".jpeg")
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 
 from medunet.conversion.colours import Decoded
 from medunet.conversion.layouts import FoundCase, Layout, count_by_suffix
-from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.meaning import ConvertRequest, Meaning
 from medunet.conversion.rules import MatchingRule, Rule
 from medunet.errors import DataError
 from medunet.system.wording import listed
@@ -50,12 +50,18 @@ def say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
         say(f"left out, no scans: {count_by_suffix(layout.others)}")
 
 
+def say_meaning(meaning: Meaning, say: Say) -> None:
+    say(f"masks: {meaning.description}")
+    for note in meaning.notes:
+        say(f"note: {note}")
+
+
 def relative(path: Path, source: Path) -> str:
     return path.relative_to(source).as_posix()
 
 
 class Totals:
-    """What all masks together gave."""
+    """Counts over the label maps of all masks."""
 
     def __init__(self) -> None:
         self.pixels = self.changed = self.overlapping = self.hidden = self.objects = 0
@@ -77,7 +83,7 @@ class Totals:
         self.objects += int((found > 0).sum())
 
     def lines(self, declaration: Mapping[str, Any]) -> Iterator[str]:
-        """What a user wants to know before training."""
+        """The lines that a user needs before training."""
         if declaration.get("label_kind") == "instances":
             share = 1 - self.counts[0] / self.pixels
             yield f"objects: {self.objects:,} in all, {share:.1%} of the pixels"
@@ -99,7 +105,7 @@ class Totals:
 def refuse_unknown(totals: Totals, rule: Rule, request: ConvertRequest) -> None:
     if not totals.unknown:
         return
-    assert isinstance(rule, MatchingRule), "others have a label value for whatever they find"
+    assert isinstance(rule, MatchingRule), "other rules have a label value for every value"
     count = sum(totals.unknown.values())
     within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
     raise DataError(

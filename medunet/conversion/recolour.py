@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.formats.dispatch import case_stem, is_zarr, suffix_of, write_volume
 from medunet.report.colours import label_colours
 from medunet.system.files import check_new_folder, folder_written_aside, write_text
+from medunet.system.progress import progress
 from medunet.volume import Volume
 
 _TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
@@ -45,14 +46,14 @@ def recolour(request: ConvertRequest, say: Say) -> None:
     images, labels = _files(request.source)
     table, whence = _table(request, labels)
     say(f"{request.source}: {len(labels)} label maps; colours {whence}")
-    for path in _bar(labels):
+    for path in progress(labels, "mask"):
         _coloured(path, table, request)
     if request.dry_run:
         say(f"dry run: nothing written; without --dry-run, {request.output} would hold {len(labels)} colour masks")
         return
     with folder_written_aside(request.output) as aside:
         folder = aside / "labels" if images else aside
-        for path in _bar(labels):
+        for path in progress(labels, "mask"):
             _write_mask(path, table, request, folder)
         for path in images:
             place_file(path, aside / "images", case_stem(path), request.link)
@@ -63,12 +64,6 @@ def recolour(request: ConvertRequest, say: Say) -> None:
         ]
         write_text(aside / "Labels.txt", "\n".join(lines) + "\n")
     say(f"wrote {request.output}: {len(labels)} colour masks and Labels.txt, the table of their colours")
-
-
-def _bar(paths: Sequence[Path]) -> Iterable[Path]:
-    from tqdm import tqdm
-
-    return tqdm(paths, unit="mask", disable=None, leave=False)
 
 
 def _files(source: Path) -> tuple[list[Path], list[Path]]:

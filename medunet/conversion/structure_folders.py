@@ -102,7 +102,7 @@ def _masks_at_top(source: Path, masks: str | None) -> bool:
 
 @dataclass
 class _LookedInto:
-    """What folders hold that may be cases, and what is left over, while they are looked into."""
+    """The contents of folders that may be cases, and the files left over; it changes while folders are looked into."""
 
     folders: list[CaseFolder] = field(default_factory=list)
     cases: list[FoundCase] = field(default_factory=list)

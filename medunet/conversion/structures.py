@@ -34,7 +34,7 @@ _RESERVED = ("background", "ignore")
 
 
 def has_structure_channels(path: Path, axes: str | None = None) -> bool:
-    """Whether a mask file has several channels that are no colours, so that each is a structure's mask.
+    """True if a mask file has several channels that are no colours: each is a structure's mask then.
 
     ImageJ saves RGB stacks as three channels, so three or four of 8 bits in a TIFF are colours.
 
@@ -49,7 +49,7 @@ def has_structure_channels(path: Path, axes: str | None = None) -> bool:
 
 
 class StructureMasks(Sequence[Mask]):
-    """The masks of a case, of which one is held at a time, and the first one, which says what grid they lie on.
+    """The masks of a case. One is held at a time, besides the first one, which gives the grid.
 
     Args:
         paths: at least one; a file of one channel, or one with a channel for each structure.
@@ -128,7 +128,7 @@ def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> Non
 
 
 def name_of(mask: Mask) -> str:
-    """What a mask's structure is called: as it says, or after its file.
+    """The name of a mask's structure: its own, or that of its file.
 
     Raises:
         DataError: a name that means something else in `dataset.json`.
@@ -143,7 +143,7 @@ def name_of(mask: Mask) -> str:
 
 
 def inside_of(mask: Mask) -> NDArray[np.bool_]:
-    """Where a structure is, ``(*spatial)``; nowhere for an empty mask.
+    """The voxels of a structure, ``(*spatial)``; none for an empty mask.
 
     Raises:
         DataError: the mask is not binary: 0 and 1, 255 or 65535; or its format changes values.
@@ -162,19 +162,19 @@ def inside_of(mask: Mask) -> NDArray[np.bool_]:
 
 
 def _parted(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Where a mask is white, and its values that are neither that nor 0."""
+    """The white voxels of a mask, and its values that are neither white nor 0."""
     white = float(values.max())
     inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
     return inside, values[(values != 0) & ~inside]
 
 
 def is_binary(mask: Mask) -> bool:
-    """Whether a mask can show one structure; not if it has colours, or was saved as JPEG."""
+    """True if a mask can show one structure: it has no colours, and was not saved as JPEG."""
     return not mask.lossy and mask.values is not None and _parted(grey_of(mask))[1].size == 0
 
 
 def are_label_maps(cases: Sequence[FoundCase], axes: str | None = None) -> bool:
-    """Whether masks in a folder per image are label maps: one in each, called the same, and not all binary.
+    """True if masks in a folder per image are label maps: one in each, of the same name, and not all binary.
 
     Raises:
         DataError: a mask cannot be read.
@@ -264,11 +264,11 @@ def refuse_too_many(count: int, where: Path) -> None:
 
 @dataclass
 class StructureCensus:
-    """What the masks of all cases hold; changes while they are looked at.
+    """Counts of structures over the masks of all cases; it changes while they are counted.
 
     Attributes:
-        cases: how many there were.
-        named: in how many of them each structure has a mask, empty or not; in the order of first sight.
+        cases: number of cases.
+        named: number of cases in which each structure has a mask, empty or not; in the order of first sight.
         voxels: of each combination.
     """
 
@@ -291,17 +291,17 @@ class StructureCensus:
 
     @property
     def structures(self) -> list[str]:
-        """Those that are somewhere, by name."""
+        """The structures that have a voxel, by name."""
         return sorted({name for combination in self.voxels for name in combination})
 
     @property
     def empty(self) -> list[str]:
-        """Those whose masks are all empty."""
+        """The structures whose masks are all empty."""
         return sorted(set(self.named) - set(self.structures))
 
     @property
     def incomplete(self) -> dict[str, int]:
-        """In how many cases those structures have no mask that have one in others."""
+        """The number of cases without a mask, of each structure that has one in other cases."""
         return {name: self.cases - count for name, count in sorted(self.named.items()) if count < self.cases}
 
     @property
@@ -332,7 +332,7 @@ class StructureCensus:
 
 
 def _unused(name: str, number: int, taken: Container[str]) -> str:
-    """The name, or with the first number from `number` on that nothing is called by."""
+    """The name, followed by the first number from `number` on that makes it unique where it is taken."""
     numbered = (f"{name} ({n})" for n in itertools.count(number))
     return name if name not in taken else next(one for one in numbered if one not in taken)
 

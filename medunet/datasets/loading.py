@@ -19,7 +19,7 @@ from medunet.volume import Grid, Volume, corners_apart, spacing_text, tolerance
 
 
 def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
-    """The channels of a case that are taken as one volume `(channel, *spatial)`.
+    """The image of a case, with its chosen channels, as one volume `(channel, *spatial)`.
 
     Args:
         scratch: holds arrays that are large.
@@ -46,7 +46,7 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
 
 
 def image_grid(case: Case, axes: str | None = None) -> Grid:
-    """What the header of a case's first image says, with the voxel size that `load_image` gives it.
+    """The grid of a case's first image from its header, with the voxel size that `load_image` gives it.
 
     Raises:
         DataError: the header cannot be read, or what is declared of voxel sizes does not suffice.
@@ -56,7 +56,7 @@ def image_grid(case: Case, axes: str | None = None) -> Grid:
 
 
 def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
-    """What there is to say of images that state another voxel size than `dataset.json`; theirs is taken.
+    """A note on images that state another voxel size than `dataset.json`; theirs is taken.
 
     Raises:
         DataError: a header cannot be read.
@@ -76,7 +76,7 @@ def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
 
 
 def channel_count(case: Case, found: int) -> int:
-    """How many channels `load_image` gives, where the case's first file has `found`."""
+    """The number of channels that `load_image` gives, for a first file with `found` channels."""
     return len(case.channels) or max(found, len(case.images))
 
 

@@ -40,12 +40,12 @@ class Split:
 
 
 def fold_folder(run: Path, number: int) -> Path:
-    """Where a fold of a cross-validation is."""
+    """The folder of a fold of a cross-validation."""
     return run / f"fold_{number}"
 
 
 def count_folds(cases: Sequence[Case], folds: int, patients: Mapping[str, str] | None = None) -> int:
-    """How many folds there really are: with fewer patients (or cases) than `folds`, one for each.
+    """The number of folds: `folds`, or one for each patient (or case) if there are fewer.
 
     A single case is split inside, into `folds` parts.
 
@@ -112,7 +112,7 @@ def _groups(cases: Sequence[Case], patients: Mapping[str, str]) -> list[list[int
 
 
 def splits_text(splits: Sequence[Split], patients: Mapping[str, str]) -> str:
-    """What stands in `splits.json`."""
+    """The content of `splits.json`."""
     folds = [{"learned": list(split.learned), "held_out": list(split.held_out)} for split in splits]
     return json.dumps({"folds": folds, "patients": dict(sorted(patients.items()))}, indent=1, ensure_ascii=False) + "\n"
 
@@ -143,7 +143,7 @@ def _names(given: Any) -> tuple[str, ...]:
 
 
 def read_patients(data: DataSet, pattern: str | None = None) -> dict[str, str]:
-    """Which patient each labelled case is of, by the case's name; empty where nothing says so.
+    """The patient of each labelled case, by the case's name; empty where nothing says so.
 
     Args:
         pattern: see `check_pattern`. Without one, `"patients"` in `dataset.json` says it, an object

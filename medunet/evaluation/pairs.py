@@ -44,7 +44,7 @@ class Pair:
 
     @property
     def predicted_axes(self) -> str | None:
-        """Those that are stated of the prediction."""
+        """The axes that are stated of the prediction."""
         return None if self.own else self.axes
 
 
@@ -138,7 +138,7 @@ def _side(place: Path, stack: bool, axes: str | None) -> _Side:
 
 
 def _is_sections(folder: Path, axes: str | None) -> bool:
-    """Whether the files in a folder are the sections of one stack, and not volumes each."""
+    """True if the files in a folder are the sections of one stack, and not volumes."""
     files = stack_files(folder)
     if not files:
         return False
@@ -160,7 +160,7 @@ def _nothing_in_common(predicted: _Side, true: _Side, stack: bool) -> str:
 
 
 def _is_one(place: Path) -> bool:
-    """Whether this is one label map and no folder of them."""
+    """True for one label map, false for a folder of them."""
     return place.is_file() or is_zarr(place)
 
 
@@ -204,12 +204,12 @@ def reference_of(pair: Pair) -> Volume:
 
 
 def volume_of(source: Source, axes: str | None = None) -> Volume:
-    """The volume that a side of a pair is, or is read as."""
+    """The volume of one side of a pair, read if it is a file."""
     return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
 def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known, the reference where both are; with the declared size where neither is.
+    """The side whose voxel size is known, the reference if both are; with the declared size if neither is.
 
     Sections have the distance that is declared or that the other side states.
     """
@@ -258,7 +258,7 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume, size: Vo
 
 
 def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> None:
-    """Of stacks: as many sections, and not named as if they were shifted against each other."""
+    """Refuse stacks with different numbers of sections, or with names that show a shift against each other."""
     folders = [
         volume.origin.path for volume in (prediction, reference) if volume.origin and volume.origin.path.is_dir()
     ]
@@ -286,6 +286,6 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
 
 
 def _are_probabilities(case: str, cases: Iterable[str]) -> bool:
-    """Whether this file belongs to the label map of another case, and is no case itself."""
+    """True if this file belongs to the label map of another case, and is no case itself."""
     owner = case.removesuffix(PROBABILITIES)
     return owner != case and owner in cases

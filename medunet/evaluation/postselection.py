@@ -50,13 +50,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was tried and what was chosen.
+    """The steps that were tried, and the chosen ones.
 
     Attributes:
         steps: the chosen ones, in the order in which they are applied.
         before, after: mean Dice over cases by label, without and with all of them.
-        dimensions: of the scans, for words.
-        reason: why nothing was tried, if nothing was.
+        dimensions: of the scans, for descriptions.
+        reason: for trying nothing; empty if something was tried.
     """
 
     cases: int
@@ -209,7 +209,7 @@ def _try_each(
 
 
 def _worse(dice: Dice, before: Dice) -> bool:
-    """Whether any label's Dice fell, or exists no more (no case would hold the label)."""
+    """True if any label's Dice fell, or exists no more because no case would hold the label."""
     return any(dice[name] < value - 1e-9 or (isnan(dice[name]) and not isnan(value)) for name, value in before.items())
 
 

@@ -50,7 +50,7 @@ class Scorecard:
 
     @property
     def tolerance(self) -> str:
-        """Of the surface Dice, as text: `1 mm`, or a range where cases differ in voxel size."""
+        """The tolerance of the surface Dice as text: `1 mm`, or a range where cases differ in voxel size."""
         found = sorted({case.tolerance for case in self.cases})
         shown = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (found[:1] + found[-1:])))
         return f"{shown or '–'} {shown_unit(self.unit)}"
@@ -287,7 +287,7 @@ def score_report(card: Scorecard, pictures: Sequence[Picture] = (), epochs: Sequ
 
 
 def _picture_words(card: Scorecard) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """What the pictures show, and their legend."""
+    """An explanation of the pictures, and their legend."""
     if card.summary.objects is not None:
         return OBJECT_PICTURES, OBJECT_LEGEND
     names = [label.label for label in card.summary.labels]

@@ -1,4 +1,4 @@
-"""Settings of an evaluation, and what comes out of one."""
+"""Settings and result of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """How label maps are scored.
+    """Settings of an evaluation.
 
     Attributes:
         labels: what the values mean; None takes a `dataset.json` beside the references or, without one, the values

@@ -78,7 +78,7 @@ class _Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's magic number (``DICM`` after 128 bytes)."""
+    """True if a file carries DICOM's magic number (``DICM`` after 128 bytes)."""
     try:
         with path.open("rb") as handle:
             handle.seek(128)
@@ -115,7 +115,7 @@ def read(folder: Path, scratch: Scratch | None = None) -> Volume:
 
 
 def look(folder: Path) -> Grid:
-    """What the headers of all slices say.
+    """The grid from the headers of all slices.
 
     Raises:
         DataError: as `read`, but for damaged pixels.

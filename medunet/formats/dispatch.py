@@ -93,7 +93,7 @@ def _refuse_frame(path: Path, frame: int | None) -> None:
 
 
 def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = None) -> Grid:
-    """What a file's header says about shape, position and type, without reading voxels; agrees with `read_volume`.
+    """Shape, position and type from a file's header, without reading voxels; agrees with `read_volume`.
 
     Raises:
         DataError, MissingExtra: as `read_volume`, as far as a header can tell.
@@ -107,7 +107,7 @@ def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = 
 
 
 def label_axes(path: Path | str, axes: str | None) -> str | None:
-    """Which axes to state of a label map where `axes` are stated of its images.
+    """The axes to state of a label map whose images have the stated `axes`.
 
     A label map has no channels and no time points, so what images need (`CYX`) may not fit it. Its own are taken where
     it names them (None), else those of the images without C, S and T where they fit.
@@ -195,7 +195,7 @@ def case_stem(path: Path | str) -> str:
 
 
 def is_readable(path: Path | str) -> bool:
-    """Whether this is a file with a readable suffix, or a folder that is OME-Zarr or a DICOM series; hidden are not.
+    """True for a visible file with a readable suffix, or a visible folder that is OME-Zarr or a DICOM series.
 
     Of a pair ``.hdr``/``.img`` only the ``.hdr`` counts, so that a folder's listing has each scan once.
     """
@@ -206,12 +206,12 @@ def is_readable(path: Path | str) -> bool:
 
 
 def is_folder_scan(folder: Path | str) -> bool:
-    """Whether a folder is itself a scan: OME-Zarr (or any Zarr), or a DICOM series."""
+    """True if a folder is itself a scan: OME-Zarr (or any Zarr), or a DICOM series."""
     return is_zarr(Path(folder)) or is_dicom_series(folder)
 
 
 def is_dicom_series(folder: Path | str) -> bool:
-    """Whether a folder holds DICOM files (by their magic number, not their names) and no scans of other formats."""
+    """True if a folder holds DICOM files (by their magic number, not their names) and no scans of other formats."""
     folder = Path(folder)
     if not folder.is_dir() or is_zarr(folder):  # whose chunks may be a million files
         return False

@@ -121,7 +121,7 @@ def files(path: Path) -> list[Path]:
 
 
 def look(path: Path) -> Grid:
-    """What the header says.
+    """The grid from the header.
 
     Raises:
         DataError: a header that `read` would refuse.

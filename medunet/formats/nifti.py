@@ -92,7 +92,7 @@ def files(path: Path) -> list[Path]:
 
 
 def look(path: Path) -> Grid:
-    """What the header says; the voxels are not read.
+    """The grid from the header; the voxels are not read.
 
     Raises:
         DataError: not NIfTI, or a header that `read` would refuse.
@@ -165,7 +165,7 @@ def _write_voxels(array: NDArray[Any], header: Any, file: IO[bytes], folder: Pat
 
 
 def _disagreement(header: Any) -> str:
-    """What to say about a qform beside a sform that wins, empty if they agree."""
+    """A warning about a qform that differs from the sform, which wins; empty if they agree."""
     if not (header["sform_code"] and header["qform_code"]):
         return ""
     try:

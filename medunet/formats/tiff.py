@@ -46,7 +46,7 @@ _LOGGER = logging.getLogger("tifffile")
 
 @dataclass(frozen=True)
 class _Header:
-    """What a label map for this file must repeat.
+    """The properties of a file that a label map for it repeats.
 
     Attributes:
         axes: the spatial axes in the order of the file, slowest first: ``YX``, ``ZYX`` or an unusual one.
@@ -122,7 +122,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
 
 
 def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
-    """What the header says.
+    """The grid from the header.
 
     Raises:
         DataError: as `read`, but for damaged pixels.
@@ -185,7 +185,7 @@ def _kind(imagej: bool, path: Path, axes: str, source: _Header | None) -> str:
 
 
 def _options(kind: str, axes: str, size: PixelSize) -> dict[str, Any]:
-    """How tifffile is told axes and pixel size."""
+    """Arguments that tell tifffile axes and pixel size."""
     if kind == "ome":
         return {"ome": True, "metadata": {"axes": axes, **size.ome()}}
     resolution = {} if size.resolution is None else {"resolution": size.resolution, "resolutionunit": size.tag}
@@ -250,7 +250,7 @@ def _contents(file: Any, path: Path, axes: str | None, frame: int | None) -> _Co
 
 
 def _runs(axes: str, shape: tuple[int, ...], frame: int | None) -> tuple[range, int]:
-    """Where a frame's pixels lie among all of the series, in the order of the file; all of them without a frame."""
+    """The places of a frame's pixels in the series, in the order of the file; of all pixels without a frame."""
     if frame is None:
         return range(1), int(np.prod(shape))
     at = axes.index("T")

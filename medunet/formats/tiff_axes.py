@@ -107,7 +107,7 @@ def check_one_image(file: Any, path: Path, stated: bool) -> None:
 
 
 def channel_names(file: Any, kind: str, count: int) -> tuple[str, ...]:
-    """What OME-XML or ImageJ's labels call the channels; empty unless every one of them has a name."""
+    """The names of the channels in OME-XML or ImageJ's labels; empty unless every channel has a name."""
     names: list[str] = []
     if kind == "ome":
         names = pixel_size.ome_channels(file.ome_metadata or "")

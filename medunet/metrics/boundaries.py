@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import nan
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -204,13 +205,8 @@ class BoundaryCounts(Pooled):
     def info(self) -> BestCut:
         return self._best(3)
 
-    @property
-    def v_rand(self) -> float:
-        return self.rand.score
-
-    @property
-    def v_info(self) -> float:
-        return self.info.score
+    v_rand = property(attrgetter("rand.score"))
+    v_info = property(attrgetter("info.score"))
 
     @property
     def pixel_error(self) -> float:

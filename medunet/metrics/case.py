@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -83,25 +84,16 @@ class LabelScores:
             return "compared" if self.counts.prediction else "missed"
         return "invented" if self.counts.prediction else "absent"
 
-    @property
-    def dice(self) -> float:
-        return self.counts.dice
-
-    @property
-    def iou(self) -> float:
-        return self.counts.iou
-
-    @property
-    def precision(self) -> float:
-        return self.counts.precision
-
-    @property
-    def recall(self) -> float:
-        return self.counts.recall
-
-    @property
-    def volume_similarity(self) -> float:
-        return self.counts.volume_similarity
+    dice = property(attrgetter("counts.dice"))
+    iou = property(attrgetter("counts.iou"))
+    precision = property(attrgetter("counts.precision"))
+    recall = property(attrgetter("counts.recall"))
+    volume_similarity = property(attrgetter("counts.volume_similarity"))
+    relative_volume_difference = property(attrgetter("counts.relative_volume_difference"))
+    hausdorff = property(attrgetter("surfaces.hausdorff"))
+    hausdorff95 = property(attrgetter("surfaces.hausdorff95"))
+    mean_surface_distance = property(attrgetter("surfaces.mean_distance"))
+    surface_dice = property(attrgetter("surfaces.surface_dice"))
 
     @property
     def reference_volume(self) -> float:
@@ -115,26 +107,6 @@ class LabelScores:
     def volume_difference(self) -> float:
         """Prediction minus reference."""
         return (self.counts.prediction - self.counts.reference) * self.voxel_volume
-
-    @property
-    def relative_volume_difference(self) -> float:
-        return self.counts.relative_volume_difference
-
-    @property
-    def hausdorff(self) -> float:
-        return self.surfaces.hausdorff
-
-    @property
-    def hausdorff95(self) -> float:
-        return self.surfaces.hausdorff95
-
-    @property
-    def mean_surface_distance(self) -> float:
-        return self.surfaces.mean_distance
-
-    @property
-    def surface_dice(self) -> float:
-        return self.surfaces.surface_dice
 
     def value(self, measure: Measure) -> float:
         """The score that a measure names; NaN where the structure is absent."""

@@ -37,7 +37,7 @@ class Contingency:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Of each pair: voxels shared, divided by voxels of both."""
+        """The IoU of each pair: voxels shared, divided by voxels of both."""
         return self.shared / (self.reference_sizes[self.rows] + self.prediction_sizes[self.columns] - self.shared)
 
 

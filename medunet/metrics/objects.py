@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import nan
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +61,10 @@ class Matches(Counts):
 
     iou_sum: float = 0.0
 
-    @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); Kirillov's recognition quality."""
-        return self.dice
-
-    @property
-    def accuracy(self) -> float:
-        """TP / (TP + FP + FN): the AP of the Data Science Bowl."""
-        return self.iou
+    f1 = property(attrgetter("dice"))
+    """Kirillov's recognition quality."""
+    accuracy = property(attrgetter("iou"))
+    """The AP of the Data Science Bowl."""
 
     @property
     def mean_true_score(self) -> float:
@@ -130,42 +126,26 @@ class ObjectCounts(Pooled):
         return 1 - min(10 * self.uncovered + 5 * self.surplus + self.idle, whole) / whole if whole else nan
 
     @property
-    def ap50(self) -> float:
-        return self.matches[0].accuracy
-
-    @property
-    def ap75(self) -> float:
-        return self.matches[5].accuracy
-
-    @property
     def mean_ap(self) -> float:
         """The mean over `THRESHOLDS`."""
         return float(np.mean([match.accuracy for match in self.matches]))
 
     @property
-    def f1(self) -> float:
-        """At an IoU of 0.5; likewise `precision` and `recall`."""
-        return self.matches[0].f1
+    def ap75(self) -> float:
+        return float(self.matches[5].accuracy)
 
     @property
-    def precision(self) -> float:
-        return self.matches[0].precision
+    def half(self) -> Matches:
+        """The pairs at an IoU of 0.5."""
+        return self.matches[0]
 
-    @property
-    def recall(self) -> float:
-        return self.matches[0].recall
-
-    @property
-    def pq(self) -> float:
-        return self.panoptic.panoptic_quality
-
-    @property
-    def sq(self) -> float:
-        return self.panoptic.mean_matched_score
-
-    @property
-    def rq(self) -> float:
-        return self.panoptic.f1
+    ap50 = property(attrgetter("half.accuracy"))
+    f1 = property(attrgetter("half.f1"))
+    precision = property(attrgetter("half.precision"))
+    recall = property(attrgetter("half.recall"))
+    pq = property(attrgetter("panoptic.panoptic_quality"))
+    sq = property(attrgetter("panoptic.mean_matched_score"))
+    rq = property(attrgetter("panoptic.f1"))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ OBJECT_PICTURES = (
 
 @dataclass(frozen=True)
 class MarkedObjects:
-    """Which ids are marked, on each side."""
+    """The ids that are marked, on each side."""
 
     missed: Collection[int] = ()
     split: Collection[int] = ()

@@ -107,7 +107,7 @@ def postprocess(labels: NDArray[Any], grid: Volume, table: LabelTable, steps: Se
 
 
 def component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many voxels each component of a mask `(*spatial)` has, in no order; empty without any."""
+    """The sizes in voxels of the components of a mask `(*spatial)`, in no order; empty for an empty mask."""
     view = as_stored(mask)
     return _trace(view, lambda part: part.astype(bool), _touching(view.ndim)).sizes
 

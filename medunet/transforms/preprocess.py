@@ -44,7 +44,7 @@ _REACH = 4.0
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How the intensities of one channel become comparable.
+    """Settings that make the intensities of one channel comparable.
 
     Attributes:
         kind: `zscore` (mean 0, standard deviation 1 per scan), `ct` (clip to `low`…`high`, then subtract `mean` and
@@ -62,13 +62,13 @@ class Normalisation:
 
     @property
     def complete(self) -> bool:
-        """Whether all numbers are known; `ct` needs the data set's."""
+        """True if all numbers are known; `ct` needs the data set's."""
         return self.kind != "ct" or None not in (self.low, self.high, self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What is done to a scan before the network sees it.
+    """Settings of preprocessing.
 
     Attributes:
         orientation: `RAS` turns and flips medical scans to the nearest right-anterior-superior order;
@@ -112,7 +112,7 @@ class PreprocessSettings:
 
 @dataclass(frozen=True)
 class Undo:
-    """What leads from the network's grid back to the scan's own.
+    """The way from the network's grid back to the scan's own.
 
     Attributes:
         orientation: the reorientation that was applied.
@@ -294,7 +294,7 @@ def _spans(length: int, voxels: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What a normalisation comes to for one channel of one scan: clip, subtract, divide."""
+    """The normalisation of one channel of one scan: clip, subtract, divide."""
 
     shift: float = 0.0
     divisor: float = 1.0

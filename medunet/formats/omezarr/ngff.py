@@ -1,4 +1,4 @@
-"""OME-NGFF: which image a Zarr folder holds, what its axes are and how large its voxels; versions 0.1 to 0.5."""
+"""OME-NGFF: the image in a Zarr folder, its axes and its voxel size; versions 0.1 to 0.5."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DEEPEST = 4
 
 @dataclass(frozen=True)
 class Space:
-    """Where voxels lie, with the numbers and words of the file, so that they can be repeated exactly.
+    """The position of voxels, in the numbers and words of the file, so that they can be repeated exactly.
 
     Attributes:
         axes: the spatial axes in the order of the file, slowest first, such as ``ZYX``.
@@ -49,7 +49,7 @@ class Space:
 
     @property
     def unit(self) -> str:
-        """As volumes have it: the file's, micrometres for rarer lengths, ``pixel`` where one is not known."""
+        """The unit of the volume: the file's, micrometres for rarer lengths, ``pixel`` if an axis has no known unit."""
         if any(unit.lower() not in _LENGTHS | _KEPT for unit in self.units):
             return "pixel"
         named = {_KEPT.get(unit.lower(), "um") for unit in self.units}
@@ -57,7 +57,7 @@ class Space:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Of the volume in `unit`. Without a known unit the width of a pixel is 1, and only ratios are kept."""
+        """The affine of the volume in `unit`. Without a known unit a pixel is 1 wide, and only ratios are kept."""
         factors = self._factors()
         affine = np.eye(4)
         for number, axis in enumerate(self.axes):
@@ -77,7 +77,7 @@ class Space:
 
     @property
     def note(self) -> str:
-        """What had to be assumed; empty if nothing."""
+        """An assumption that was made; empty without one."""
         if self.unit == "pixel" and any(n != 1 for n in self.scale):
             said = ", ".join(unit for unit in self.units if unit) or "none"
             return f"unit not known (said: {said}); only the ratios of its numbers {_numbers(self.scale)} are used"
@@ -85,7 +85,7 @@ class Space:
 
     @classmethod
     def of(cls, volume: Volume, axes: str, version: str) -> Space:
-        """Of a volume that comes from another format. Its orientation cannot be said, nor then its position."""
+        """The space of a volume from another format; orientation is lost, and the position of a turned volume."""
         assert volume.unit in UNITS
         spacing = dict(zip("XYZ", spacing_of(volume.affine, 3), strict=True))
         offset = dict(zip("XYZ", volume.affine[:3, 3], strict=True))
@@ -142,7 +142,7 @@ class Image:
     warning: str = ""
 
     def space(self, axes: str) -> Space:
-        """Of the spatial ones among `axes`, which name all axes of the array.
+        """The space of the spatial axes among `axes`, which name all axes of the array.
 
         Raises:
             DataError: the metadata name another number of axes, and of one of these no size, or several.
@@ -154,7 +154,7 @@ class Image:
         return replace(stated.taken(self._places(axes)), axes=letters)
 
     def _places(self, axes: str) -> list[int]:
-        """Where the metadata speak of each spatial axis: in its place, or by name where they name another number."""
+        """The places of the spatial axes in the metadata; by name if these name another number of axes."""
         if len(axes) == len(self.axes):
             return [number for number, axis in enumerate(axes) if axis in "XYZ"]
         unclear = [axis for axis in axes if axis in "XYZ" and self.axes.count(axis) != 1]
@@ -208,7 +208,7 @@ def _ome(node: Node) -> Mapping[str, Any]:
 
 
 def _inside(node: Node, said: Mapping[str, Any]) -> tuple[str, list[Path]]:
-    """What kind of collection a group is, and where its images are."""
+    """The kind of collection that a group is, and the folders of its images."""
     folder = node.folder
     if "plate" in said:
         wells = [below(folder, well.get("path"), "a well") for well in _objects(_mapping(said["plate"]).get("wells"))]
@@ -271,7 +271,7 @@ def _multiscale(node: Node, said: Mapping[str, Any]) -> Image:
 
 
 def _axes(multiscale: Mapping[str, Any]) -> list[Any]:
-    """Of version 0.1 and 0.2, which do not say them, all five."""
+    """The axes of a multiscale image; all five in versions 0.1 and 0.2, which do not name them."""
     return [
         axis for axis in _list(multiscale.get("axes", ["t", "c", "z", "y", "x"])) if isinstance(axis, str | Mapping)
     ]

@@ -38,7 +38,7 @@ def boxes(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> Ite
 
 
 def reductions(shape: tuple[int, ...], space: Space) -> Iterator[tuple[int, ...]]:
-    """How many voxels one of each resolution stands for, along each axis.
+    """The steps of each resolution: how many voxels of the image one of its voxels stands for, along each axis.
 
     The finest axes are halved first, until voxels are about cubes, as viewers and other writers have it.
     """

@@ -115,7 +115,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
 
 
 def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
-    """What the metadata say; no chunk is opened.
+    """The grid from the metadata; no chunk is opened.
 
     Raises:
         DataError, MissingExtra: as `read`, but for damaged chunks.
