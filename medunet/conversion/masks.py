@@ -19,7 +19,7 @@ from medunet.formats.dispatch import read_volume, suffix_of
 from medunet.volume import Origin, Volume
 
 _PICTURES = (".png", ".jpg", ".jpeg")
-_TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
+TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def read_mask(path: Path, axes: str | None = None) -> Mask:
         palette = _palette(path)
         colours = None if palette is None else _looked_up(array[0], palette, path)
         return Mask(path, volume, array[0], colours)
-    if array.shape[0] in (2, 4) and suffix_of(path) in (*_PICTURES, *_TIFFS):  # others have no alpha channels
+    if array.shape[0] in (2, 4) and suffix_of(path) in (*_PICTURES, *TIFFS):  # others have no alpha channels
         array = _alpha_resolved(array, path)
     if array.shape[0] == 3 and not (array == array[:1]).all():
         if array.dtype != np.uint8:
@@ -156,7 +156,7 @@ def _palette(path: Path) -> NDArray[np.uint8] | None:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             entries = picture.getpalette("RGB") if picture.mode == "P" else None
         return None if entries is None else np.array(entries, np.uint8).reshape(-1, 3)
-    if suffix_of(path) not in _TIFFS:
+    if suffix_of(path) not in TIFFS:
         return None
     import tifffile
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from medunet.conversion.colour_tables import declared_colours, read_colours, read_json
 from medunet.conversion.colours import ColourTable, code_of
-from medunet.conversion.masks import read_mask
+from medunet.conversion.masks import TIFFS, read_mask
 from medunet.conversion.meaning import ConvertRequest
 from medunet.conversion.messages import Say
 from medunet.conversion.rules import values_of
@@ -22,8 +22,6 @@ from medunet.report.colours import label_colours
 from medunet.system.files import check_new_folder, folder_written_aside, write_text
 from medunet.system.progress import progress
 from medunet.volume import Volume
-
-_TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
 
 def recolour(request: ConvertRequest, say: Say) -> None:
@@ -135,7 +133,7 @@ def _coloured(path: Path, table: ColourTable, request: ConvertRequest) -> Volume
     """Colours ``(3, *spatial)`` of a label map."""
     mask = read_mask(path, request.axes)
     flat = mask.volume.dimensions == 2
-    if not flat and suffix_of(path) not in _TIFFS:
+    if not flat and suffix_of(path) not in TIFFS:
         raise DataError(
             f"{path}: colour masks are made of two-dimensional label maps and of TIFF stacks\n"
             "give one of these, or choose colours in the program that shows it"

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,19 +157,14 @@ def read_patients(data: DataSet, pattern: str | None = None) -> dict[str, str]:
     """
     if pattern is not None:
         return _by_pattern([case.name for case in data.labelled], pattern)
-    said = {path: pairs for path, pairs in _declared(data.folder) if pairs is not None}
+    readers = {data.folder / "dataset.json": _from_json, **{data.folder / name: _from_table for name in _TABLES}}
+    said = {path: pairs for path, read in readers.items() if (pairs := read(path)) is not None}
     if len(said) > 1:
         names = " and ".join(path.name for path in said)
         raise DataError(f"{data.folder}: {names} both say which patient a case is of; keep it in one of them")
     for path, pairs in said.items():
         return _checked(path, pairs, data)
     return {}
-
-
-def _declared(folder: Path) -> Iterable[tuple[Path, list[tuple[str, str]] | None]]:
-    yield folder / "dataset.json", _from_json(folder / "dataset.json")
-    for name in _TABLES:
-        yield folder / name, _from_table(folder / name)
 
 
 def _from_json(path: Path) -> list[tuple[str, str]] | None:
