@@ -58,7 +58,7 @@ class ColourTable:
     Attributes:
         names: in the order of the table.
         colours: red, green and blue of each, 0 to 255.
-        values: what stands for the class in label maps, 0 to 65535.
+        values: of each class in label maps, 0 to 65535.
         ignore: the name whose pixels are not annotated, or None.
 
     Raises:

@@ -47,7 +47,7 @@ class FoundCase:
     """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each.
 
     Attributes:
-        structures: what each mask's structure is called; empty where its file's name says it.
+        structures: the name of each mask's structure; empty where its file's name says it.
     """
 
     name: str

@@ -46,8 +46,8 @@ class ConvertRequest:
 
     Attributes:
         colours: a file with a colour table; None looks for one beside the masks.
-        masks: which files are masks, see `find_layout`.
-        tolerance: how far a colour may be away from its class's, see `ColourTable.decode`.
+        masks: the files that are masks, see `find_layout`.
+        tolerance: the distance that a colour may have from its class's, see `ColourTable.decode`.
         ignore: the class whose pixels are not annotated.
         objects: None for classes.
         foreground: the name of the class that black-and-white masks or objects show.

@@ -54,7 +54,7 @@ class StructureMasks(Sequence[Mask]):
     Args:
         paths: at least one; a file of one channel, or one with a channel for each structure.
         axes: states a TIFF's axes.
-        names: what the structures are called, one for each file; empty where the files' names say it.
+        names: of the structures, one for each file; empty where the files' names say it.
     """
 
     def __init__(self, paths: Sequence[Path], axes: str | None = None, names: Sequence[str] = ()) -> None:

@@ -32,9 +32,9 @@ class Case:
     """The files of one case: one image file per channel (or one with a channel axis) and its label file, if any.
 
     Attributes:
-        annotation: what of the label file was annotated; the rest is IGNORE.
-        channels: which channels are taken, in this order; empty takes all.
-        frame: which time point is read, counted from 1.
+        annotation: the annotated part of the label file; the rest is IGNORE.
+        channels: the channels that are taken, in this order; empty takes all.
+        frame: the time point that is read, counted from 1.
         size: the voxel size that its images have where they state none.
     """
 
@@ -54,7 +54,7 @@ class DataSet:
     Attributes:
         channels: one name per channel; empty names mean that nothing was declared.
         labels: the label table, None where nothing was declared and nothing was looked at yet.
-        annotation, size: what `dataset.json` declares of them; the cases know it already.
+        annotation, size: as `dataset.json` declares them; the cases know them already.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
     """Read a data set's folder and its `dataset.json`, without opening a scan.
 
     Args:
-        channels: which channels are taken, by index or by name, declared or the files' own; empty takes all.
+        channels: the channels that are taken, by index or by name, declared or the files' own; empty takes all.
 
     Raises:
         DataError: no known layout, no image, a label without an image, or a `dataset.json` that cannot be used.

@@ -129,7 +129,7 @@ def split_declaration(labels: Mapping[str, Any], declared: Mapping[str, Any]) ->
     labels; single values beside them are regions, too, and the labels are then named after the regions of one value.
 
     Args:
-        labels: what stands under `labels`.
+        labels: the content of `labels`.
         declared: the whole file.
 
     Returns:

@@ -27,7 +27,7 @@ class Pair:
 
     Attributes:
         axes: of files that do not state them.
-        annotation: what of the reference was annotated; the rest is not scored.
+        annotation: the annotated part of the reference; the rest is not scored.
         size: the voxel size where neither file states one.
         own: the prediction is a result of medunet, which states its axes and may have lost some: one slice of a scan
             is two-dimensional. `axes` are then those of reference and image alone.
@@ -232,7 +232,7 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume, size: Vo
     The former is for volumes that were written like sections whose distance was not known.
 
     Args:
-        size: what is declared of voxels.
+        size: the declared voxel size.
 
     Raises:
         DataError: the two cannot be compared voxel by voxel.

@@ -20,7 +20,7 @@ class EvaluateSettings:
     """Settings of an evaluation.
 
     Attributes:
-        labels: what the values mean; None takes a `dataset.json` beside the references or, without one, the values
+        labels: the meaning of the values; None takes a `dataset.json` beside the references or, without one, the values
             found in them.
         tolerance: of the surface Dice, in the references' unit. None is 1 mm for scans in millimetres and twice the
             smallest voxel edge for all others.

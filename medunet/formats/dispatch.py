@@ -61,7 +61,7 @@ def read_volume(
     Args:
         axes: states the axes of a TIFF or a Zarr array, slowest first, such as ``ZYX``; other formats know theirs and
             ignore it.
-        frame: which time point of a TIFF or an OME-Zarr is read, counted from 1; a scan without time has none.
+        frame: the time point of a TIFF or an OME-Zarr that is read, counted from 1; a scan without time has none.
         scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
             and MetaImage written as text, and single TIFF pages, DICOM slices and Zarr chunks, which are decoded as a
             whole.

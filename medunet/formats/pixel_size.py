@@ -33,7 +33,7 @@ class PixelSize:
         tag: ResolutionUnit: 1 none, 2 inch, 3 centimetre.
         length: the name of the unit in ImageJ's description, empty if there is none.
         depth: ImageJ's ``spacing``: the distance of slices, in the same length.
-        note: what had to be assumed, for people; empty if nothing.
+        note: an assumption that was made, for people; empty without one.
     """
 
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)

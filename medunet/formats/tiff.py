@@ -65,8 +65,8 @@ class _Contents:
 
     Attributes:
         shape, axes: of what is read.
-        header: what a label map repeats.
-        runs: where that lies among the file's pixels: first pixels, and how many from each of them on.
+        header: the properties that a label map repeats.
+        runs: the places of this among the file's pixels: first pixels, and the number of pixels from each on.
         names: of the channels, empty if the file does not say them.
     """
 

@@ -41,7 +41,7 @@ class Measure:
 
     Attributes:
         key: the attribute of `LabelScores`.
-        is_distance: whether it is a length in the volume's unit.
+        is_distance: true for a length in the volume's unit.
     """
 
     key: str

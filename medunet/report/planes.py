@@ -56,7 +56,7 @@ class Plane:
 
     Attributes:
         steps: distance between rows and between columns, in the overlay's unit.
-        edges: what lies left, right, above and below, as R, L, A, P, S, I; empty for other than medical scans.
+        edges: the directions left, right, above and below, as R, L, A, P, S, I; empty unless the scan is medical.
     """
 
     title: str

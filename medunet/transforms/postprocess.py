@@ -182,7 +182,7 @@ class _Trace:
     Attributes:
         of: the component that each slab's number belongs to; slab after slab, each slab's numbers from 1 on.
         sizes: voxels of each component.
-        open: whether a component reaches the border of the array.
+        open: true for components that reach the border of the array.
     """
 
     of: NDArray[np.int64]

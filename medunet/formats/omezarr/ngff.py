@@ -127,7 +127,7 @@ class Image:
         axes: one letter for each of its axes, ``?`` for what is none of T, C, Z, Y, X; empty if nothing is said.
         units, scale, translation: of each of its axes.
         channels: names, empty if they are not said.
-        levels: how many resolutions there are.
+        levels: number of resolutions.
     """
 
     group: Node

@@ -73,7 +73,7 @@ class StoredArray:
     """An array whose type and codecs were checked.
 
     Attributes:
-        chunks: what is read or written at a time; the inner chunks of shards.
+        chunks: shape of the part that is read or written at a time; of the inner chunks in shards.
         files: the part of the array that one file holds; larger than `chunks` where there are shards.
         codecs: a description of the compression.
         key: the name of a chunk's file below `folder`, a group for each axis.

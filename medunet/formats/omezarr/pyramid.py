@@ -86,7 +86,7 @@ def _reduce(above: Any, held: NDArray[Any], corner: Sequence[int], factor: Seque
     """Take every `factor`-th voxel of the level above, of a few of its chunks at a time.
 
     Args:
-        corner: where `held` begins in its own level.
+        corner: the place in its own level at which `held` begins.
     """
     chunks = tuple(math.ceil(chunk / f) for chunk, f in zip(above.chunks, factor, strict=True))
     for part in boxes(held.shape, chunks, held.itemsize * math.prod(factor)):
