@@ -1,4 +1,4 @@
-"""`medunet inspect`: what is in a scan or a data set, and what is wrong with it."""
+"""The story of `medunet inspect`: the content of a scan or a data set, and its problems."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _inspect_scan(path: Path, axes: str | None, frame: int | None) -> Finding:
 
 
 def _what_becomes(grid: Grid, volume: Volume) -> list[str]:
-    """Which axis becomes what, what a network sees of it, and what a label map for it is written as."""
+    """The use of a scan: its axes, what a network sees of it, and the format of its label map."""
     letters, unit = "xyz"[: grid.dimensions], "" if grid.unit == "pixel" else f" {grid.unit}"
     axes = [
         f"{letter}: {length} {'voxels' if grid.dimensions == 3 else 'pixels'}"
@@ -155,11 +155,16 @@ def _counted(values: Any) -> list[str]:
     return shown if len(counts) <= 5 else [*shown, f"and {len(counts) - 5} others"]
 
 
-def _totals(cases: list[Finding], labels: LabelTable | None) -> dict[str, int]:
+def _voxels(cases: list[Finding]) -> np.ndarray | None:
+    """The voxels of each class index over all cases; None if no case has a label map."""
     counted = [case["voxels"] for case in cases if "voxels" in case]
-    if labels is None or not counted:
+    return np.sum(counted, axis=0) if counted else None
+
+
+def _totals(cases: list[Finding], labels: LabelTable | None) -> dict[str, int]:
+    total = _voxels(cases)
+    if labels is None or total is None:
         return {}
-    total = np.sum(counted, axis=0)
     names = dict(enumerate(labels.names))
     if total[IGNORE]:
         names[IGNORE] = "(ignored)"
@@ -167,10 +172,9 @@ def _totals(cases: list[Finding], labels: LabelTable | None) -> dict[str, int]:
 
 
 def _annotated(data: DataSet, cases: list[Finding]) -> str | None:
-    """The share of the voxels that are, where not all are: by ignore value, partial cases, annotated slices."""
-    counted = [case["voxels"] for case in cases if "voxels" in case]
-    total = np.sum(counted, axis=0) if counted else np.zeros(IGNORE + 1)
-    if not total[IGNORE]:
+    """The share of annotated voxels, if not all are: by ignore value, partial cases, annotated slices."""
+    total = _voxels(cases)
+    if total is None or not total[IGNORE]:
         return None
     share = f"{100 * (1 - total[IGNORE] / total.sum()):.3g} % of the voxels"
     named = [

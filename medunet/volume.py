@@ -19,7 +19,7 @@ MILLIMETRES = {"mm": 1.0, "um": 1e-3, "nm": 1e-6}
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a volume was read from, and what its format must be told to write another array on the same grid.
+    """The source of a volume, and what its format needs to write another array on the same grid.
 
     Attributes:
         format: the family that read it: ``nifti``, ``itk``, ``dicom``, ``tiff``, ``zarr``, ``picture``.
@@ -100,7 +100,7 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """What a file's header says, without its voxels; agrees with the `Volume` that the file is read as.
+    """A file's header without its voxels; agrees with the `Volume` that the file is read as.
 
     Attributes:
         shape: spatial, ``(x, y, z)`` or ``(x, y)``.
@@ -152,13 +152,13 @@ def check_affine(affine: NDArray[np.float64], name: str) -> None:
 
 
 GRID_TOLERANCE = 1e-3
-"""How far corresponding corners of two scans may lie apart, in the unit of the first."""
+"""The distance that corresponding corners of two scans may lie apart, in the unit of the first."""
 VOXEL_TOLERANCE = 0.1
 """The same in voxels, for grids so fine that a thousandth of their unit is a voxel: microscopy in millimetres."""
 
 
 def tolerance(first: Volume | Grid) -> float:
-    """How far corresponding corners of a scan and another one may lie apart, in the scan's unit."""
+    """The distance that corresponding corners of two scans may lie apart, in the first scan's unit."""
     return min(GRID_TOLERANCE, VOXEL_TOLERANCE * min(first.spacing))
 
 

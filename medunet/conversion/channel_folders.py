@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medunet.conversion.layouts import FoundCase, Layout, is_mask_name
+from medunet.datasets.loading import refuse
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem
+from medunet.system.wording import listed
 
 CHANNEL_NAMES = (
     "t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t1post", "t2", "t2w", "t2f", "t2s", "t2star", "flair", "mprage", "stir",
     "pd", "pdw", "dp", "gado", "dwi", "adc", "hbv", "swi", "asl", "dce", "tof", "mr", "mri", "mra",
     "ct", "ctres", "cta", "cbf", "cbv", "mtt", "ttp", "tmax", "pet", "pt", "suv", "fdg",
 )  # fmt: skip
-"""What tells which channel a file is. Contrasts and modalities only: two files called scan and image say nothing."""
+"""Names of channels. Contrasts and modalities only: two files called scan and image say nothing."""
 
 PLAIN_NAMES = ("image", "img", "scan", "volume", "raw")
-"""What images are called that are the only one of their case."""
+"""Names of images that are alone in their case."""
 
 _SHOWN = 5
 
@@ -43,12 +45,12 @@ class CaseFolder:
 
 @dataclass(frozen=True)
 class _Parted:
-    """The scans of a case, by what they are called without the case's name.
+    """The scans of a case by their names without the case's name.
 
     Attributes:
         channels: in lower case.
-        others: what may be masks.
-        apart: whether these lie in a folder of their own, so that all of them are masks.
+        others: the files that may be masks.
+        apart: true if these lie in a folder of their own, and all of them are masks.
     """
 
     folder: Path
@@ -58,22 +60,22 @@ class _Parted:
 
     @property
     def usable(self) -> bool:
-        """Whether there are an image and a mask."""
+        """True if there are an image and a mask."""
         return bool(self.channels and self.others)
 
     @property
     def called_masks(self) -> list[Path]:
-        """Of files beside the images those that are called seg, label, mask or the like."""
+        """The files beside the images that are called seg, label, mask or the like."""
         return [] if self.apart else [path for path, name in self.others.items() if is_mask_name(name)]
 
     @property
     def unknown(self) -> frozenset[str]:
-        """What other files beside the images are called, in lower case."""
+        """The names of other files beside the images, in lower case."""
         return frozenset(name.lower() for path, name in self.others.items() if path not in self.called_masks)
 
 
 def has_channels(folders: Iterable[CaseFolder]) -> bool:
-    """Whether a folder holds several files that are called like channels, and something that may be a mask."""
+    """True if a folder holds several files with names of channels, and something that may be a mask."""
     parted = map(_parted, folders)
     return any(one.others and len(set(one.channels) & set(CHANNEL_NAMES)) > 1 for one in parted)
 
@@ -89,7 +91,7 @@ def channel_layout(folders: Iterable[CaseFolder]) -> Layout:
     """
     parted = [_parted(folder) for folder in folders]
     cases = [one for one in parted if one.usable]
-    refuse_folders([problem for one in cases for problem in _twice(one)])
+    refuse([problem for one in cases for problem in _twice(one)], "folders")
     channels = _channels_of(cases)
     masks = _masks_of(cases)
     found = tuple(
@@ -150,7 +152,7 @@ def _twice(case: _Parted) -> list[str]:
 
 
 def _channels_of(cases: Sequence[_Parted]) -> tuple[str, ...]:
-    """Those of all cases, by name.
+    """The channels that all cases have, by name.
 
     Raises:
         DataError: a case has others than most, or a name does not say which channel a file is.
@@ -159,7 +161,8 @@ def _channels_of(cases: Sequence[_Parted]) -> tuple[str, ...]:
     expected = max(counts, key=lambda names: (counts[names], len(names), sorted(names)))
     model = next(case.folder.name for case in cases if set(case.channels) == expected)
     wanted = f"{', '.join(sorted(expected))} as in {model} ({counts[expected]} of {len(cases)} cases)"
-    refuse_folders([_other_channels(case, expected, wanted) for case in cases if set(case.channels) != expected])
+    odd = [case for case in cases if set(case.channels) != expected]
+    refuse([_other_channels(case, expected, wanted) for case in odd], "folders")
     strange = sorted(expected - set(CHANNEL_NAMES))
     if strange:
         names = _names([path for name in strange for path in cases[0].channels[name]])
@@ -185,7 +188,7 @@ def _other_channels(case: _Parted, expected: frozenset[str], wanted: str) -> str
 
 
 def _masks_of(cases: Sequence[_Parted]) -> dict[Path, list[Path]]:
-    """The masks of each case: its one file that is left, or that is called so, or all.
+    """The masks of each case: the only file that is left, the file that is called a mask, or all files.
 
     Raises:
         DataError: it cannot be told which file of a case is its mask, or what another one is.
@@ -195,12 +198,12 @@ def _masks_of(cases: Sequence[_Parted]) -> dict[Path, list[Path]]:
         return {case.folder: list(case.others) for case in cases}
     counts = Counter(case.unknown for case in called)
     usual = max(counts, key=lambda names: (counts[names], -len(names), sorted(names)))
-    refuse_folders([problem for case in cases if (problem := _other_masks(case, usual)) is not None])
+    refuse([problem for case in cases if (problem := _other_masks(case, usual)) is not None], "folders")
     return {case.folder: case.called_masks or list(case.others) for case in cases}
 
 
 def _other_masks(case: _Parted, usual: frozenset[str]) -> str | None:
-    """What is wrong with the files beside the channels, where other cases have one that is called a mask."""
+    """The problem with the files beside the channels, if other cases have a file that is called a mask."""
     own = case.called_masks
     if len(own) > 1:
         return (
@@ -221,14 +224,5 @@ def _other_masks(case: _Parted, usual: frozenset[str]) -> str | None:
     return None
 
 
-def refuse_folders(problems: Sequence[str]) -> None:
-    """Raises:
-    DataError: the first problem, and how many there are.
-    """
-    if problems:
-        more = f"\n… and {len(problems) - 1} more folders like this" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
-
-
 def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
+    return listed([path.name for path in paths], _SHOWN)

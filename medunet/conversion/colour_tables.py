@@ -36,7 +36,7 @@ class _Entry:
     """One class as a file has it.
 
     Attributes:
-        place: where it stands, such as `line 3`.
+        place: in the file, such as `line 3`.
     """
 
     place: str

@@ -1,6 +1,6 @@
 """Colour-coded masks: which colour means which class, and label maps from colours and back.
 
-A colour is one number here, its code: ``red·65536 + green·256 + blue``; a grey value is a code as it is. So grey and
+A colour is one number here, its code: ``red·65536 + green·256 + blue``; a grey value is its own code. So grey and
 colour masks are looked up in the same way, and a mask of any shape is one integer array.
 """
 
@@ -46,6 +46,11 @@ def written(code: int) -> str:
     return f"{code >> 16} {code >> 8 & 255} {code & 255}"
 
 
+def first_of(found: Sequence[str], most: int = 8) -> str:
+    """The first of what was found, and the number of the others, for messages."""
+    return "; ".join(found[:most]) + (f"; … {len(found) - most:,} more" if len(found) > most else "")
+
+
 @dataclass(frozen=True)
 class ColourTable:
     """Names, colours and label values of the classes; the three tuples are of one length.
@@ -53,7 +58,7 @@ class ColourTable:
     Attributes:
         names: in the order of the table.
         colours: red, green and blue of each, 0 to 255.
-        values: what stands for the class in label maps, 0 to 65535.
+        values: of each class in label maps, 0 to 65535.
         ignore: the name whose pixels are not annotated, or None.
 
     Raises:
@@ -142,15 +147,16 @@ class ColourTable:
             best[closer], least[closer] = entry, squares[closer]
         return best, np.sqrt(least / 3)
 
-    def describe(self, unknown: Mapping[int, int], most: int = 8) -> str:
-        """Unknown colours for a message, the most frequent first, each with its count and the class nearest to it."""
+    def describe(self, unknown: Mapping[int, int]) -> str:
+        """Unknown colours for a message, the most frequent first, each with its count and the nearest class."""
         ordered = sorted(unknown, key=lambda code: (-unknown[code], code))
         nearest, distances = self._nearest(np.array(ordered, dtype=np.int64))
-        lines = [
-            f"({written(code)}) {unknown[code]:,} px, {distances[place]:.1f} from {self.names[nearest[place]]}"
-            for place, code in enumerate(ordered[:most])
-        ]
-        return "; ".join(lines) + (f"; … {len(ordered) - most:,} more" if len(ordered) > most else "")
+        return first_of(
+            [
+                f"({written(code)}) {unknown[code]:,} px, {distances[place]:.1f} from {self.names[nearest[place]]}"
+                for place, code in enumerate(ordered)
+            ]
+        )
 
     def farthest(self, unknown: Iterable[int]) -> float:
         """The largest distance of these codes to their nearest class; 0 for none."""
@@ -176,14 +182,14 @@ class ColourTable:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What became of one mask.
+    """The label map made of one mask, and what was odd about it.
 
     Attributes:
         labels: ``(*spatial)`` label values; 0 where a colour is unknown.
-        changed: pixels that were of no class's colour, but near enough to one.
+        changed: pixels whose colour was near enough to a class's colour.
         unknown: codes of the colours that are no class's, with their counts.
         overlapping: pixels that more than one object's mask holds.
-        hidden: objects of which nothing is left, because others lie over them or their mask is empty.
+        hidden: objects that have no pixel left, because others lie over them or their mask is empty.
     """
 
     labels: NDArray[Any]

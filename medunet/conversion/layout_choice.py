@@ -7,9 +7,9 @@ from pathlib import Path
 
 from medunet.conversion.layouts import Layout, find_layout
 from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.messages import relative
 from medunet.conversion.structure_folders import case_folders, find_structures
 from medunet.conversion.structures import are_label_maps, has_structure_channels
-from medunet.conversion.tell import relative
 from medunet.errors import DataError
 
 
@@ -46,7 +46,7 @@ def _of_folders(found: Layout, request: ConvertRequest) -> Layout:
 
 
 def _structure_channels(layout: Layout, request: ConvertRequest) -> bool:
-    """Whether masks have a channel for each structure.
+    """True if masks have a channel for each structure.
 
     Raises:
         DataError: some have, others have not; or a header cannot be read.

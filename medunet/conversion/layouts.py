@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medunet.datasets.catalogue import by_stem, group_cases, scan_files
+from medunet.datasets.catalogue import LAYOUTS, by_stem, group_cases, scan_files
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem, is_readable, is_zarr
+from medunet.system.wording import listed
 
 _MASK_WORDS = (
     "masks?", "seg", "segs", "segmentations?", "segmented", "labels?", "lbl", "labelmap", "gt", "groundtruth",
@@ -30,7 +31,6 @@ IMAGE_FOLDERS = (
     "images", "image", "imgs", "img", "raw", "jpegimages", "frames", "scans", "inputs", "input", "photos", "data",
     "volumes",
 )  # fmt: skip
-_OWN = (("images", "labels"), ("imagesTr", "labelsTr"))
 
 
 def _token(words: Sequence[str]) -> re.Pattern[str]:
@@ -47,7 +47,7 @@ class FoundCase:
     """One case: its image, or one file per channel, and its mask: a file, or files of one object or structure each.
 
     Attributes:
-        structures: what each mask's structure is called; empty where its file's name says it.
+        structures: the name of each mask's structure; empty where its file's name says it.
     """
 
     name: str
@@ -58,17 +58,17 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds.
+    """The cases of a folder, and the files that are left over.
 
     Attributes:
-        form: in words, for the user.
-        objects: whether masks hold objects by what the form says.
-        one_each: whether these objects have a file each.
+        form: a description for the user.
+        objects: true if the form says that masks hold objects.
+        one_each: true if these objects have a file each.
         alone: images without a mask.
         orphans: masks without an image.
         others: files that are no scans.
-        own: whether this is already the layout of a data set.
-        structures: whether masks show structures that may overlap, with a file or a channel each.
+        own: true if this is the layout of a data set already.
+        structures: true if masks show structures that may overlap, with a file or a channel each.
         passed_over: folders that look like a case of their own, in another form than this one.
         channels: names of the images of each case, in their order, where file names say them.
         unused: scans beside a case's images and mask that are neither.
@@ -89,8 +89,8 @@ class Layout:
 
 
 @dataclass
-class _Pairing:
-    """Masks by image, and what is left over, while files are matched."""
+class Pairing:
+    """Masks by image, masks without an image, and images without a mask; each file is in one of the three."""
 
     masks: dict[Path, list[Path]] = field(default_factory=lambda: defaultdict(list))
     orphans: list[Path] = field(default_factory=list)
@@ -118,10 +118,10 @@ def find_layout(source: Path, pattern: str | None = None) -> Layout:
     layout = recognised(source)
     if layout is not None:
         return layout
-    folders = [path.name for path in _folders(source)]
+    folders = [path.name for path in subfolders(source)]
     scans = scan_files(source)
     found = [f"{len(scans)} scans (first: {scans[0].name})"] if scans else ["no scan that medunet reads"]
-    found += [f"folders {', '.join(folders[:6])}{', …' if len(folders) > 6 else ''}"] if folders else []
+    found += [f"folders {listed(folders, 6)}"] if folders else []
     raise DataError(
         f"{source}: no images with masks found; it holds {' and '.join(found)}\n"
         "expected names such as cell.png with cell_mask.png, or folders such as images/ and masks/; "
@@ -143,7 +143,7 @@ def recognised(source: Path) -> Layout | None:
 
 
 def pairs_at_top(source: Path) -> bool:
-    """Whether images and masks, or folders of them, lie right in a folder.
+    """True if images and masks, or folders of them, lie right in a folder.
 
     Raises:
         DataError: as `recognised`.
@@ -152,7 +152,7 @@ def pairs_at_top(source: Path) -> bool:
 
 
 def is_mask_name(name: str) -> bool:
-    """Whether a name is nothing but a word for masks."""
+    """True if a name is nothing but a word for masks."""
     return _MASK_TOKEN.fullmatch(name) is not None
 
 
@@ -174,31 +174,21 @@ def image_keys(stem: str) -> list[str]:
 
 
 def _joined(before: str, after: str) -> str:
-    """What is left around a word that was cut out, with one of its separators."""
+    """The name around a word that was cut out, with one of its separators."""
     left, right = before.rstrip("_-. "), after.lstrip("_-. ")
     between = (before[len(left) :] or after[: len(after) - len(right)])[:1] if left and right else ""
     return left + between + right
 
 
-def match_names(files: Sequence[Path]) -> tuple[dict[Path, list[Path]], list[Path], list[Path]]:
+def match_names(files: Sequence[Path]) -> Pairing:
     """Match images and masks that lie together.
-
-    Returns:
-        Masks by image; masks without an image; images without a mask. Each file is in one of the three.
 
     Raises:
         DataError: two images that one mask could belong to, or a mask of a mask.
     """
-    pairing = _Pairing()
-    owners: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        for key in image_keys(case_stem(path)):
-            owners[key].append(path)
-    owner_of: dict[Path, Path] = {}
-    for path in files:
-        image = _owner(path, mask_keys(case_stem(path)), owners)
-        if image is not None:
-            owner_of[path] = image
+    pairing, owners = Pairing(), _by_key(files)
+    found = {path: _owner(path, mask_keys(case_stem(path)), owners) for path in files}
+    owner_of = {path: image for path, image in found.items() if image is not None}
     for mask, image in owner_of.items():
         if image in owner_of:
             raise DataError(
@@ -209,7 +199,26 @@ def match_names(files: Sequence[Path]) -> tuple[dict[Path, list[Path]], list[Pat
     for path in files:
         if path not in owner_of and path not in pairing.masks:
             (pairing.orphans if mask_keys(case_stem(path)) else pairing.alone).append(path)
-    return dict(pairing.masks), pairing.orphans, pairing.alone
+    return pairing
+
+
+def _match_folders(images: Sequence[Path], masks: Sequence[Path]) -> Pairing:
+    """Match images and masks that have a folder of their own each."""
+    pairing, owners = Pairing(), _by_key(images)
+    for mask in masks:
+        image = _owner(mask, [case_stem(mask).lower(), *mask_keys(case_stem(mask))], owners)
+        (pairing.orphans if image is None else pairing.masks[image]).append(mask)
+    pairing.alone += [path for path in images if path not in pairing.masks]
+    return pairing
+
+
+def _by_key(images: Iterable[Path]) -> dict[str, list[Path]]:
+    """The images that each name may mean."""
+    owners: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        for key in image_keys(case_stem(path)):
+            owners[key].append(path)
+    return owners
 
 
 def _owner(mask: Path, keys: Iterable[str], owners: Mapping[str, Sequence[Path]]) -> Path | None:
@@ -241,37 +250,34 @@ def _by_pattern(source: Path, pattern: str) -> Layout:
     if not found:
         raise DataError(f"{source}: no scan fits --masks {pattern}; expected something like '*_mask.png'")
     before, _, after = named.partition("*")
-    keys = {
-        path: (path.name[len(before) : len(path.name) - len(after)] if after else path.name[len(before) :])
-        for path in found
-    }
-    places = [source, *_folders(source)]
+    keys = {path: path.name[len(before) : len(path.name) - len(after)] for path in found}
+    places = [source, *subfolders(source)]
     candidates = [path for place in places for path in scan_files(place) if path not in keys]
-    masks: dict[Path, list[Path]] = defaultdict(list)
-    orphans: list[Path] = []
+    pairing = Pairing()
     for mask, key in keys.items():
         key = key if after else case_stem(Path(key))
         images = [path for path in candidates if case_stem(path) == key]
         if len(images) > 1:
             raise DataError(f"{mask}: could be the mask of {images[0]} and of {images[1]}; move one of them away")
-        (masks[images[0]] if images else orphans).append(mask)
-    if not masks:
+        (pairing.masks[images[0]] if images else pairing.orphans).append(mask)
+    if not pairing.masks:
         raise DataError(
             f"{source}: no image belongs to the masks that fit --masks {pattern}; the first one, {found[0].name}, "
             f"expects an image called {keys[found[0]]}"
         )
-    alone = tuple(path for path in candidates if path not in masks)
-    return Layout(f"masks {pattern}", _cases(masks), False, alone, tuple(orphans), _others(source))
+    alone = tuple(path for path in candidates if path not in pairing.masks)
+    cases, orphans = _cases(pairing.masks), tuple(pairing.orphans)
+    return Layout(f"masks {pattern}", cases, alone=alone, orphans=orphans, others=_others(source))
 
 
-def _folders(source: Path) -> list[Path]:
-    """Visible ones that are no scans of their own."""
+def subfolders(source: Path) -> list[Path]:
+    """The visible folders in a folder that are no scans, sorted."""
     found = (path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     return sorted(path for path in found if not is_zarr(path))
 
 
 def _own_layout(source: Path) -> Layout | None:
-    for images, labels in _OWN:
+    for images, labels in LAYOUTS:
         if (source / images).is_dir() and (source / labels).is_dir():
             files = by_stem(scan_files(source / labels))
             cases = group_cases(scan_files(source / images), files)
@@ -335,13 +341,13 @@ def _beside(source: Path) -> Layout | None:
     alone: list[Path] = []
     orphans: list[Path] = []
     for images, masks in pairs:
-        found, lost, left = _match_folders(scan_files(images), scan_files(masks))
-        cases += _cases(found, f"{images.name}_" if len(pairs) > 1 else "")
-        alone, orphans = alone + left, orphans + lost
+        found = _match_folders(scan_files(images), scan_files(masks))
+        cases += _cases(found.masks, f"{images.name}_" if len(pairs) > 1 else "")
+        alone, orphans = alone + found.alone, orphans + found.orphans
     if not cases:
         return None
     named = ", ".join(f"{images.name}/ with {masks.name}/" for images, masks in pairs)
-    return Layout(named, tuple(cases), False, tuple(alone), tuple(orphans))
+    return Layout(named, tuple(cases), alone=tuple(alone), orphans=tuple(orphans))
 
 
 def _folder_pairs(folders: Mapping[str, Path]) -> list[tuple[Path, Path]]:
@@ -364,27 +370,12 @@ def _folder_pairs(folders: Mapping[str, Path]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _match_folders(
-    images: Sequence[Path], masks: Sequence[Path]
-) -> tuple[dict[Path, list[Path]], list[Path], list[Path]]:
-    """Masks by image, masks without an image, images without a mask, where each have a folder of their own."""
-    owners: dict[str, list[Path]] = defaultdict(list)
-    for path in images:
-        for key in image_keys(case_stem(path)):
-            owners[key].append(path)
-    found: dict[Path, list[Path]] = defaultdict(list)
-    orphans: list[Path] = []
-    for mask in masks:
-        image = _owner(mask, [case_stem(mask).lower(), *mask_keys(case_stem(mask))], owners)
-        (orphans if image is None else found[image]).append(mask)
-    return dict(found), orphans, [path for path in images if path not in found]
-
-
 def _mixed(source: Path) -> Layout | None:
-    masks, orphans, alone = match_names(scan_files(source))
-    if not masks:
+    found = match_names(scan_files(source))
+    if not found.masks:
         return None
-    return Layout("images and masks in one folder", _cases(masks), False, tuple(alone), tuple(orphans))
+    form = "images and masks in one folder"
+    return Layout(form, _cases(found.masks), alone=tuple(found.alone), orphans=tuple(found.orphans))
 
 
 def _others(source: Path) -> tuple[Path, ...]:

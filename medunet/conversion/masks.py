@@ -19,7 +19,7 @@ from medunet.formats.dispatch import read_volume, suffix_of
 from medunet.volume import Origin, Volume
 
 _PICTURES = (".png", ".jpg", ".jpeg")
-_TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
+TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Mask:
         volume: its grid, with what was read.
         values: ``(*spatial)`` grey values, palette indices or label values; None for a mask in colours.
         colours: ``(*spatial)`` codes of its colours, for RGB and palettes; None for grey and label values.
-        name: what it shows is called; None where the file's name says it.
+        name: of the structure; None where the file's name says it.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Mask:
 
     @property
     def lossy(self) -> bool:
-        """Whether the format changes values."""
+        """True if the format changes values."""
         return suffix_of(self.path) in (".jpg", ".jpeg")
 
     @property
@@ -81,7 +81,7 @@ def read_mask(path: Path, axes: str | None = None) -> Mask:
         palette = _palette(path)
         colours = None if palette is None else _looked_up(array[0], palette, path)
         return Mask(path, volume, array[0], colours)
-    if array.shape[0] in (2, 4) and suffix_of(path) in (*_PICTURES, *_TIFFS):  # others have no alpha channels
+    if array.shape[0] in (2, 4) and suffix_of(path) in (*_PICTURES, *TIFFS):  # others have no alpha channels
         array = _alpha_resolved(array, path)
     if array.shape[0] == 3 and not (array == array[:1]).all():
         if array.dtype != np.uint8:
@@ -156,7 +156,7 @@ def _palette(path: Path) -> NDArray[np.uint8] | None:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             entries = picture.getpalette("RGB") if picture.mode == "P" else None
         return None if entries is None else np.array(entries, np.uint8).reshape(-1, 3)
-    if suffix_of(path) not in _TIFFS:
+    if suffix_of(path) not in TIFFS:
         return None
     import tifffile
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from medunet.conversion.layouts import FoundCase, Layout
 from medunet.conversion.masks import Mask, read_mask
 from medunet.conversion.rules import (
     MOST_OBJECTS,
-    AsTheyAre,
     BlackAndWhite,
     Census,
     Coloured,
@@ -21,17 +20,19 @@ from medunet.conversion.rules import (
     Connected,
     OneMaskPerObject,
     Rule,
+    Unchanged,
 )
 from medunet.conversion.structures import JoinedStructures, StructureCensus, StructureMasks
 from medunet.errors import ConfigError, DataError
+from medunet.system.progress import progress
 
 
 @dataclass(frozen=True)
 class ObjectSettings:
-    """That masks hold objects, not classes.
+    """Settings for masks that hold objects, not classes.
 
     Attributes:
-        connected: whether every connected part is an object of its own.
+        connected: true if every connected part is an object of its own.
         background: the code of the background's colour in masks with one colour per object.
     """
 
@@ -41,15 +42,15 @@ class ObjectSettings:
 
 @dataclass(frozen=True)
 class ConvertRequest:
-    """What `convert` is asked to do.
+    """The arguments of a conversion.
 
     Attributes:
         colours: a file with a colour table; None looks for one beside the masks.
-        masks: which files are masks, see `find_layout`.
-        tolerance: how far a colour may be away from its class's, see `ColourTable.decode`.
+        masks: the files that are masks, see `find_layout`.
+        tolerance: the distance that a colour may have from its class's, see `ColourTable.decode`.
         ignore: the class whose pixels are not annotated.
         objects: None for classes.
-        foreground: what is called that black-and-white masks or objects show.
+        foreground: the name of the class that black-and-white masks or objects show.
         link: hard links in place of copies.
         dry_run: read and check everything, write nothing.
         axes: states a TIFF's axes.
@@ -70,9 +71,15 @@ class ConvertRequest:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the masks are, in words, how label maps are made of them, and what `dataset.json` then says."""
+    """The meaning of masks.
 
-    words: str
+    Attributes:
+        description: for the user.
+        rule: makes label maps of the masks.
+        declaration: the labels for `dataset.json`; empty keeps those of the source.
+    """
+
+    description: str
     rule: Rule
     declaration: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -90,25 +97,20 @@ def as_code(text: str | None) -> int:
     return code_of((int(parts[0]), int(parts[1]), int(parts[2])))
 
 
-def progress(cases: Sequence[FoundCase]) -> Iterable[FoundCase]:
-    """The cases, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(cases, unit="case", disable=None, leave=False)
-
-
 def source_json(request: ConvertRequest) -> dict[str, Any]:
-    """What the source's `dataset.json` says; empty where there is none."""
+    """The content of the source's `dataset.json`; empty without one."""
     path = request.source / "dataset.json"
     return read_json(path) if path.is_file() else {}
 
 
 def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
-    """Decide what masks hold: by what was said, by a table or `dataset.json` beside them, or by looking at them."""
+    """The meaning of the masks: from the options, a table or `dataset.json` beside them, or the masks themselves."""
     if layout.structures:
         return _structures(layout, request)
     if any(len(case.masks) > 1 for case in layout.cases) or layout.one_each:
-        return _object_meaning("one per object, black and white", OneMaskPerObject(request.tolerance), request)
+        return _object_meaning(
+            "one per object, black and white", OneMaskPerObject(tolerance=request.tolerance), request
+        )
     if request.colours is not None:
         return _coloured(read_colours(request.colours, request.ignore), request.colours, request)
     declared, path = source_json(request), request.source / "dataset.json"
@@ -116,7 +118,7 @@ def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
     if table is not None and request.objects is None:
         return _coloured(table, path, request)
     census = Census()
-    for case in progress(layout.cases):
+    for case in progress(layout.cases, "case"):
         census.add(read_mask(case.masks[0], request.axes))
     if layout.objects or request.objects is not None or declared.get("label_kind") == "instances":
         return _objects(census, request)
@@ -134,7 +136,7 @@ def meaning_of(layout: Layout, request: ConvertRequest) -> Meaning:
 
 
 def masks_of(case: FoundCase, layout: Layout, request: ConvertRequest) -> Sequence[Mask]:
-    """The masks of a case; those of structures are read when it is their turn, because there may be a hundred."""
+    """The masks of a case; masks of structures are read one at a time, because there may be a hundred."""
     if layout.structures:
         return StructureMasks(case.masks, request.axes, case.structures)
     return [read_mask(path, request.axes) for path in case.masks]
@@ -151,7 +153,7 @@ def _structures(layout: Layout, request: ConvertRequest) -> Meaning:
             f"\nfound were {layout.form}; leave it out, or say which files are masks with --masks"
         )
     census = StructureCensus()
-    for case in progress(layout.cases):
+    for case in progress(layout.cases, "case"):
         census.add(masks_of(case, layout, request), request.source)
     if not census.voxels:
         raise DataError(
@@ -168,15 +170,15 @@ def _structures(layout: Layout, request: ConvertRequest) -> Meaning:
         )
     declaration = census.declaration()
     names = census.structures
-    words = f"one for each of {len(names)} structure{'' if len(names) == 1 else 's'} ({_few(names)})"
+    description = f"one for each of {len(names)} structure{'' if len(names) == 1 else 's'} ({_few(names)})"
     if census.shared:
         several = sum(len(combination) > 1 for combination in census.voxels)
-        words += f", which overlap in {several} combination{'' if several == 1 else 's'}"
+        description += f", which overlap in {several} combination{'' if several == 1 else 's'}"
         notes.append(
             f"{census.shared:,} voxels are in several structures, so each structure becomes a region that is learned "
             "by itself; correct the masks if that is an accident"
         )
-    return Meaning(words, JoinedStructures(census.values()), declaration, tuple(notes))
+    return Meaning(description, JoinedStructures(census.values()), declaration, tuple(notes))
 
 
 def _few(names: Sequence[str]) -> str:
@@ -209,8 +211,8 @@ def _coloured(table: ColourTable, path: Path, request: ConvertRequest) -> Meanin
     }
     if table.ignored is not None:
         declaration["ignore"] = table.ignored
-    words = f"colours of {len(table.names)} classes by {path.name}"
-    return Meaning(words, Coloured(table, request.tolerance), declaration, tuple(notes))
+    description = f"colours of {len(table.names)} classes by {path.name}"
+    return Meaning(description, Coloured(table, request.tolerance), declaration, tuple(notes))
 
 
 def _without_table(census: Census, request: ConvertRequest) -> DataError:
@@ -241,34 +243,34 @@ def _objects(census: Census, request: ConvertRequest) -> Meaning:
                 f"frequent are {census.frequent(3)}\nsay which one is the background with --background 'R G B'"
             )
         rule: Rule = ColouredObjects(settings.background, settings.connected)
-        return _object_meaning("one colour per object" + _connected_words(settings), rule, request)
+        return _object_meaning("one colour per object" + _connected_text(settings), rule, request)
     if settings.connected:
-        return _object_meaning("objects" + _connected_words(settings), Connected(), request)
+        return _object_meaning("objects" + _connected_text(settings), Connected(), request)
     notes: tuple[str, ...] = ()
     if len(set(census.values) - {0}) == 1:
         notes = ("each mask is one object as there is one value only; --connected makes every connected part one",)
-    return replace(_object_meaning("object ids", AsTheyAre(), request), notes=notes)
+    return replace(_object_meaning("object ids", Unchanged(), request), notes=notes)
 
 
-def _connected_words(settings: ObjectSettings) -> str:
+def _connected_text(settings: ObjectSettings) -> str:
     return ", every connected part one of its own" if settings.connected else ""
 
 
-def _object_meaning(words: str, rule: Rule, request: ConvertRequest) -> Meaning:
+def _object_meaning(description: str, rule: Rule, request: ConvertRequest) -> Meaning:
     declared = source_json(request).get("labels")
     names = [name for name in declared if name.lower() != "background"] if isinstance(declared, dict) else []
     labels = {"background": 0, request.foreground or (names[0] if len(names) == 1 else "object"): 1}
-    return Meaning(words, rule, {"labels": labels, "label_kind": "instances"})
+    return Meaning(description, rule, {"labels": labels, "label_kind": "instances"})
 
 
 def _grey(census: Census, declared: Mapping[str, Any], request: ConvertRequest) -> Meaning:
-    """Masks of one channel: as `dataset.json` says, black and white, or label values as they are."""
+    """Masks of one channel: label values with names from `dataset.json`, black and white, or plain label values."""
     black_and_white = {"labels": {"background": 0, request.foreground or "foreground": 1}}
     if isinstance(declared.get("labels"), dict) and not census.lossy:
-        return Meaning("label values, named in dataset.json", AsTheyAre(), {})
+        return Meaning("label values, named in dataset.json", Unchanged(), {})
     white = 255 if census.black_palette else census.white
     if white is not None and not census.lossy:
-        rule: Rule = AsTheyAre() if white == 1 and not census.black_palette else BlackAndWhite(white)
+        rule: Rule = Unchanged() if white == 1 and not census.black_palette else BlackAndWhite(white)
         return Meaning(f"black and white (0 and {white})", rule, black_and_white)
     if census.lossy or census.smeared:
         return _smeared(census, request, black_and_white)
@@ -291,13 +293,13 @@ def _grey(census: Census, declared: Mapping[str, Any], request: ConvertRequest) 
         }
     elif values[-1] == 255 and (len(values) == 2 or values[-2] < 128):
         notes.append("255 is taken as a class; if it means not annotated, say --ignore 255")
-    return Meaning("label values", AsTheyAre(), declaration, tuple(notes))
+    return Meaning("label values", Unchanged(), declaration, tuple(notes))
 
 
 def _smeared(census: Census, request: ConvertRequest, declaration: dict[str, Any]) -> Meaning:
     if request.tolerance > 0:
-        words = f"black and white (0 and 255), up to {request.tolerance:g} away"
-        return Meaning(words, BlackAndWhite(255, request.tolerance), declaration)
+        description = f"black and white (0 and 255), up to {request.tolerance:g} away"
+        return Meaning(description, BlackAndWhite(255, request.tolerance), declaration)
     total = sum(census.values.values())
     between = total - census.values[0] - census.values[255]
     raise DataError(

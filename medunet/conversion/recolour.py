@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medunet.conversion.colour_tables import declared_colours, read_colours, read_json
 from medunet.conversion.colours import ColourTable, code_of
-from medunet.conversion.masks import read_mask
+from medunet.conversion.masks import TIFFS, read_mask
 from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.messages import Say
 from medunet.conversion.rules import values_of
-from medunet.conversion.tell import Say
 from medunet.conversion.write import place_file, write_declaration
-from medunet.datasets.catalogue import by_stem, group_cases, scan_files
-from medunet.datasets.declaration import declared_labels
+from medunet.datasets.catalogue import LAYOUTS, by_stem, group_cases, scan_files
+from medunet.datasets.declaration import read_declaration
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
 from medunet.formats.dispatch import case_stem, is_zarr, suffix_of, write_volume
 from medunet.report.colours import label_colours
 from medunet.system.files import check_new_folder, folder_written_aside, write_text
+from medunet.system.progress import progress
 from medunet.volume import Volume
-
-_FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
-_TIFFS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 
 
 def recolour(request: ConvertRequest, say: Say) -> None:
@@ -46,14 +44,14 @@ def recolour(request: ConvertRequest, say: Say) -> None:
     images, labels = _files(request.source)
     table, whence = _table(request, labels)
     say(f"{request.source}: {len(labels)} label maps; colours {whence}")
-    for path in _bar(labels):
+    for path in progress(labels, "mask"):
         _coloured(path, table, request)
     if request.dry_run:
         say(f"dry run: nothing written; without --dry-run, {request.output} would hold {len(labels)} colour masks")
         return
     with folder_written_aside(request.output) as aside:
         folder = aside / "labels" if images else aside
-        for path in _bar(labels):
+        for path in progress(labels, "mask"):
             _write_mask(path, table, request, folder)
         for path in images:
             place_file(path, aside / "images", case_stem(path), request.link)
@@ -66,19 +64,13 @@ def recolour(request: ConvertRequest, say: Say) -> None:
     say(f"wrote {request.output}: {len(labels)} colour masks and Labels.txt, the table of their colours")
 
 
-def _bar(paths: Sequence[Path]) -> Iterable[Path]:
-    from tqdm import tqdm
-
-    return tqdm(paths, unit="mask", disable=None, leave=False)
-
-
 def _files(source: Path) -> tuple[list[Path], list[Path]]:
     """Images (none but for a data set) and label maps."""
     if source.is_file() or is_zarr(source):
         return [], [source]
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder; give a data set, a folder of label maps, or one")
-    for images, labels in _FOLDERS:
+    for images, labels in LAYOUTS:
         if (source / labels).is_dir():
             files = by_stem(scan_files(source / labels))
             scans = scan_files(source / images) if (source / images).is_dir() else []
@@ -109,7 +101,7 @@ def _table(request: ConvertRequest, labels: Sequence[Path]) -> tuple[ColourTable
         found = declared_colours(declared, path, request.ignore)
         if found is not None:
             return found, f"of {path}"
-        named = declared_labels(path)
+        named = read_declaration(path).labels
         if named is not None:
             return _chosen(named), "chosen here, background and unannotated dark"
     raise DataError(
@@ -141,7 +133,7 @@ def _coloured(path: Path, table: ColourTable, request: ConvertRequest) -> Volume
     """Colours ``(3, *spatial)`` of a label map."""
     mask = read_mask(path, request.axes)
     flat = mask.volume.dimensions == 2
-    if not flat and suffix_of(path) not in _TIFFS:
+    if not flat and suffix_of(path) not in TIFFS:
         raise DataError(
             f"{path}: colour masks are made of two-dimensional label maps and of TIFF stacks\n"
             "give one of these, or choose colours in the program that shows it"

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.conversion.colours import ColourTable, Decoded, written
+from medunet.conversion.colours import ColourTable, Decoded, first_of, written
 from medunet.conversion.masks import Mask
 from medunet.errors import DataError
 
@@ -23,7 +23,7 @@ class Rule(Protocol):
     """Makes the label map of one case from its mask, or its masks where each object has one."""
 
     unchanged: bool
-    """Whether label maps hold what the masks hold, so that files can be taken as they are."""
+    """True if label maps hold the values of the masks, so that files can be copied."""
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         """Label values ``(*spatial)``, and what was odd."""
@@ -32,7 +32,7 @@ class Rule(Protocol):
 
 @runtime_checkable
 class MatchingRule(Rule, Protocol):
-    """A rule that compares with known colours or grey values, so that others can be unknown."""
+    """A rule that compares with known colours or grey values; others are unknown to it."""
 
     def describe(self, unknown: Mapping[int, int]) -> str:
         """Unknown colours or values for a message."""
@@ -66,7 +66,7 @@ class Coloured:
 class BlackAndWhite:
     """0 is background, `white` the one class; values up to `tolerance` away from either count as it."""
 
-    white: int
+    white: int = 255
     tolerance: float = 0.0
     unchanged = False
 
@@ -83,15 +83,14 @@ class BlackAndWhite:
 
     def describe(self, unknown: Mapping[int, int]) -> str:
         ordered = sorted(unknown, key=lambda value: (-unknown[value], value))
-        listed = "; ".join(f"grey {value} {unknown[value]:,} px" for value in ordered[:8])
-        return listed + (f"; … {len(ordered) - 8:,} more" if len(ordered) > 8 else "")
+        return first_of([f"grey {value} {unknown[value]:,} px" for value in ordered])
 
     def farthest(self, unknown: Mapping[int, int]) -> float:
         return float(max(min(value, abs(self.white - value)) for value in unknown))
 
 
 @dataclass(frozen=True)
-class AsTheyAre:
+class Unchanged:
     """The values are label values or object ids already."""
 
     unchanged = True
@@ -142,11 +141,8 @@ class ColouredObjects:
 
 
 @dataclass(frozen=True)
-class OneMaskPerObject:
-    """Each mask, black and white, is one object; ids follow the masks' order, and where two overlap the first keeps."""
-
-    tolerance: float = 0.0
-    unchanged = False
+class OneMaskPerObject(BlackAndWhite):
+    """Each mask is one object; ids follow the order of the masks, and where two overlap the first keeps its voxels."""
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         if len(masks) > MOST_OBJECTS:
@@ -170,12 +166,6 @@ class OneMaskPerObject:
             unknown.update(part.unknown)
         left = np.count_nonzero(np.bincount(ids.ravel(), minlength=len(masks) + 1)[1:])
         return Decoded(ids, changed, unknown, int(overlap.sum()), len(masks) - int(left))
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return BlackAndWhite(255).describe(unknown)
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return BlackAndWhite(255).farthest(unknown)
 
 
 def values_of(mask: Mask) -> NDArray[Any]:
@@ -237,7 +227,7 @@ def _fitting(ids: NDArray[np.int64], mask: Mask) -> NDArray[np.uint16]:
 
 @dataclass
 class Census:
-    """What all masks of a set hold; the only thing here that changes, while masks are looked at.
+    """Counts of values and colours over all masks of a set; it changes while masks are counted.
 
     Attributes:
         values: grey values, palette indices or label values that were found, with their pixels.
@@ -245,7 +235,7 @@ class Census:
         coloured: masks in RGB.
         palettes: masks with a palette of colours.
         lossy: JPEG masks.
-        sightings: in how many masks each colour was seen.
+        sightings: number of masks that have each colour.
     """
 
     values: Counter[int] = field(default_factory=Counter)
@@ -280,27 +270,26 @@ class Census:
 
     @property
     def black_palette(self) -> bool:
-        """Whether all masks are palettes of black and white, so that colours mean more than indices."""
+        """True if all masks are palettes of black and white: colours mean more than indices then."""
         return self.palettes == self.masks and 0xFFFFFF in self.codes and set(self.codes) <= {0, 0xFFFFFF}
 
     @property
     def smeared(self) -> bool:
-        """Whether these are black and white masks with values between: JPEG or smooth edges."""
+        """True for black and white masks with values between, as JPEG and smooth edges make them."""
         return bool(self.values) and min(self.values) <= 16 and 239 <= max(self.values) <= 255 and len(self.values) > 16
 
     def frequent(self, most: int = 6) -> str:
         """The most frequent colours for a message."""
-        listed = "; ".join(f"({written(code)}) {count:,} px" for code, count in self.codes.most_common(most))
-        return listed + (f"; … {len(self.codes) - most:,} more" if len(self.codes) > most else "")
+        return first_of([f"({written(code)}) {count:,} px" for code, count in self.codes.most_common()], most)
 
     @property
     def like_objects(self) -> bool:
-        """Whether colours seem to be drawn at random, one per object: many, and most of them in one mask only."""
+        """True if there are many colours, most of them in one mask only: random colours, one per object."""
         once = sum(count == 1 for code, count in self.sightings.items() if code)
         return self.masks > 1 and len(self.codes) > 8 and 2 * once > len(self.codes)
 
     @property
     def with_smooth_edges(self) -> bool:
-        """Whether most colours are on few pixels, as those of smooth edges and of JPEG are."""
+        """True if most colours are on few pixels, as smooth edges and JPEG make them."""
         few = sum(count < _FEW * self.sightings[code] for code, count in self.codes.items())
         return len(self.codes) > 16 and 2 * few > len(self.codes)

@@ -9,11 +9,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medunet.conversion.channel_folders import PLAIN_NAMES, CaseFolder, channel_layout, has_channels, refuse_folders
-from medunet.conversion.layouts import IMAGE_FOLDERS, MASK_FOLDERS, FoundCase, Layout, pairs_at_top, recognised
+from medunet.conversion.channel_folders import PLAIN_NAMES, CaseFolder, channel_layout, has_channels
+from medunet.conversion.layouts import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    FoundCase,
+    Layout,
+    pairs_at_top,
+    recognised,
+    subfolders,
+)
 from medunet.datasets.catalogue import group_cases, scan_files
+from medunet.datasets.loading import refuse
 from medunet.errors import DataError
-from medunet.formats.dispatch import case_stem, is_readable, is_zarr
+from medunet.formats.dispatch import case_stem, is_readable
+from medunet.system.wording import listed
 
 _IMAGE_NAMES = (*PLAIN_NAMES, "ct", "mr", "mri", "pet", "t1", "t2", "flair")
 
@@ -53,15 +63,10 @@ def case_folders(source: Path) -> tuple[Path, ...]:
     return tuple(sorted(several | {source / case.name for case in found.cases}))
 
 
-def _folders(place: Path) -> list[Path]:
-    """Visible ones that are no scans of their own."""
-    return [path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] != "." and not is_zarr(path)]
-
-
 def _beside(source: Path, masks: str | None) -> Layout | None:
     wanted = {masks.strip("/").lower()} if masks else {*MASK_FOLDERS, "labelstr"}
-    images = [path for path in _folders(source) if path.name.lower() in (*IMAGE_FOLDERS, "imagestr")]
-    places = [path for path in _folders(source) if path.name.lower() in wanted]
+    images = [path for path in subfolders(source) if path.name.lower() in (*IMAGE_FOLDERS, "imagestr")]
+    places = [path for path in subfolders(source) if path.name.lower() in wanted]
     found = [layout for one in images for place in places if (layout := _folder_per_image(one, place)) is not None]
     if len(found) > 1:
         raise DataError(
@@ -72,7 +77,7 @@ def _beside(source: Path, masks: str | None) -> Layout | None:
 
 
 def _folder_per_image(images: Path, place: Path) -> Layout | None:
-    own = {path.name: path for path in _folders(place) if not is_readable(path)} if images != place else {}
+    own = {path.name: path for path in subfolders(place) if not is_readable(path)} if images != place else {}
     grouped = group_cases(scan_files(images), own) if own else []
     if not any(case.label for case in grouped):
         return None
@@ -97,7 +102,7 @@ def _masks_at_top(source: Path, masks: str | None) -> bool:
 
 @dataclass
 class _LookedInto:
-    """What folders hold that may be cases, and what is left over, while they are looked into."""
+    """The contents of folders that may be cases, and the files left over; it changes while folders are looked into."""
 
     folders: list[CaseFolder] = field(default_factory=list)
     cases: list[FoundCase] = field(default_factory=list)
@@ -108,7 +113,7 @@ class _LookedInto:
     def add(self, folder: Path, masks: str | None) -> None:
         """Look into a folder."""
         wanted = {masks.strip("/").lower()} if masks else set(MASK_FOLDERS)
-        inner = [path for path in _folders(folder) if path.name.lower() in wanted]
+        inner = [path for path in subfolders(folder) if path.name.lower() in wanted]
         scans = scan_files(folder) or ([folder] if is_readable(folder) else [])
         if inner and scans:
             self._add_with_masks(folder, scans, inner)
@@ -146,16 +151,10 @@ class _LookedInto:
                 self.alone += images
                 self.orphans += [folder.path] if masks else []
 
-    def refuse_problems(self) -> None:
-        """Raises:
-        DataError: the first problem, if there is one.
-        """
-        refuse_folders(self.problems)
-
 
 def _looked_into(source: Path, masks: str | None) -> _LookedInto:
     found = _LookedInto()
-    folders = _folders(source)
+    folders = subfolders(source)
     found.alone += [path for path in scan_files(source) if path not in folders]
     for folder in folders:
         if folder.name.lower() in IMAGE_FOLDERS:
@@ -170,14 +169,14 @@ def _looked_into(source: Path, masks: str | None) -> _LookedInto:
 def _in_case_folders(source: Path, masks: str | None) -> Layout | None:
     found = _looked_into(source, masks)
     if has_channels(found.folders) and (masks is not None or recognised(source) is None):
-        found.refuse_problems()
+        refuse(found.problems, "folders")
         layout = channel_layout(found.folders)
         alone, orphans = (*found.alone, *layout.alone), (*found.orphans, *layout.orphans)
         return replace(layout, alone=alone, orphans=orphans)
     found.take_single_images()
     # Without any case, what looks odd here may be as it should be in another layout.
     if found.problems and (found.cases or masks is not None or recognised(source) is None):
-        found.refuse_problems()
+        refuse(found.problems, "folders")
     if not found.cases:
         return None
     alone, orphans = tuple(found.alone), tuple(found.orphans)
@@ -206,5 +205,4 @@ def _masks(folder: Path) -> tuple[Path, ...]:
 
 
 def _names(paths: Iterable[Path]) -> str:
-    names = [path.name for path in paths]
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return listed([path.name for path in paths], 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from medunet.conversion.layouts import FoundCase
 from medunet.conversion.masks import Mask, read_mask
 from medunet.conversion.rules import grey_of
 from medunet.datasets.labels import IGNORE
+from medunet.datasets.loading import refuse
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem, read_grid, read_volume
 from medunet.volume import Grid, corners_apart, tolerance
@@ -33,7 +34,7 @@ _RESERVED = ("background", "ignore")
 
 
 def has_structure_channels(path: Path, axes: str | None = None) -> bool:
-    """Whether a mask file has several channels that are no colours, so that each is a structure's mask.
+    """True if a mask file has several channels that are no colours: each is a structure's mask then.
 
     ImageJ saves RGB stacks as three channels, so three or four of 8 bits in a TIFF are colours.
 
@@ -48,12 +49,12 @@ def has_structure_channels(path: Path, axes: str | None = None) -> bool:
 
 
 class StructureMasks(Sequence[Mask]):
-    """The masks of a case, of which one is held at a time, and the first one, which says what grid they lie on.
+    """The masks of a case. One is held at a time, besides the first one, which gives the grid.
 
     Args:
         paths: at least one; a file of one channel, or one with a channel for each structure.
         axes: states a TIFF's axes.
-        names: what the structures are called, one for each file; empty where the files' names say it.
+        names: of the structures, one for each file; empty where the files' names say it.
     """
 
     def __init__(self, paths: Sequence[Path], axes: str | None = None, names: Sequence[str] = ()) -> None:
@@ -109,9 +110,7 @@ def check_masks(cases: Iterable[Sequence[Path]], axes: str | None = None) -> Non
                 _require_same_grid(path, read_grid(path, axes=axes), masks[0], first)
             except DataError as error:
                 problems.append(str(error))
-    if problems:
-        more = f"\n… and {len(problems) - 1} more masks like this" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
+    refuse(problems, "masks")
 
 
 def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> None:
@@ -129,7 +128,7 @@ def _require_same_grid(path: Path, grid: Grid, beside: Path, first: Grid) -> Non
 
 
 def name_of(mask: Mask) -> str:
-    """What a mask's structure is called: as it says, or after its file.
+    """The name of a mask's structure: its own, or that of its file.
 
     Raises:
         DataError: a name that means something else in `dataset.json`.
@@ -144,7 +143,7 @@ def name_of(mask: Mask) -> str:
 
 
 def inside_of(mask: Mask) -> NDArray[np.bool_]:
-    """Where a structure is, ``(*spatial)``; nowhere for an empty mask.
+    """The voxels of a structure, ``(*spatial)``; none for an empty mask.
 
     Raises:
         DataError: the mask is not binary: 0 and 1, 255 or 65535; or its format changes values.
@@ -163,19 +162,19 @@ def inside_of(mask: Mask) -> NDArray[np.bool_]:
 
 
 def _parted(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Where a mask is white, and its values that are neither that nor 0."""
+    """The white voxels of a mask, and its values that are neither white nor 0."""
     white = float(values.max())
     inside = values == white if white in _WHITE else np.zeros(values.shape, bool)
     return inside, values[(values != 0) & ~inside]
 
 
 def is_binary(mask: Mask) -> bool:
-    """Whether a mask can show one structure; not if it has colours, or was saved as JPEG."""
+    """True if a mask can show one structure: it has no colours, and was not saved as JPEG."""
     return not mask.lossy and mask.values is not None and _parted(grey_of(mask))[1].size == 0
 
 
 def are_label_maps(cases: Sequence[FoundCase], axes: str | None = None) -> bool:
-    """Whether masks in a folder per image are label maps: one in each, called the same, and not all binary.
+    """True if masks in a folder per image are label maps: one in each, of the same name, and not all binary.
 
     Raises:
         DataError: a mask cannot be read.
@@ -192,13 +191,15 @@ class Joined:
 
     Attributes:
         codes: ``(*spatial)``, places in `combinations`.
-        combinations: that occurred on the way; the first is that of no structure.
-        voxels: of each, now.
+        combinations: all that occurred on the way; the first is that of no structure.
+        voxels: number of voxels that each combination has now.
+        names: the structures joined so far.
     """
 
     codes: NDArray[np.uint32]
     combinations: list[Combination]
     voxels: list[int]
+    names: list[str] = field(default_factory=list)
 
     def add(self, name: str, inside: NDArray[np.bool_], where: Path) -> None:
         """Put another structure's mask on top.
@@ -206,6 +207,7 @@ class Joined:
         Raises:
             DataError: more combinations than a label map has values.
         """
+        self.names.append(name)
         before = self.codes[inside]
         moved = np.bincount(before, minlength=len(self.combinations))
         renamed = np.zeros(len(moved), np.uint32)
@@ -262,11 +264,11 @@ def refuse_too_many(count: int, where: Path) -> None:
 
 @dataclass
 class StructureCensus:
-    """What the masks of all cases hold; changes while they are looked at.
+    """Counts of structures over the masks of all cases; it changes while they are counted.
 
     Attributes:
-        cases: how many there were.
-        named: in how many of them each structure has a mask, empty or not; in the order of first sight.
+        cases: number of cases.
+        named: number of cases in which each structure has a mask, empty or not; in the order of first sight.
         voxels: of each combination.
     """
 
@@ -280,26 +282,26 @@ class StructureCensus:
         Raises:
             DataError: as `joined`, or all cases together have too many combinations.
         """
-        names: list[str] = []
-        self.voxels.update(joined(_noting(masks, names)).counts)
+        found = joined(masks)
+        self.voxels.update(found.counts)
         refuse_too_many(len(self.voxels), where)
         self.cases += 1
-        for name in names:
+        for name in found.names:
             self.named[name] = self.named.get(name, 0) + 1
 
     @property
     def structures(self) -> list[str]:
-        """Those that are somewhere, by name."""
+        """The structures that have a voxel, by name."""
         return sorted({name for combination in self.voxels for name in combination})
 
     @property
     def empty(self) -> list[str]:
-        """Those whose masks are all empty."""
+        """The structures whose masks are all empty."""
         return sorted(set(self.named) - set(self.structures))
 
     @property
     def incomplete(self) -> dict[str, int]:
-        """In how many cases those structures have no mask that have one in others."""
+        """The number of cases without a mask, of each structure that has one in other cases."""
         return {name: self.cases - count for name, count in sorted(self.named.items()) if count < self.cases}
 
     @property
@@ -330,15 +332,9 @@ class StructureCensus:
 
 
 def _unused(name: str, number: int, taken: Container[str]) -> str:
-    """The name, or with the first number from `number` on that nothing is called by."""
+    """The name, followed by the first number from `number` on that makes it unique where it is taken."""
     numbered = (f"{name} ({n})" for n in itertools.count(number))
     return name if name not in taken else next(one for one in numbered if one not in taken)
-
-
-def _noting(masks: Iterable[Mask], names: list[str]) -> Iterator[Mask]:
-    for mask in masks:
-        names.append(name_of(mask))
-        yield mask
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def write_case(case: FoundCase, masks: Sequence[Mask], rule: Rule, request: Conv
 
 
 def _usable(mask: Mask) -> bool:
-    """Whether the file can be the label file as it is."""
+    """True if the file can be copied as the label file."""
     return mask.volume.channels == 1 and suffix_of(mask.path) in WRITABLE and len(files_of(mask.path)) == 1
 
 

@@ -68,7 +68,7 @@ class AnnotatedSlices:
             raise ConfigError(f"annotated_slices: at needs slices counted from 0, found {list(self.at)}")
 
     def lines(self, indices: NDArray[np.uint8], where: str) -> NDArray[np.bool_]:
-        """Which slices of `(1, *spatial)` class indices are annotated, in a shape to be broadcast to them.
+        """The annotated slices of class indices `(1, *spatial)`, in a shape to be broadcast to them.
 
         Raises:
             DataError: there is no such axis, or no such slice.
@@ -98,7 +98,7 @@ class AnnotatedSlices:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What was annotated of one case.
+    """The annotated part of one case.
 
     Attributes:
         slices: these, where there are any; a voxel is known if one of the entries holds it.
@@ -152,7 +152,7 @@ def _near(indices: NDArray[np.uint8], rim: float) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class AnnotationSettings:
-    """What a data set declares of its annotation.
+    """The declaration of a data set's annotation.
 
     Attributes:
         partial: names of cases (or patterns) of which only some objects were annotated.
@@ -177,7 +177,7 @@ class AnnotationSettings:
         return AnnotationSettings((*declared.partial, *self.partial), rim, self.slices or declared.slices)
 
     def of(self, case: str) -> Annotation:
-        """What was annotated of a case."""
+        """The annotated part of a case."""
         slices = tuple(entry for entry in self.slices if entry.cases is None or _named(case, entry.cases))
         return Annotation(slices, _named(case, self.partial), RIM if self.rim is None else self.rim)
 

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from medunet.datasets.annotation import EVERYTHING, NOTHING_SAID, Annotation, AnnotationSettings, declared_annotation
+from medunet.datasets.annotation import EVERYTHING, NOTHING_SAID, Annotation, AnnotationSettings
 from medunet.datasets.channels import Channel, chosen_names
-from medunet.datasets.declaration import channel_names, label_table, read_declaration, says_stack
+from medunet.datasets.declaration import read_declaration
 from medunet.datasets.labels import LabelTable, table_from_values
-from medunet.datasets.voxelsize import VoxelSize, declared_size
+from medunet.datasets.voxel_size import VoxelSize
 from medunet.errors import DataError
 from medunet.formats.dispatch import READABLE, case_stem, is_readable, label_axes, read_volume, stack_files
 
-_LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
+LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
+"""Folders of images and of labels."""
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -31,9 +32,9 @@ class Case:
     """The files of one case: one image file per channel (or one with a channel axis) and its label file, if any.
 
     Attributes:
-        annotation: what of the label file was annotated; the rest is IGNORE.
-        channels: which channels are taken, in this order; empty takes all.
-        frame: which time point is read, counted from 1.
+        annotation: the annotated part of the label file; the rest is IGNORE.
+        channels: the channels that are taken, in this order; empty takes all.
+        frame: the time point that is read, counted from 1.
         size: the voxel size that its images have where they state none.
     """
 
@@ -53,7 +54,7 @@ class DataSet:
     Attributes:
         channels: one name per channel; empty names mean that nothing was declared.
         labels: the label table, None where nothing was declared and nothing was looked at yet.
-        annotation, size: what `dataset.json` declares of them; the cases know it already.
+        annotation, size: as `dataset.json` declares them; the cases know them already.
     """
 
     folder: Path
@@ -73,7 +74,7 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
     """Read a data set's folder and its `dataset.json`, without opening a scan.
 
     Args:
-        channels: which channels are taken, by index or by name, declared or the files' own; empty takes all.
+        channels: the channels that are taken, by index or by name, declared or the files' own; empty takes all.
 
     Raises:
         DataError: no known layout, no image, a label without an image, or a `dataset.json` that cannot be used.
@@ -82,7 +83,28 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
         raise DataError(f"{folder}: no such folder; give a data set with images/ and labels/ (or imagesTr/, labelsTr/)")
     images, labels = _layout(folder)
     declared = read_declaration(folder / "dataset.json")
-    if says_stack(declared, folder / "dataset.json"):
+    cases = _cases(folder, images, labels, declared.stack)
+    names, size = declared.channels, declared.size
+    wanted = _as_declared(channels, names)
+    found = DataSet(
+        folder=folder,
+        name=str(declared.content.get("name") or folder.resolve().name),
+        cases=tuple(replace(case, channels=wanted, size=size) for case in cases),
+        channels=chosen_names(wanted, names) if wanted else names,
+        labels=declared.labels,
+        annotation=declared.annotation,
+        size=size,
+    )
+    return annotated(found, NOTHING_SAID)
+
+
+def _cases(folder: Path, images: Path, labels: Path, stack: bool) -> list[Case]:
+    """The cases of a data set.
+
+    Raises:
+        DataError: no image, or a label without an image.
+    """
+    if stack:
         cases, label_files = _stack_cases(folder, images, labels)
     else:
         label_files = by_stem(scan_files(labels)) if labels.is_dir() else {}
@@ -98,22 +120,15 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
             f"{labels}: {len(orphans)} label file(s) without an image of the same name, first: {orphans[0]}\n"
             f"images are named {', '.join(case.name for case in cases[:3])}, …; rename one or the other"
         )
-    names = channel_names(declared)
+    return cases
+
+
+def _as_declared(channels: Sequence[Channel], names: Sequence[str]) -> tuple[Channel, ...]:
+    """The channels that are chosen, by index where `dataset.json` declares their name."""
     known = {name.casefold(): number for number, name in enumerate(names)}
-    wanted = tuple(
+    return tuple(
         known.get(channel.casefold(), channel) if isinstance(channel, str) else channel for channel in channels
     )
-    size = declared_size(declared, str(folder / "dataset.json"))
-    found = DataSet(
-        folder=folder,
-        name=str(declared.get("name") or folder.resolve().name),
-        cases=tuple(replace(case, channels=wanted, size=size) for case in cases),
-        channels=chosen_names(wanted, names) if wanted else names,
-        labels=label_table(declared, folder / "dataset.json"),
-        annotation=declared_annotation(declared, str(folder / "dataset.json")),
-        size=size,
-    )
-    return annotated(found, NOTHING_SAID)
 
 
 def annotated(data: DataSet, settings: AnnotationSettings) -> DataSet:
@@ -131,7 +146,7 @@ def annotated(data: DataSet, settings: AnnotationSettings) -> DataSet:
 
 
 def _layout(folder: Path) -> tuple[Path, Path]:
-    for images, labels in _LAYOUTS:
+    for images, labels in LAYOUTS:
         if (folder / images).is_dir():
             return folder / images, folder / labels
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"

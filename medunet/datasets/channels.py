@@ -12,7 +12,7 @@ Channel: TypeAlias = int | str
 
 
 def channel_indices(wanted: Sequence[Channel], names: Sequence[str], count: int, where: str) -> tuple[int, ...]:
-    """Where the wanted channels are among `count`; names are compared without regard to upper and lower case.
+    """The indices of the wanted channels among `count`; names are compared without regard to case.
 
     Args:
         names: of the channels; empty if nothing says them.
@@ -40,6 +40,6 @@ def _index(channel: Channel, names: Sequence[str], count: int, where: str) -> in
 
 
 def chosen_names(wanted: Sequence[Channel], declared: Sequence[str]) -> tuple[str, ...]:
-    """What the wanted channels are called, empty if one of them is an index that no declaration names."""
+    """The names of the wanted channels; empty if one of them is an index that no declaration names."""
     known = [channel if isinstance(channel, str) else "".join(declared[channel : channel + 1]) for channel in wanted]
     return tuple(known) if all(known) else ()

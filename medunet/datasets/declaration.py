@@ -1,95 +1,81 @@
-"""`dataset.json`: what a data set says of its channels, labels, annotation and voxel sizes."""
+"""`dataset.json`: the declaration of a data set's channels, labels, annotation and voxel sizes."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medunet.datasets.annotation import AnnotationSettings, declared_annotation
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import split_declaration
-from medunet.datasets.voxelsize import VoxelSize, declared_size
+from medunet.datasets.voxel_size import VoxelSize, declared_size
 from medunet.errors import DataError
 
 
-def says_stack(declared: Mapping[str, Any], path: Path) -> bool:
-    """Whether folders of sections are scans."""
-    stack = declared.get("stack", False)
-    if not isinstance(stack, bool):
-        raise DataError(f'{path}: "stack" must be true or false, found {stack!r}')
-    return stack
+@dataclass(frozen=True)
+class Declaration:
+    """The content of a `dataset.json`; empty where there is no such file.
 
-
-def declared_labels(path: Path) -> LabelTable | None:
-    """The label table of a `dataset.json`, None where it declares no labels or is missing.
-
-    Raises:
-        DataError: the file is no JSON object, or its labels cannot be used.
+    Each property raises a `DataError` where the file declares something that cannot be used.
     """
-    return label_table(read_declaration(path), path)
+
+    path: Path
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """From medunet's list, nnU-Net's `channel_names` or the Decathlon's `modality` ({"0": "MRI"})."""
+        content = self.content
+        channels = content.get("channels", content.get("channel_names", content.get("modality", ())))
+        if isinstance(channels, dict):
+            return tuple(str(channels[key]) for key in sorted(channels, key=lambda k: (len(k), k)))
+        return tuple(str(c) for c in channels) if isinstance(channels, list) else ()
+
+    @property
+    def labels(self) -> LabelTable | None:
+        """The labels with regions, ignore value and kind; None where no label is declared."""
+        return _label_table(self.content, self.path)
+
+    @property
+    def annotation(self) -> AnnotationSettings:
+        return declared_annotation(self.content, str(self.path))
+
+    @property
+    def size(self) -> VoxelSize | None:
+        """The voxel size of files that state none."""
+        return declared_size(self.content, str(self.path))
+
+    @property
+    def stack(self) -> bool:
+        """True if folders of sections are scans."""
+        stack = self.content.get("stack", False)
+        if not isinstance(stack, bool):
+            raise DataError(f'{self.path}: "stack" must be true or false, found {stack!r}')
+        return stack
 
 
-def declared_annotations(path: Path) -> AnnotationSettings:
-    """What a `dataset.json` says of the annotation; nothing where it is missing.
-
-    Raises:
-        DataError: the file is no JSON object, or what it says cannot be used.
-    """
-    return declared_annotation(read_declaration(path), str(path))
-
-
-def declared_stack(path: Path) -> bool:
-    """Whether a `dataset.json` says that folders of sections are scans.
-
-    Raises:
-        DataError: the file is no JSON object, or what it says cannot be used.
-    """
-    return says_stack(read_declaration(path), path)
-
-
-def declared_voxel_size(path: Path) -> VoxelSize | None:
-    """The voxel size that a `dataset.json` declares for files that state none; None where it is missing.
-
-    Raises:
-        DataError: the file is no JSON object, or what it says cannot be used.
-    """
-    return declared_size(read_declaration(path), str(path))
-
-
-def read_declaration(path: Path) -> dict[str, Any]:
-    """The content of a `dataset.json`; empty where it is missing.
+def read_declaration(path: Path) -> Declaration:
+    """Read a `dataset.json`.
 
     Raises:
         DataError: it is no JSON object.
     """
     if not path.exists():
-        return {}
+        return Declaration(path)
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(declared, dict):
         raise DataError(f'{path}: expected an object like {{"labels": {{"background": 0, …}}}}')
-    return declared
+    return Declaration(path, declared)
 
 
-def channel_names(declared: Mapping[str, Any]) -> tuple[str, ...]:
-    """From medunet's list, nnU-Net's `channel_names` or the Decathlon's `modality` ({"0": "MRI"})."""
-    channels = declared.get("channels", declared.get("channel_names", declared.get("modality", ())))
-    if isinstance(channels, dict):
-        return tuple(str(channels[key]) for key in sorted(channels, key=lambda k: (len(k), k)))
-    return tuple(str(c) for c in channels) if isinstance(channels, list) else ()
-
-
-def label_table(declared: Mapping[str, Any], path: Path) -> LabelTable | None:
-    """The labels with regions, ignore value and kind; None where no label is declared.
-
-    Raises:
-        DataError: they cannot be used; `path` is for the message.
-    """
+def _label_table(declared: Mapping[str, Any], path: Path) -> LabelTable | None:
     labels = declared.get("labels")
     kind = str(declared.get("label_kind", "classes"))
     if kind not in ("classes", "instances"):

@@ -88,14 +88,14 @@ class LabelTable:
 
     @property
     def scored(self) -> dict[str, tuple[int, ...]]:
-        """What is scored, by name, with the classes that it is made of: each region, or each foreground class."""
+        """The scored structures with the classes that they are made of: each region, or each foreground class."""
         if self.regions:
             return {region.name: region.indices for region in self.regions}
         return {self.names[index]: (index,) for index in self.foreground}
 
     @property
     def painted(self) -> bool:
-        """Whether regions write a label each, in their order; if not, the combination of regions decides."""
+        """True if regions write a label each, in their order; if not, the combination of regions decides."""
         return all(region.paints is not None for region in self.regions)
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from medunet.datasets.catalogue import Case, DataSet
 from medunet.datasets.channels import channel_indices
 from medunet.datasets.labels import LabelTable
-from medunet.datasets.voxelsize import Scan
+from medunet.datasets.voxel_size import Scan
 from medunet.errors import DataError
 from medunet.formats.dispatch import label_axes, read_grid, read_volume
 from medunet.system.blocks import copy_in_tiles
@@ -19,7 +19,7 @@ from medunet.volume import Grid, Volume, corners_apart, spacing_text, tolerance
 
 
 def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = None) -> Volume:
-    """The channels of a case that are taken as one volume `(channel, *spatial)`.
+    """The image of a case, with its chosen channels, as one volume `(channel, *spatial)`.
 
     Args:
         scratch: holds arrays that are large.
@@ -46,7 +46,7 @@ def load_image(case: Case, axes: str | None = None, scratch: Scratch | None = No
 
 
 def image_grid(case: Case, axes: str | None = None) -> Grid:
-    """What the header of a case's first image says, with the voxel size that `load_image` gives it.
+    """The grid of a case's first image from its header, with the voxel size that `load_image` gives it.
 
     Raises:
         DataError: the header cannot be read, or what is declared of voxel sizes does not suffice.
@@ -56,7 +56,7 @@ def image_grid(case: Case, axes: str | None = None) -> Grid:
 
 
 def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
-    """What there is to say of images that state another voxel size than `dataset.json`; theirs is taken.
+    """A note on images that state another voxel size than `dataset.json`; theirs is taken.
 
     Raises:
         DataError: a header cannot be read.
@@ -76,7 +76,7 @@ def size_notes(data: DataSet, axes: str | None = None) -> list[str]:
 
 
 def channel_count(case: Case, found: int) -> int:
-    """How many channels `load_image` gives, where the case's first file has `found`."""
+    """The number of channels that `load_image` gives, for a first file with `found` channels."""
     return len(case.channels) or max(found, len(case.images))
 
 
@@ -174,8 +174,17 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
                 _require_same_grid(case, image, read_grid(case.label, axes=stated), "label")
         except DataError as error:
             problems.append(str(error))
+    refuse(problems, "cases")
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Refuse a data set because of the first problem, with the number of the others.
+
+    Raises:
+        DataError: there is a problem.
+    """
     if problems:
-        more = f"\n… and {len(problems) - 1} more cases like this" if len(problems) > 1 else ""
+        more = f"\n… and {len(problems) - 1} more {what} like this" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
 
 

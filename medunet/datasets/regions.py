@@ -43,7 +43,7 @@ def combinations(regions: Sequence[Sequence[int]]) -> dict[int, tuple[int, ...]]
 
 
 def alike(combined: Mapping[int, tuple[int, ...]]) -> tuple[int, int] | None:
-    """The first two classes that are in the same regions, which no decision could tell apart; None without such."""
+    """The first two classes that are in the same regions, so that no labelling rule can tell them apart; or None."""
     seen: dict[tuple[int, ...], int] = {}
     for one, places in combined.items():
         if places in seen:
@@ -106,14 +106,14 @@ class DeclaredRegions:
         return order
 
     def _own(self, place: int) -> int | None:
-        """The only value of a region that no later one holds; None where there is none, or more than one."""
+        """The only value of a region that no later region holds; None for no or several such values."""
         regions = list(self.values.values())
         later = {value for other in regions[place + 1 :] for value in other}
         own = [value for value in regions[place] if value not in later]
         return own[0] if len(own) == 1 else None
 
     def _crossing(self) -> bool:
-        """Whether two regions overlap, and neither lies inside the other."""
+        """True if two regions overlap, and neither lies inside the other."""
         regions = [set(values) for values in self.values.values()]
         return any(
             one & other and one - other and other - one
@@ -129,7 +129,7 @@ def split_declaration(labels: Mapping[str, Any], declared: Mapping[str, Any]) ->
     labels; single values beside them are regions, too, and the labels are then named after the regions of one value.
 
     Args:
-        labels: what stands under `labels`.
+        labels: the content of `labels`.
         declared: the whole file.
 
     Returns:

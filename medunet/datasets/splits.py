@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,12 @@ class Split:
 
 
 def fold_folder(run: Path, number: int) -> Path:
-    """Where a fold of a cross-validation is."""
+    """The folder of a fold of a cross-validation."""
     return run / f"fold_{number}"
 
 
 def count_folds(cases: Sequence[Case], folds: int, patients: Mapping[str, str] | None = None) -> int:
-    """How many folds there really are: with fewer patients (or cases) than `folds`, one for each.
+    """The number of folds: `folds`, or one for each patient (or case) if there are fewer.
 
     A single case is split inside, into `folds` parts.
 
@@ -112,7 +112,7 @@ def _groups(cases: Sequence[Case], patients: Mapping[str, str]) -> list[list[int
 
 
 def splits_text(splits: Sequence[Split], patients: Mapping[str, str]) -> str:
-    """What stands in `splits.json`."""
+    """The content of `splits.json`."""
     folds = [{"learned": list(split.learned), "held_out": list(split.held_out)} for split in splits]
     return json.dumps({"folds": folds, "patients": dict(sorted(patients.items()))}, indent=1, ensure_ascii=False) + "\n"
 
@@ -143,7 +143,7 @@ def _names(given: Any) -> tuple[str, ...]:
 
 
 def read_patients(data: DataSet, pattern: str | None = None) -> dict[str, str]:
-    """Which patient each labelled case is of, by the case's name; empty where nothing says so.
+    """The patient of each labelled case, by the case's name; empty where nothing says so.
 
     Args:
         pattern: see `check_pattern`. Without one, `"patients"` in `dataset.json` says it, an object
@@ -157,19 +157,14 @@ def read_patients(data: DataSet, pattern: str | None = None) -> dict[str, str]:
     """
     if pattern is not None:
         return _by_pattern([case.name for case in data.labelled], pattern)
-    said = {path: pairs for path, pairs in _declared(data.folder) if pairs is not None}
+    readers = {data.folder / "dataset.json": _from_json, **{data.folder / name: _from_table for name in _TABLES}}
+    said = {path: pairs for path, read in readers.items() if (pairs := read(path)) is not None}
     if len(said) > 1:
         names = " and ".join(path.name for path in said)
         raise DataError(f"{data.folder}: {names} both say which patient a case is of; keep it in one of them")
     for path, pairs in said.items():
         return _checked(path, pairs, data)
     return {}
-
-
-def _declared(folder: Path) -> Iterable[tuple[Path, list[tuple[str, str]] | None]]:
-    yield folder / "dataset.json", _from_json(folder / "dataset.json")
-    for name in _TABLES:
-        yield folder / name, _from_table(folder / name)
 
 
 def _from_json(path: Path) -> list[tuple[str, str]] | None:

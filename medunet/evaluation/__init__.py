@@ -2,5 +2,6 @@
 
 The story is `medunet.evaluate`. Evaluation knows no torch and nothing of other stories.
 
-From top to bottom: files, indices, settings, membranes, postselection, scorecard, objects_boundaries, pairs.
+From top to bottom: files, notes, scoring, indices, settings, membranes, postselection, scorecard,
+objects_boundaries, pairs.
 """

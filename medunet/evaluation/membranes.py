@@ -1,4 +1,4 @@
-"""Maps of membranes: which of two classes parts the cells, and how likely each pixel is to lie inside one."""
+"""Maps of membranes: the class that parts the cells, and the probability of each pixel to lie inside a cell."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def best_probability(pair: Pair, labels: LabelTable, prediction: Volume) -> NDAr
 
 
 def cell_probability(volume: Volume, labels: LabelTable, where: str) -> NDArray[Any]:
-    """How likely each pixel lies inside a cell, as a map is read.
+    """The probability of each pixel to lie inside a cell, as a map is read.
 
     A map of the declared values is a label map. Otherwise it holds probabilities of being inside a cell, as ISBI 2012
     has them: from 0 to 1, or scaled to the whole range of an unsigned integer type. A map with two channels holds the

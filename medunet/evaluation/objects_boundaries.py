@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from medunet.metrics import (
-    BOUNDARY_POLICY,
-    OBJECT_POLICY,
-    BoundaryCounts,
-    CaseScores,
-    ObjectCounts,
-    Statistics,
-    statistics_of,
-)
+from medunet.metrics import BOUNDARY_POLICY, OBJECT_POLICY, BoundaryCounts, ObjectCounts, Statistics, statistics_of
 from medunet.metrics.objects import THRESHOLDS
 from medunet.report.page import Headline, Section
 from medunet.report.table import Cell, Column, Spread, Table, cell_text
 
+Row = tuple[Cell, ...]
+
 
 @dataclass(frozen=True)
-class ScorePart:
-    """One further kind of scores, ready to be put into tables and pages.
+class FurtherScores:
+    """Scores of one further kind, of objects or of boundaries, ready for tables and pages.
 
     Attributes:
         key: its name in `scores.json`.
-        columns, cells: what it adds to `scores.csv`, and the values by case.
+        columns, cells: its columns in `scores.csv`, and their values by case.
         summary: rows `(label, measure, cases, mean, deviation, median, worst, worst_case)` of `summary.csv`.
-        record, case_records: what it adds to `scores.json`.
+        record, case_records: its entries in `scores.json`.
         lines: for a terminal.
+        policy: definitions, sentence by sentence.
     """
 
     key: str
     columns: tuple[Column, ...]
-    cells: Mapping[str, tuple[Cell, ...]]
-    summary: tuple[tuple[Cell, ...], ...]
+    cells: Mapping[str, Row]
+    summary: tuple[Row, ...]
     record: dict[str, Any]
     case_records: Mapping[str, dict[str, Any]]
     headlines: tuple[Headline, ...]
@@ -45,56 +40,53 @@ class ScorePart:
     policy: tuple[str, ...]
 
 
-_Titles = Mapping[str, str]
+_SCORES = (
+    Column("seg", "SEG", share=True, hint="Cell Tracking Challenge, mean over reference objects"),
+    Column("det", "DET", hint="Cell Tracking Challenge, on masks"),
+    Column("ap50", "AP50", hint="TP / (TP + FP + FN) at an IoU of 0.5"),
+    Column("ap75", "AP75", hint="TP / (TP + FP + FN) at an IoU of 0.75"),
+    Column("mean_ap", "mAP", hint="mean AP over the IoU thresholds 0.5, 0.55, … 0.95"),
+    Column("pq", "PQ", hint="panoptic quality"),
+    Column("sq", "SQ", hint="mean IoU of pairs above 0.5"),
+    Column("rq", "RQ", hint="F1 of pairs above 0.5"),
+    Column("f1", "F1", hint="at an IoU of 0.5"),
+    Column("precision", "Precision", hint="of objects, at an IoU of 0.5"),
+    Column("recall", "Recall", hint="of objects, at an IoU of 0.5"),
+)
+_COUNTS = (
+    Column("reference", "True", hint="objects of the reference"),
+    Column("prediction", "Predicted", hint="objects of the prediction"),
+    Column("missed", "Missed", hint="reference objects where nothing was predicted"),
+    Column("invented", "Invented", hint="predicted objects where there is none"),
+    Column("merged", "Merged", hint="predicted objects that cover several"),
+    Column("split", "Split", hint="reference objects in which several predictions lie"),
+    Column("unjudged", "Unjudged", hint="predicted objects that lie mostly on ignored voxels"),
+)
+"""Attributes of `ObjectCounts` with their titles."""
 
-OBJECT_SCORES: _Titles = {
-    "seg": "SEG", "det": "DET", "ap50": "AP50", "ap75": "AP75", "mean_ap": "mAP", "pq": "PQ", "sq": "SQ", "rq": "RQ",
-    "f1": "F1", "precision": "Precision", "recall": "Recall",
+OBJECT_SCORES = {column.key: column.title for column in _SCORES}
+
+_CSV_KEYS = {
+    "reference": "objects_true", "prediction": "objects_predicted", "missed": "objects_missed",
+    "invented": "objects_invented", "merged": "objects_merged", "split": "objects_split",
+    "unjudged": "objects_unjudged", "f1": "object_f1", "precision": "object_precision", "recall": "object_recall",
 }  # fmt: skip
-"""Titles of `ObjectCounts`' scores."""
-_OBJECT_HINTS: _Titles = {
-    "seg": "Cell Tracking Challenge, mean over reference objects",
-    "det": "Cell Tracking Challenge, on masks",
-    "ap50": "TP / (TP + FP + FN) at an IoU of 0.5",
-    "ap75": "TP / (TP + FP + FN) at an IoU of 0.75",
-    "mean_ap": "mean AP over the IoU thresholds 0.5, 0.55, … 0.95",
-    "pq": "panoptic quality",
-    "sq": "mean IoU of pairs above 0.5",
-    "rq": "F1 of pairs above 0.5",
-    "f1": "at an IoU of 0.5",
-    "precision": "of objects, at an IoU of 0.5",
-    "recall": "of objects, at an IoU of 0.5",
-}
-_OBJECT_COUNTS: _Titles = {
-    "reference": "True", "prediction": "Predicted", "missed": "Missed", "invented": "Invented", "merged": "Merged",
-    "split": "Split", "unjudged": "Unjudged",
-}  # fmt: skip
-_COUNT_HINTS: _Titles = {
-    "reference": "objects of the reference",
-    "prediction": "objects of the prediction",
-    "missed": "reference objects where nothing was predicted",
-    "invented": "predicted objects where there is none",
-    "merged": "predicted objects that cover several",
-    "split": "reference objects in which several predictions lie",
-    "unjudged": "predicted objects that lie mostly on ignored voxels",
-}
+"""Names in CSV files, where voxels have a precision and a recall as well."""
 
 
-def object_part(cases: Sequence[CaseScores], label: str) -> ScorePart | None:
-    """The scores of cases that were compared object by object; None without any.
+def object_scores(scored: Mapping[str, ObjectCounts], pooled: ObjectCounts, label: str) -> FurtherScores:
+    """The scores of cases that were compared object by object.
 
     Args:
-        label: what the objects are, for rows of `summary.csv`.
+        scored: the counts by case.
+        pooled: the counts of all cases together.
+        label: the name of the objects in rows of `summary.csv`.
     """
-    scored = {case.case: case.objects for case in cases if case.objects is not None}
-    if not scored:
-        return None
-    pooled = sum(list(scored.values())[1:], next(iter(scored.values())))
     by_image = {key: _by_image(scored, key) for key in OBJECT_SCORES}
-    return ScorePart(
+    return FurtherScores(
         key="objects",
-        columns=tuple(Column(_OBJECT_KEYS.get(key, key), title) for key, title in _shown_objects().items()),
-        cells={case: tuple(getattr(counts, key) for key in _shown_objects()) for case, counts in scored.items()},
+        columns=tuple(Column(_CSV_KEYS.get(c.key, c.key), c.title) for c in (*_SCORES, *_COUNTS)),
+        cells={case: _object_row(counts) for case, counts in scored.items()},
         summary=tuple(_summary_rows(label, pooled, by_image)),
         record={
             "pooled": _object_record(pooled),
@@ -108,16 +100,8 @@ def object_part(cases: Sequence[CaseScores], label: str) -> ScorePart | None:
     )
 
 
-_OBJECT_KEYS: _Titles = {
-    "reference": "objects_true", "prediction": "objects_predicted", "missed": "objects_missed",
-    "invented": "objects_invented", "merged": "objects_merged", "split": "objects_split",
-    "unjudged": "objects_unjudged", "f1": "object_f1", "precision": "object_precision", "recall": "object_recall",
-}  # fmt: skip
-"""Names in CSV files, where voxels have a precision and a recall as well."""
-
-
-def _shown_objects() -> dict[str, str]:
-    return {**OBJECT_SCORES, **_OBJECT_COUNTS}
+def _object_row(counts: ObjectCounts) -> Row:
+    return tuple(getattr(counts, column.key) for column in (*_SCORES, *_COUNTS))
 
 
 def _by_image(scored: Mapping[str, ObjectCounts], key: str) -> Statistics:
@@ -125,31 +109,32 @@ def _by_image(scored: Mapping[str, ObjectCounts], key: str) -> Statistics:
     return statistics_of({case: value for case, value in values.items() if not isnan(value)})
 
 
-def _summary_rows(label: str, pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> list[tuple[Cell, ...]]:
-    rows: list[tuple[Cell, ...]] = []
+def _summary_rows(label: str, pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> list[Row]:
+    rows: list[Row] = []
     for key, s in by_image.items():
-        name = _OBJECT_KEYS.get(key, key)
+        name = _CSV_KEYS.get(key, key)
         rows.append((label, name, s.count, s.mean, s.deviation, s.median, s.worst, s.worst_case or ""))
-        rows.append((label, f"{name}_pooled", s.count, getattr(pooled, key), None, None, None, ""))
+        rows.append(_pooled_row(label, name, s.count, getattr(pooled, key)))
     return rows
+
+
+def _pooled_row(label: str, key: str, cases: int, value: float) -> Row:
+    return (label, f"{key}_pooled", cases, value, None, None, None, "")
+
+
+_THRESHOLD_SCORES = {
+    "true_positives": "true_positives", "false_positives": "false_positives", "false_negatives": "false_negatives",
+    "precision": "precision", "recall": "recall", "f1": "f1", "ap": "accuracy", "mean_true_score": "mean_true_score",
+    "mean_matched_score": "mean_matched_score", "panoptic_quality": "panoptic_quality",
+}  # fmt: skip
+"""Names in `scores.json`, and the attributes of `Matches`."""
 
 
 def _object_record(counts: ObjectCounts) -> dict[str, Any]:
     return {
-        **{key: getattr(counts, key) for key in _shown_objects()},
+        **{column.key: getattr(counts, column.key) for column in (*_SCORES, *_COUNTS)},
         "thresholds": {
-            f"{threshold:g}": {
-                "true_positives": match.true_positives,
-                "false_positives": match.false_positives,
-                "false_negatives": match.false_negatives,
-                "precision": match.precision,
-                "recall": match.recall,
-                "f1": match.f1,
-                "ap": match.accuracy,
-                "mean_true_score": match.mean_true_score,
-                "mean_matched_score": match.mean_matched_score,
-                "panoptic_quality": match.panoptic_quality,
-            }
+            f"{threshold:g}": {name: getattr(match, attribute) for name, attribute in _THRESHOLD_SCORES.items()}
             for threshold, match in zip(THRESHOLDS, counts.matches, strict=True)
         },
     }
@@ -173,19 +158,19 @@ def _object_headlines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) 
 def _object_section(
     scored: Mapping[str, ObjectCounts], pooled: ObjectCounts, by_image: Mapping[str, Statistics]
 ) -> Section:
-    scores = [Column(key, title, hint=_OBJECT_HINTS[key], share=key == "seg") for key, title in OBJECT_SCORES.items()]
-    counts = [Column(key, title, hint=_COUNT_HINTS[key]) for key, title in _OBJECT_COUNTS.items()]
     spreads = [Spread(found.mean, found.deviation) for found in by_image.values()]
-    rows: list[tuple[Cell, ...]] = [("all objects pooled", *(getattr(pooled, key) for key in _shown_objects()))]
-    rows.append(("mean ± SD by image", *spreads, *(None for _ in _OBJECT_COUNTS)))
-    cases = [(case, *(getattr(one, key) for key in _shown_objects())) for case, one in scored.items()]
+    rows: tuple[Row, ...] = (
+        ("all objects pooled", *_object_row(pooled)),
+        ("mean ± SD by image", *spreads, *(None for _ in _COUNTS)),
+    )
+    cases: tuple[Row, ...] = tuple((case, *_object_row(counts)) for case, counts in scored.items())
     return Section(
         "Objects",
         ("Of all objects of all cases together, and by image. Hover over a heading for its meaning.",),
         tables=(
-            Table((Column("what", ""), *scores, *counts), tuple(rows)),
+            Table((Column("what", ""), *_SCORES, *_COUNTS), rows),
             _threshold_table(pooled),
-            Table((Column("case", "Case"), *scores, *counts), tuple(cases)),
+            Table((Column("case", "Case"), *_SCORES, *_COUNTS), cases),
         ),
     )
 
@@ -221,46 +206,39 @@ def _object_lines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> l
     return lines
 
 
-def _shown(value: float) -> str:
-    return cell_text(value, 3)
+_BOUNDARY_COLUMNS = tuple(
+    Column(key, title, digits=4)
+    for key, title in (
+        ("v_rand", "V_rand"), ("rand_split", "Rand split"), ("rand_merge", "Rand merge"), ("v_info", "V_info"),
+        ("info_split", "Info split"), ("info_merge", "Info merge"), ("pixel_error", "Pixel error"),
+        ("plain_pixel_error", "Plain pixel error"),
+    )
+)  # fmt: skip
 
 
-_BOUNDARY_SCORES: _Titles = {
-    "v_rand": "V_rand", "rand_split": "Rand split", "rand_merge": "Rand merge", "v_info": "V_info",
-    "info_split": "Info split", "info_merge": "Info merge", "pixel_error": "Pixel error",
-    "plain_pixel_error": "Plain pixel error",
-}  # fmt: skip
-
-
-def boundary_part(cases: Sequence[CaseScores], label: str) -> ScorePart | None:
-    """The scores of cases that were compared as partitions; None without any. Arguments as for `object_part`."""
-    scored = {case.case: case.boundaries for case in cases if case.boundaries is not None}
-    if not scored:
-        return None
-    pooled = sum(list(scored.values())[1:], next(iter(scored.values())))
+def boundary_scores(scored: Mapping[str, BoundaryCounts], pooled: BoundaryCounts, label: str) -> FurtherScores:
+    """The scores of cases that were compared as partitions; arguments as for `object_scores`."""
     values = {case: _boundary_values(counts) for case, counts in scored.items()}
-    all_values = _boundary_values(pooled)
-    columns = tuple(Column(key, title, digits=4) for key, title in _BOUNDARY_SCORES.items())
-    cut = f"at threshold {pooled.rand.threshold:g}"
-    return ScorePart(
+    of_all = _boundary_values(pooled)
+    v_rand, v_info, error, plain = (
+        _shown(of_all[key], 4) for key in ("v_rand", "v_info", "pixel_error", "plain_pixel_error")
+    )
+    return FurtherScores(
         key="boundaries",
-        columns=columns,
+        columns=_BOUNDARY_COLUMNS,
         cells={case: tuple(found.values()) for case, found in values.items()},
-        summary=tuple(
-            (label, f"{key}_pooled", len(scored), value, None, None, None, "") for key, value in all_values.items()
-        ),
-        record={"pooled": {**all_values, **_thresholds(pooled)}},
+        summary=tuple(_pooled_row(label, key, len(scored), value) for key, value in of_all.items()),
+        record={"pooled": {**of_all, **_thresholds(pooled)}},
         case_records={case: {**found, **_thresholds(scored[case])} for case, found in values.items()},
         headlines=(
-            Headline("V_rand", _shown4(pooled.v_rand), cut),
-            Headline("V_info", _shown4(pooled.v_info), f"at threshold {pooled.info.threshold:g}"),
-            Headline("Pixel error", _shown4(pooled.pixel_error), f"plain {_shown4(pooled.plain_pixel_error)}"),
+            Headline("V_rand", v_rand, f"at threshold {pooled.rand.threshold:g}"),
+            Headline("V_info", v_info, f"at threshold {pooled.info.threshold:g}"),
+            Headline("Pixel error", error, f"plain {plain}"),
         ),
-        section=_boundary_section(columns, values, pooled),
+        section=_boundary_section(values, of_all),
         lines=(
-            f"boundaries of {pooled.sections} sections: V_rand {_shown4(pooled.v_rand)} (split "
-            f"{_shown4(pooled.rand.split)}, merge {_shown4(pooled.rand.merge)}), V_info {_shown4(pooled.v_info)}, "
-            f"pixel error {_shown4(pooled.pixel_error)} (plain {_shown4(pooled.plain_pixel_error)})",
+            f"boundaries of {pooled.sections} sections: V_rand {v_rand} (split {_shown(pooled.rand.split, 4)}, merge "
+            f"{_shown(pooled.rand.merge, 4)}), V_info {v_info}, pixel error {error} (plain {plain})",
         ),
         policy=BOUNDARY_POLICY,
     )
@@ -283,14 +261,12 @@ def _thresholds(counts: BoundaryCounts) -> dict[str, Any]:
     }
 
 
-def _boundary_section(
-    columns: tuple[Column, ...], values: Mapping[str, Mapping[str, float]], pooled: BoundaryCounts
-) -> Section:
-    rows: list[tuple[Cell, ...]] = [("all sections", *_boundary_values(pooled).values())]
+def _boundary_section(values: Mapping[str, Mapping[str, float]], of_all: Mapping[str, float]) -> Section:
+    rows: list[Row] = [("all sections", *of_all.values())]
     rows += [(case, *found.values()) for case, found in values.items()]
     text = "The first row takes one threshold for all sections; each case below has its own best."
-    return Section("Boundaries", (text,), tables=(Table((Column("case", "Case"), *columns), tuple(rows)),))
+    return Section("Boundaries", (text,), tables=(Table((Column("case", "Case"), *_BOUNDARY_COLUMNS), tuple(rows)),))
 
 
-def _shown4(value: float) -> str:
-    return cell_text(value, 4)
+def _shown(value: float, digits: int = 3) -> str:
+    return cell_text(value, digits)

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunet.datasets.annotation import EVERYTHING, Annotation, AnnotationSettings
+from medunet.datasets.annotation import EVERYTHING, Annotation
 from medunet.datasets.catalogue import by_stem, group_cases, scan_files, stack_folders
-from medunet.datasets.declaration import declared_annotations, declared_labels, declared_stack, declared_voxel_size
-from medunet.datasets.labels import LabelTable
-from medunet.datasets.voxelsize import VoxelSize, is_stack
+from medunet.datasets.declaration import Declaration, read_declaration
+from medunet.datasets.voxel_size import VoxelSize, is_stack
 from medunet.errors import DataError
-from medunet.formats.dispatch import is_zarr, label_axes, read_grid, read_volume, stack_files
+from medunet.formats.dispatch import case_stem, is_zarr, label_axes, read_grid, read_volume, stack_files
 from medunet.formats.results import PROBABILITIES
+from medunet.system.wording import listed
 from medunet.volume import Volume, corners_apart, spacing_text, tolerance
 
 Source = Path | str | Volume
@@ -27,7 +27,7 @@ class Pair:
 
     Attributes:
         axes: of files that do not state them.
-        annotation: what of the reference was annotated; the rest is not scored.
+        annotation: the annotated part of the reference; the rest is not scored.
         size: the voxel size where neither file states one.
         own: the prediction is a result of medunet, which states its axes and may have lost some: one slice of a scan
             is two-dimensional. `axes` are then those of reference and image alone.
@@ -44,8 +44,30 @@ class Pair:
 
     @property
     def predicted_axes(self) -> str | None:
-        """Those that are stated of the prediction."""
+        """The axes that are stated of the prediction."""
         return None if self.own else self.axes
+
+
+def named_pairs(pairs: Iterable[Pair | tuple[Source, Source]]) -> list[Pair]:
+    """The pairs with a name each: plain tuples are named after the reference's file.
+
+    Raises:
+        DataError: no pair, or two of one name.
+    """
+    named = []
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, Pair):
+            prediction, reference = pair
+            name = f"case {number}" if isinstance(reference, Volume) else case_stem(Path(reference))
+            pair = Pair(name, prediction, reference)
+        named.append(pair)
+    if not named:
+        raise DataError("nothing to evaluate: no pair of a prediction and a reference was given")
+    names = [pair.case for pair in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: two pairs have this name; each case needs its own, give Pair(case, …) records")
+    return named
 
 
 def label_folder(references: Path) -> Path:
@@ -57,35 +79,13 @@ def label_folder(references: Path) -> Path:
     return next((references / name for name in _LABEL_FOLDERS if (references / name).is_dir()), references)
 
 
-def labels_beside(folder: Path) -> LabelTable | None:
-    """The label table of the nearest `dataset.json`: in the folder of the label maps or in the one above."""
-    declaration = _beside(folder)
-    return None if declaration is None else declared_labels(declaration)
-
-
-def annotation_beside(folder: Path) -> AnnotationSettings:
-    """What the same `dataset.json` says of how much was annotated."""
-    declaration = _beside(folder)
-    return AnnotationSettings() if declaration is None else declared_annotations(declaration)
-
-
-def voxel_size_beside(folder: Path) -> VoxelSize | None:
-    """The voxel size that the same `dataset.json` declares for files that state none."""
-    declaration = _beside(folder)
-    return None if declaration is None else declared_voxel_size(declaration)
-
-
-def stack_beside(folder: Path) -> bool:
-    """Whether the same `dataset.json` says that folders of sections are scans."""
-    declaration = _beside(folder)
-    return declaration is not None and declared_stack(declaration)
-
-
-def _beside(folder: Path) -> Path | None:
+def declaration_beside(folder: Path) -> Declaration:
+    """The nearest `dataset.json`: in the folder of the label maps or in the one above; empty without one."""
     above = folder.resolve().parent
     # The folder may be one stack of a data set's labels.
     places = (folder, above, *([above.parent] if above.name in _LABEL_FOLDERS else []))
-    return next((path for path in (place / "dataset.json" for place in places) if path.is_file()), None)
+    found = next((path for path in (place / "dataset.json" for place in places) if path.is_file()), None)
+    return Declaration(folder / "dataset.json") if found is None else read_declaration(found)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _side(place: Path, stack: bool, axes: str | None) -> _Side:
 
 
 def _is_sections(folder: Path, axes: str | None) -> bool:
-    """Whether the files in a folder are the sections of one stack, and not volumes each."""
+    """True if the files in a folder are the sections of one stack, and not volumes."""
     files = stack_files(folder)
     if not files:
         return False
@@ -160,13 +160,12 @@ def _nothing_in_common(predicted: _Side, true: _Side, stack: bool) -> str:
 
 
 def _is_one(place: Path) -> bool:
-    """Whether this is one label map and no folder of them."""
+    """True for one label map, false for a folder of them."""
     return place.is_file() or is_zarr(place)
 
 
 def _few(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "") if listed else "none"
+    return listed(sorted(names), 4) or "none"
 
 
 def _images(references: Path, labels: Mapping[str, Path], stack: bool) -> dict[str, Path]:
@@ -205,12 +204,12 @@ def reference_of(pair: Pair) -> Volume:
 
 
 def volume_of(source: Source, axes: str | None = None) -> Volume:
-    """The volume that a side of a pair is, or is read as."""
+    """The volume of one side of a pair, read if it is a file."""
     return source if isinstance(source, Volume) else read_volume(source, axes=axes)
 
 
 def with_voxel_size(pair: Pair, reference: Volume, prediction: Volume) -> Volume:
-    """The side whose voxel size is known, the reference where both are; with the declared size where neither is.
+    """The side whose voxel size is known, the reference if both are; with the declared size if neither is.
 
     Sections have the distance that is declared or that the other side states.
     """
@@ -233,7 +232,7 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume, size: Vo
     The former is for volumes that were written like sections whose distance was not known.
 
     Args:
-        size: what is declared of voxels.
+        size: the declared voxel size.
 
     Raises:
         DataError: the two cannot be compared voxel by voxel.
@@ -259,7 +258,7 @@ def require_same_grid(case: str, prediction: Volume, reference: Volume, size: Vo
 
 
 def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> None:
-    """Of stacks: as many sections, and not named as if they were shifted against each other."""
+    """Refuse stacks with different numbers of sections, or with names that show a shift against each other."""
     folders = [
         volume.origin.path for volume in (prediction, reference) if volume.origin and volume.origin.path.is_dir()
     ]
@@ -287,6 +286,6 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
 
 
 def _are_probabilities(case: str, cases: Iterable[str]) -> bool:
-    """Whether this file belongs to the label map of another case, and is no case itself."""
+    """True if this file belongs to the label map of another case, and is no case itself."""
     owner = case.removesuffix(PROBABILITIES)
     return owner != case and owner in cases

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.ndimage import find_objects
 from medunet.datasets.labels import IGNORE, LabelTable
 from medunet.evaluation.pairs import Pair, read_pair
 from medunet.metrics import Counts, count_labels, count_overlap
+from medunet.metrics.summary import mean_of_known
 from medunet.transforms.postprocess import PostStep, component_sizes, postprocess
 from medunet.volume import Volume
 
@@ -49,13 +50,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was tried and what was chosen.
+    """The steps that were tried, and the chosen ones.
 
     Attributes:
         steps: the chosen ones, in the order in which they are applied.
         before, after: mean Dice over cases by label, without and with all of them.
-        dimensions: of the scans, for words.
-        reason: why nothing was tried, if nothing was.
+        dimensions: of the scans, for descriptions.
+        reason: for trying nothing; empty if something was tried.
     """
 
     cases: int
@@ -165,7 +166,7 @@ def _try_together(selection: Selection, pairs: Sequence[Pair], labels: LabelTabl
     """The largest component of all foreground."""
     step = PostStep("keep_largest")
     dice = _means(_measure(pairs, labels, (), (step,), report).tried[step])
-    gain = _mean(list(dice.values())) - _mean(list(selection.before.values()))
+    gain = mean_of_known(list(dice.values())) - mean_of_known(list(selection.before.values()))
     chosen = gain > MARGIN and not _worse(dice, selection.before)
     trial = Trial(step, dice, gain, chosen)
     if not chosen:
@@ -208,7 +209,7 @@ def _try_each(
 
 
 def _worse(dice: Dice, before: Dice) -> bool:
-    """Whether any label's Dice fell, or exists no more (no case would hold the label)."""
+    """True if any label's Dice fell, or exists no more because no case would hold the label."""
     return any(dice[name] < value - 1e-9 or (isnan(dice[name]) and not isnan(value)) for name, value in before.items())
 
 
@@ -302,9 +303,4 @@ def _means(counts: Mapping[str, Sequence[Counts]]) -> Dice:
 
 def _mean_dice(counts: Sequence[Counts]) -> float:
     """Over the cases that hold the label in prediction or reference."""
-    return _mean([each.dice for each in counts])
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not isnan(value)]
-    return float(np.mean(known)) if known else nan
+    return mean_of_known([each.dice for each in counts])

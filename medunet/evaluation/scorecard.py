@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import isnan
 from typing import Any
 
-from medunet.evaluation.objects_boundaries import ScorePart, boundary_part, object_part
+from medunet.evaluation.objects_boundaries import FurtherScores, boundary_scores, object_scores
 from medunet.metrics import MEASURES, POLICY, CaseScores, LabelScores, LabelSummary, Measure, Summary
 from medunet.report.colours import label_colours
 from medunet.report.objects import OBJECT_LEGEND, OBJECT_PICTURES
@@ -50,17 +50,23 @@ class Scorecard:
 
     @property
     def tolerance(self) -> str:
-        """Of the surface Dice, as text: `1 mm`, or a range where cases differ in voxel size."""
+        """The tolerance of the surface Dice as text: `1 mm`, or a range where cases differ in voxel size."""
         found = sorted({case.tolerance for case in self.cases})
         shown = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (found[:1] + found[-1:])))
         return f"{shown or '–'} {shown_unit(self.unit)}"
 
     @property
-    def parts(self) -> tuple[ScorePart, ...]:
-        """Scores of objects and of boundaries, where label maps were compared so."""
+    def further(self) -> tuple[FurtherScores, ...]:
+        """Scores of objects and of boundaries, if label maps were compared in these ways."""
         label = ", ".join(label.label for label in self.summary.labels)
-        found = (object_part(self.cases, label), boundary_part(self.cases, label))
-        return tuple(part for part in found if part is not None)
+        objects = {case.case: case.objects for case in self.cases if case.objects is not None}
+        boundaries = {case.case: case.boundaries for case in self.cases if case.boundaries is not None}
+        found = []
+        if self.summary.objects is not None:
+            found.append(object_scores(objects, self.summary.objects, label))
+        if self.summary.boundaries is not None:
+            found.append(boundary_scores(boundaries, self.summary.boundaries, label))
+        return tuple(found)
 
 
 def shown_unit(unit: str) -> str:
@@ -81,10 +87,10 @@ def score_table(card: Scorecard) -> Table:
             "relative_volume_difference", "annotated_share",
         )
     ]  # fmt: skip
-    parts = card.parts
-    columns += [column for part in parts for column in part.columns]
+    further = card.further
+    columns += [column for more in further for column in more.columns]
     rows = [
-        (*_score_row(case.case, scores), case.annotated_share, *(c for part in parts for c in part.cells[case.case]))
+        (*_score_row(case.case, scores), case.annotated_share, *(c for more in further for c in more.cells[case.case]))
         for case in card.cases
         for scores in case.labels
     ]
@@ -132,7 +138,7 @@ def summary_table(card: Scorecard) -> Table:
         for label in card.summary.labels
         for key, s in label.statistics.items()
     ]
-    rows += [row for part in card.parts for row in part.summary]  # type: ignore[misc]
+    rows += [row for more in card.further for row in more.summary]  # type: ignore[misc]
     return Table(tuple(columns), tuple(rows))
 
 
@@ -187,11 +193,11 @@ def _titled(measure: Measure, unit: str) -> str:
 
 def score_record(card: Scorecard) -> dict[str, Any]:
     """Everything as plain values for `scores.json`; a score that does not exist (NaN) is None."""
-    summary, parts = card.summary, card.parts
+    summary, further = card.summary, card.further
     record = {
         "title": card.title,
         "unit": card.unit,
-        "definitions": [*POLICY, *(line for part in parts for line in part.policy)],
+        "definitions": [*POLICY, *(line for more in further for line in more.policy)],
         "notes": list(card.notes),
         "failed": dict(card.failed),
         "summary": {
@@ -203,11 +209,11 @@ def score_record(card: Scorecard) -> dict[str, Any]:
             "worst_case": summary.worst_case,
             "median_case": summary.median_case,
             "best_case": summary.best_case,
-            **{part.key: part.record for part in parts},
+            **{more.key: more.record for more in further},
         },
         "labels": {label.label: _label_record(label) for label in summary.labels},
         "cases": {
-            case.case: {**_case_record(case), **{part.key: part.case_records[case.case] for part in parts}}
+            case.case: {**_case_record(case), **{more.key: more.case_records[case.case] for more in further}}
             for case in card.cases
         },
     }
@@ -259,7 +265,7 @@ def score_report(card: Scorecard, pictures: Sequence[Picture] = (), epochs: Sequ
         pictures: of single cases, the most telling first.
         epochs: the run's history, for its curves.
     """
-    parts = card.parts
+    further = card.further
     sections = []
     if pictures:
         how_to_read, legend = _picture_words(card)
@@ -267,21 +273,21 @@ def score_report(card: Scorecard, pictures: Sequence[Picture] = (), epochs: Sequ
     if epochs:
         curves = Picture("Training", "loss, learning rate and validation Dice by epoch", curves_plot(epochs))
         sections.append(Section("Training", pictures=(curves,)))
-    sections += [part.section for part in parts]
+    sections += [more.section for more in further]
     if card.cases:
         strips = (_strips(card),) if len(card.cases) > 1 else ()
         sections.append(Section("Labels", pictures=strips, tables=(label_table(card),)))
         how = "Means over the structures of a case. Click a heading to sort."
         sections.append(Section(f"Cases ({len(card.cases)})", (how,), tables=(case_table(card),)))
     tolerance = f"The tolerance of the surface Dice is {card.tolerance}."
-    defined = (*POLICY, tolerance, *(line for part in parts for line in part.policy))
+    defined = (*POLICY, tolerance, *(line for more in further for line in more.policy))
     sections.append(Section("How these numbers are defined", defined, folded=True))
-    headlines = (*(headline for part in parts for headline in part.headlines), *_headlines(card))
+    headlines = (*(headline for more in further for headline in more.headlines), *_headlines(card))
     return Report(card.title, _subtitle(card), headlines, tuple(sections), _warnings(card), _footer())
 
 
 def _picture_words(card: Scorecard) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """What the pictures show, and their legend."""
+    """An explanation of the pictures, and their legend."""
     if card.summary.objects is not None:
         return OBJECT_PICTURES, OBJECT_LEGEND
     names = [label.label for label in card.summary.labels]
@@ -306,7 +312,7 @@ def summary_lines(card: Scorecard) -> list[str]:
     mean, unit = card.summary.mean, shown_unit(card.unit)
     lines = [
         _subtitle(card),
-        *(line for part in card.parts for line in part.lines),
+        *(line for more in card.further for line in more.lines),
         f"mean Dice {_number(mean['dice'], 3)}, IoU {_number(mean['iou'], 3)}, HD95 {_number(mean['hausdorff95'], 2)} "
         f"{unit}, surface Dice {_number(mean['surface_dice'], 3)} (within {card.tolerance})",
     ]

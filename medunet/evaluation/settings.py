@@ -1,4 +1,4 @@
-"""Settings of an evaluation, and what comes out of one."""
+"""Settings and result of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """How label maps are scored.
+    """Settings of an evaluation.
 
     Attributes:
-        labels: what the values mean; None takes a `dataset.json` beside the references or, without one, the values
+        labels: the meaning of the values; None takes a `dataset.json` beside the references or, without one, the values
             found in them.
         tolerance: of the surface Dice, in the references' unit. None is 1 mm for scans in millimetres and twice the
             smallest voxel edge for all others.

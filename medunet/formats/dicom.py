@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ class _Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's magic number (``DICM`` after 128 bytes)."""
+    """True if a file carries DICOM's magic number (``DICM`` after 128 bytes)."""
     try:
         with path.open("rb") as handle:
             handle.seek(128)
@@ -116,7 +115,7 @@ def read(folder: Path, scratch: Scratch | None = None) -> Volume:
 
 
 def look(folder: Path) -> Grid:
-    """What the headers of all slices say.
+    """The grid from the headers of all slices.
 
     Raises:
         DataError: as `read`, but for damaged pixels.
@@ -150,17 +149,9 @@ def _series(folder: Path) -> _Series:
     return _Series(tuple(slices), _LPS_TO_RAS @ lps, _dtype(slices))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings, which quote header values, and with them names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _header(path: Path) -> Any:
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # they quote header values, and with them names
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_NEEDED))
             header.decode()
     except (InvalidDicomError, EOFError, OSError, ValueError, TypeError, AttributeError, KeyError):
@@ -315,7 +306,7 @@ def _dtype(slices: Sequence[_Slice]) -> np.dtype[Any]:
 def _pixels(one: _Slice) -> NDArray[Any]:
     """One slice ``(row, column)``, rescaled; pydicom has cleared bits beyond BitsStored, where old overlays lie."""
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             pixels = pydicom.dcmread(one.path).pixel_array
     except (EOFError, OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError):
         raise DataError(f"{one.path}: truncated or damaged DICOM pixels; copy it again") from None

@@ -18,28 +18,6 @@ from medunet.system.files import check_free
 from medunet.system.scratch import Scratch
 from medunet.volume import Grid, Volume
 
-__all__ = [
-    "READABLE",
-    "WRITABLE",
-    "ZARR_SUFFIXES",
-    "Grid",
-    "case_stem",
-    "check_target",
-    "default_suffix",
-    "enclosing",
-    "files_of",
-    "is_dicom_series",
-    "is_folder_scan",
-    "is_readable",
-    "is_zarr",
-    "label_axes",
-    "read_grid",
-    "read_volume",
-    "stack_files",
-    "suffix_of",
-    "write_volume",
-]
-
 _FAMILIES = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
@@ -83,7 +61,7 @@ def read_volume(
     Args:
         axes: states the axes of a TIFF or a Zarr array, slowest first, such as ``ZYX``; other formats know theirs and
             ignore it.
-        frame: which time point of a TIFF or an OME-Zarr is read, counted from 1; a scan without time has none.
+        frame: the time point of a TIFF or an OME-Zarr that is read, counted from 1; a scan without time has none.
         scratch: holds the array if it is large; memory then does not grow with the scan, except for pictures, NRRD
             and MetaImage written as text, and single TIFF pages, DICOM slices and Zarr chunks, which are decoded as a
             whole.
@@ -115,7 +93,7 @@ def _refuse_frame(path: Path, frame: int | None) -> None:
 
 
 def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = None) -> Grid:
-    """What a file's header says about shape, position and type, without reading voxels; agrees with `read_volume`.
+    """Shape, position and type from a file's header, without reading voxels; agrees with `read_volume`.
 
     Raises:
         DataError, MissingExtra: as `read_volume`, as far as a header can tell.
@@ -129,7 +107,7 @@ def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = 
 
 
 def label_axes(path: Path | str, axes: str | None) -> str | None:
-    """Which axes to state of a label map where `axes` are stated of its images.
+    """The axes to state of a label map whose images have the stated `axes`.
 
     A label map has no channels and no time points, so what images need (`CYX`) may not fit it. Its own are taken where
     it names them (None), else those of the images without C, S and T where they fit.
@@ -217,7 +195,7 @@ def case_stem(path: Path | str) -> str:
 
 
 def is_readable(path: Path | str) -> bool:
-    """Whether this is a file with a readable suffix, or a folder that is OME-Zarr or a DICOM series; hidden are not.
+    """True for a visible file with a readable suffix, or a visible folder that is OME-Zarr or a DICOM series.
 
     Of a pair ``.hdr``/``.img`` only the ``.hdr`` counts, so that a folder's listing has each scan once.
     """
@@ -228,12 +206,12 @@ def is_readable(path: Path | str) -> bool:
 
 
 def is_folder_scan(folder: Path | str) -> bool:
-    """Whether a folder is itself a scan: OME-Zarr (or any Zarr), or a DICOM series."""
+    """True if a folder is itself a scan: OME-Zarr (or any Zarr), or a DICOM series."""
     return is_zarr(Path(folder)) or is_dicom_series(folder)
 
 
 def is_dicom_series(folder: Path | str) -> bool:
-    """Whether a folder holds DICOM files (by their magic number, not their names) and no scans of other formats."""
+    """True if a folder holds DICOM files (by their magic number, not their names) and no scans of other formats."""
     folder = Path(folder)
     if not folder.is_dir() or is_zarr(folder):  # whose chunks may be a million files
         return False

@@ -74,8 +74,8 @@ class _Pose:
 
 
 @dataclass(frozen=True)
-class _Payload:
-    """Where the voxels are and how they are packed.
+class _VoxelData:
+    """The place of the voxels in a file, and their packing.
 
     Attributes:
         file: the header's own file, or another one in the same folder.
@@ -108,28 +108,28 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
         DataError: truncated or damaged (byte count and checksum are verified), more than three spatial axes, a negative
             spacing, or a layout that is not supported.
     """
-    payload, pose = _parsed(path)
-    flat = _voxels(payload, path, scratch or np.empty)
-    array = flat.reshape(payload.sizes, order="F")
-    array = array[np.newaxis] if payload.channel_axis is None else np.moveaxis(array, payload.channel_axis, 0)
+    data, pose = _parsed(path)
+    flat = _voxels(data, path, scratch or np.empty)
+    array = flat.reshape(data.sizes, order="F")
+    array = array[np.newaxis] if data.channel_axis is None else np.moveaxis(array, data.channel_axis, 0)
     return Volume(array, pose.affine, "mm", Origin(path, "itk", pose))
 
 
 def files(path: Path) -> list[Path]:
     """The file and, where its header names another one, that of the voxels."""
-    return list(dict.fromkeys([path, _payload(path).file]))
+    return list(dict.fromkeys([path, _voxel_data(path).file]))
 
 
 def look(path: Path) -> Grid:
-    """What the header says.
+    """The grid from the header.
 
     Raises:
         DataError: a header that `read` would refuse.
     """
-    payload, pose = _parsed(path)
-    details = {"voxels": f"{payload.packing}, in {payload.file.name}"}
-    dtype = payload.dtype.newbyteorder("=")
-    return Grid(payload.shape, payload.channels, pose.affine, "mm", str(dtype), "itk", details)
+    data, pose = _parsed(path)
+    details = {"voxels": f"{data.packing}, in {data.file.name}"}
+    dtype = data.dtype.newbyteorder("=")
+    return Grid(data.shape, data.channels, pose.affine, "mm", str(dtype), "itk", details)
 
 
 def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
@@ -223,8 +223,7 @@ def _deflate(voxels: Iterator[NDArray[Any]], file: IO[bytes], path: Path) -> int
 def _itk() -> Iterator[Any]:
     """ITK, imported when needed. It loads its parts at first use, and their SWIG classes raise a DeprecationWarning
     while they are made: where warnings are errors, that crashes the interpreter (segmentation fault, itk 5.4.7)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         import itk
 
         yield itk
@@ -249,22 +248,22 @@ def _pose_of(volume: Volume, path: Path) -> _Pose:
     return _Pose(tuple(float(s) for s in spacing), tuple(float(o) for o in lps[:n, 3]), rows)
 
 
-def _parsed(path: Path) -> tuple[_Payload, _Pose]:
-    payload = _payload(path)
-    if min(payload.sizes, default=0) < 1:
-        raise DataError(f"{path}: broken header: an array of shape {payload.sizes} holds no voxel")
-    if len(payload.shape) not in (2, 3):
+def _parsed(path: Path) -> tuple[_VoxelData, _Pose]:
+    data = _voxel_data(path)
+    if min(data.sizes, default=0) < 1:
+        raise DataError(f"{path}: broken header: an array of shape {data.sizes} holds no voxel")
+    if len(data.shape) not in (2, 3):
         raise DataError(
-            f"{path}: {len(payload.shape)} spatial axes {payload.shape}; expected 2 or 3 (channels are components or, "
+            f"{path}: {len(data.shape)} spatial axes {data.shape}; expected 2 or 3 (channels are components or, "
             "in NRRD, an axis whose kind is list or vector), split a series into volumes"
         )
-    pose = _pose(path, payload.shape)
+    pose = _pose(path, data.shape)
     check_affine(pose.affine, str(path))
-    return payload, pose
+    return data, pose
 
 
-def _payload(path: Path) -> _Payload:
-    return (_meta_payload if _is_meta(path) else _nrrd_payload)(path)
+def _voxel_data(path: Path) -> _VoxelData:
+    return (_meta_voxel_data if _is_meta(path) else _nrrd_voxel_data)(path)
 
 
 def _is_meta(path: Path) -> bool:
@@ -302,7 +301,7 @@ def _header_lines(path: Path, ends: re.Pattern[bytes]) -> tuple[list[str], int]:
     return text.decode("utf-8", "replace").splitlines(), len(text)
 
 
-def _meta_payload(path: Path) -> _Payload:
+def _meta_voxel_data(path: Path) -> _VoxelData:
     lines, start = _header_lines(path, _HEADER_END[True])
     pairs = [line.split("=", 1) for line in lines if "=" in line]
     header = {key.strip(): value.strip() for key, value in pairs}
@@ -326,7 +325,7 @@ def _meta_payload(path: Path) -> _Payload:
     sizes = (channels, *sizes) if channels > 1 else sizes
     first = start if local else skipped
     dtype = dtype.newbyteorder(">" if _true(order) else "<")
-    return _Payload(file, first, packing, dtype, sizes, 0 if channels > 1 else None)
+    return _VoxelData(file, first, packing, dtype, sizes, 0 if channels > 1 else None)
 
 
 def _true(value: str) -> bool:
@@ -343,7 +342,7 @@ def _companion(path: Path, name: str) -> Path:
     return file
 
 
-def _nrrd_payload(path: Path) -> _Payload:
+def _nrrd_voxel_data(path: Path) -> _VoxelData:
     lines, start = _header_lines(path, _HEADER_END[False])
     if not lines or not lines[0].startswith("NRRD"):
         raise DataError(f"{path}: not NRRD (its first line should be NRRD0004 or similar), or damaged")
@@ -369,7 +368,7 @@ def _nrrd_payload(path: Path) -> _Payload:
     name = header.get("data file", header.get("datafile"))
     file = path if name is None else _companion(path, name)
     first = skips[1] if name is not None or skips[1] < 0 else start + skips[1]
-    return _Payload(file, first, packing, dtype.newbyteorder(">" if big else "<"), sizes, _channel_axis(header, path))
+    return _VoxelData(file, first, packing, dtype.newbyteorder(">" if big else "<"), sizes, _channel_axis(header, path))
 
 
 def _channel_axis(header: dict[str, str], path: Path) -> int | None:
@@ -385,14 +384,14 @@ def _channel_axis(header: dict[str, str], path: Path) -> int | None:
 
 
 @contextmanager
-def _stream(payload: _Payload) -> Iterator[tuple[IO[bytes], int]]:
-    size = payload.file.stat().st_size
-    with payload.file.open("rb") as handle:
-        expected = int(np.prod(payload.sizes)) * payload.dtype.itemsize
-        handle.seek(payload.start if payload.start >= 0 else max(0, size - expected))
-        if payload.packing == "deflate":
+def _stream(data: _VoxelData) -> Iterator[tuple[IO[bytes], int]]:
+    size = data.file.stat().st_size
+    with data.file.open("rb") as handle:
+        expected = int(np.prod(data.sizes)) * data.dtype.itemsize
+        handle.seek(data.start if data.start >= 0 else max(0, size - expected))
+        if data.packing == "deflate":
             yield inflated(handle), size * DEFLATE_LIMIT
-        elif payload.packing == "bzip2":
+        elif data.packing == "bzip2":
             with bz2.open(handle) as stream:
                 yield stream, size * BZIP2_LIMIT
         # bzip2 packs at most about 45 MB into 45 bytes per block, tens of thousands
@@ -400,11 +399,11 @@ def _stream(payload: _Payload) -> Iterator[tuple[IO[bytes], int]]:
             yield handle, size
 
 
-def _voxels(payload: _Payload, path: Path, empty: Empty) -> NDArray[Any]:
-    count = int(np.prod(payload.sizes))
-    with _stream(payload) as (stream, most):
-        if payload.packing != "text":
-            return read_voxels(stream, payload.dtype, count, path, most, empty)
+def _voxels(data: _VoxelData, path: Path, empty: Empty) -> NDArray[Any]:
+    count = int(np.prod(data.sizes))
+    with _stream(data) as (stream, most):
+        if data.packing != "text":
+            return read_voxels(stream, data.dtype, count, path, most, empty)
         try:
             values = np.array(stream.read().split(), dtype=np.float64)  # text is rare and small, so it is read whole
         except ValueError as error:
@@ -413,6 +412,6 @@ def _voxels(payload: _Payload, path: Path, empty: Empty) -> NDArray[Any]:
         raise DataError(
             f"{path}: truncated: found {len(values)} numbers, but its header promises {count}; copy it again"
         )
-    voxels = empty((count,), payload.dtype.newbyteorder("="))
+    voxels = empty((count,), data.dtype.newbyteorder("="))
     copy_in_tiles(voxels, values)
     return voxels

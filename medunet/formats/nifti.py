@@ -92,7 +92,7 @@ def files(path: Path) -> list[Path]:
 
 
 def look(path: Path) -> Grid:
-    """What the header says; the voxels are not read.
+    """The grid from the header; the voxels are not read.
 
     Raises:
         DataError: not NIfTI, or a header that `read` would refuse.
@@ -165,7 +165,7 @@ def _write_voxels(array: NDArray[Any], header: Any, file: IO[bytes], folder: Pat
 
 
 def _disagreement(header: Any) -> str:
-    """What to say about a qform beside a sform that wins, empty if they agree."""
+    """A warning about a qform that differs from the sform, which wins; empty if they agree."""
     if not (header["sform_code"] and header["qform_code"]):
         return ""
     try:
@@ -253,8 +253,7 @@ def _header(stream: IO[bytes], path: Path) -> tuple[Any, bool]:
         raise DataError(f"{path}: damaged: its compressed data cannot be decoded ({error}); copy it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nibabel on extensions whose size is not a multiple of 16: harmless
+    with warnings.catch_warnings(action="ignore"):  # on extensions whose size is not a multiple of 16: harmless
         return kind.from_fileobj(io.BytesIO(head), check=False), single
 
 

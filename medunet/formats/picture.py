@@ -67,7 +67,7 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
 
 
 def look(path: Path) -> Grid:
-    """What the header says.
+    """The grid from the header.
 
     Raises:
         DataError: not PNG or JPEG, or a kind that `read` refuses by its header.
@@ -133,7 +133,7 @@ def _channels(picture: Image.Image, path: Path) -> int:
 
 
 def _deep_colour(path: Path) -> bool:
-    """Whether this is a PNG with colour or alpha of 16 bits, which Pillow silently cuts down to 8."""
+    """True for a PNG with colour or alpha of 16 bits, which Pillow silently cuts down to 8."""
     with path.open("rb") as handle:
         head = handle.read(26)
     return head.startswith(b"\x89PNG") and head[24] == 16 and head[25] in (2, 4, 6)

@@ -48,7 +48,7 @@ def read(folder: Path, scratch: Scratch | None = None) -> Volume:
 
 
 def look(folder: Path) -> Grid:
-    """What the sections' headers say.
+    """The grid from the sections' headers.
 
     Raises:
         DataError: as `read`.

@@ -20,10 +20,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from medunet.errors import DataError, MedunetError
-from medunet.formats import pixelsize
-from medunet.formats.labelcolours import colour_map_tag, display_range
-from medunet.formats.pixelsize import PixelSize
-from medunet.formats.tiffaxes import channel_names, check_one_image, chosen_frame, known_axes, stated_axes
+from medunet.formats import pixel_size
+from medunet.formats.label_colours import colour_map_tag, display_range
+from medunet.formats.pixel_size import PixelSize
+from medunet.formats.tiff_axes import channel_names, check_one_image, chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.system.files import written_aside
@@ -46,7 +46,7 @@ _LOGGER = logging.getLogger("tifffile")
 
 @dataclass(frozen=True)
 class _Header:
-    """What a label map for this file must repeat.
+    """The properties of a file that a label map for it repeats.
 
     Attributes:
         axes: the spatial axes in the order of the file, slowest first: ``YX``, ``ZYX`` or an unusual one.
@@ -65,8 +65,8 @@ class _Contents:
 
     Attributes:
         shape, axes: of what is read.
-        header: what a label map repeats.
-        runs: where that lies among the file's pixels: first pixels, and how many from each of them on.
+        header: the properties that a label map repeats.
+        runs: the places of this among the file's pixels: first pixels, and the number of pixels from each on.
         names: of the channels, empty if the file does not say them.
     """
 
@@ -112,7 +112,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
     empty: Empty = scratch or np.empty
     with _opened(path, axes, frame) as contents:
         try:
-            with _errors_noticed(path):
+            with _logged_errors_raised(path):
                 _check_whole(contents.series, path)
                 array = _pixels(contents, path, empty)
         except _DAMAGE as error:
@@ -122,7 +122,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
 
 
 def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
-    """What the header says.
+    """The grid from the header.
 
     Raises:
         DataError: as `read`, but for damaged pixels.
@@ -135,7 +135,7 @@ def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
 
 
 def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = False) -> None:
-    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`labelcolours`).
+    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`label_colours`).
 
     ``.ome.tif`` and what was read from OME-TIFF becomes OME-TIFF. Everything else becomes an ImageJ hyperstack if
     ImageJ has the type (8 and 16 bits, float32), and OME-TIFF if not (32-bit labels), or beyond 4 GB. A source with an
@@ -185,16 +185,12 @@ def _kind(imagej: bool, path: Path, axes: str, source: _Header | None) -> str:
 
 
 def _options(kind: str, axes: str, size: PixelSize) -> dict[str, Any]:
-    """How tifffile is told axes and pixel size."""
+    """Arguments that tell tifffile axes and pixel size."""
     if kind == "ome":
         return {"ome": True, "metadata": {"axes": axes, **size.ome()}}
     resolution = {} if size.resolution is None else {"resolution": size.resolution, "resolutionunit": size.tag}
     described = {"axes": axes, **size.description()}
-    return (
-        {"imagej": True, "metadata": described, **resolution}
-        if kind == "imagej"
-        else {"metadata": described, **resolution}
-    )
+    return ({"imagej": True} if kind == "imagej" else {}) | {"metadata": described} | resolution
 
 
 def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
@@ -213,7 +209,7 @@ def _opened(path: Path, axes: str | None, frame: int | None = None) -> Iterator[
     # our own handle: tifffile leaves its own open when a file is cut within its header
     with path.open("rb") as handle:
         try:
-            with _errors_noticed(path):
+            with _logged_errors_raised(path):
                 file = tifffile.TiffFile(handle, name=path.name, _multifile=False)  # OME-XML could name any other file
                 contents = _contents(file, path, axes, frame)
         except _DAMAGE as error:
@@ -230,10 +226,10 @@ def _contents(file: Any, path: Path, axes: str | None, frame: int | None) -> _Co
     series = file.series[0]
     kind = series.kind if series.kind in ("ome", "imagej") else "plain"
     if file.is_ome:
-        size = pixelsize.from_ome(file.ome_metadata or "")
+        size = pixel_size.from_ome(file.ome_metadata or "")
     else:
         described = (file.imagej_metadata if kind == "imagej" else next(iter(file.shaped_metadata or ()), None)) or {}
-        size = pixelsize.from_tags(series.keyframe, described, kind == "imagej")
+        size = pixel_size.from_tags(series.keyframe, described, kind == "imagej")
     check_one_image(file, path, axes is not None)
     shape = tuple(int(n) for n in series.shape)
     letters = (known_axes if axes is None else stated_axes)(series.axes if axes is None else axes, shape, path, frame)
@@ -254,7 +250,7 @@ def _contents(file: Any, path: Path, axes: str | None, frame: int | None) -> _Co
 
 
 def _runs(axes: str, shape: tuple[int, ...], frame: int | None) -> tuple[range, int]:
-    """Where a frame's pixels lie among all of the series, in the order of the file; all of them without a frame."""
+    """The places of a frame's pixels in the series, in the order of the file; of all pixels without a frame."""
     if frame is None:
         return range(1), int(np.prod(shape))
     at = axes.index("T")
@@ -329,27 +325,20 @@ def _channels_first(array: NDArray[Any], contents: _Contents, empty: Empty) -> N
     return array.reshape((contents.channels, *contents.spatial))
 
 
-class _Noted(logging.Handler):
-    """Keeps what tifffile logs."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
-def _errors_noticed(path: Path) -> Iterator[None]:
-    """Symmetry the errors that tifffile only logs (lost pages, contradicting metadata) into one of ours."""
-    handler, propagate = _Noted(), _LOGGER.propagate
-    _LOGGER.addHandler(handler)
-    _LOGGER.propagate = False
+def _logged_errors_raised(path: Path) -> Iterator[None]:
+    """Turn the errors that tifffile only logs (lost pages, contradicting metadata) into one of ours."""
+    messages: list[str] = []
+
+    def kept(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            messages.append(record.getMessage())
+        return False
+
+    _LOGGER.addFilter(kept)
     try:
         yield
     finally:
-        _LOGGER.removeHandler(handler)
-        _LOGGER.propagate = propagate
-    if handler.messages:
-        raise _damaged(path, ValueError(handler.messages[0]))
+        _LOGGER.removeFilter(kept)
+    if messages:
+        raise _damaged(path, ValueError(messages[0]))

@@ -10,31 +10,4 @@ from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Meas
 from medunet.metrics.objects import OBJECT_POLICY, ObjectCounts, count_objects, object_errors
 from medunet.metrics.overlap import Counts, count_labels, count_overlap, pixel_accuracy
 from medunet.metrics.summary import LabelSummary, Statistics, Summary, statistics_of, summarise
-from medunet.metrics.surface import SurfaceScores, surface_scores
-
-__all__ = [
-    "BOUNDARY_POLICY",
-    "MEASURES",
-    "OBJECT_POLICY",
-    "POLICY",
-    "BoundaryCounts",
-    "CaseScores",
-    "Counts",
-    "LabelScores",
-    "LabelSummary",
-    "Measure",
-    "ObjectCounts",
-    "Statistics",
-    "Summary",
-    "SurfaceScores",
-    "count_labels",
-    "count_objects",
-    "count_overlap",
-    "object_errors",
-    "pixel_accuracy",
-    "score_boundaries",
-    "score_case",
-    "statistics_of",
-    "summarise",
-    "surface_scores",
-]
+from medunet.metrics.surface import surface_scores

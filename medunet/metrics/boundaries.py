@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import nan
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medunet.metrics.contingency import Ids, contingency
+from medunet.metrics.overlap import Pooled, pooled
 
 CUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Thresholds of the challenge's script; a pixel above is cell."""
@@ -45,7 +47,7 @@ BOUNDARY_POLICY = (
 
 @dataclass(frozen=True)
 class PartitionScores:
-    """How two partitions of a section agree: 1 is perfect, NaN without a reference cell."""
+    """The agreement of two partitions of a section: 1 is perfect, NaN without a reference cell."""
 
     rand_split: float = nan
     rand_merge: float = nan
@@ -179,7 +181,7 @@ class BestCut:
 
 
 @dataclass(frozen=True, eq=False)
-class BoundaryCounts:
+class BoundaryCounts(Pooled):
     """Sums over sections from which the scores of one case or many follow; `+` pools.
 
     Attributes:
@@ -195,15 +197,6 @@ class BoundaryCounts:
     wrong: int
     known: int
 
-    def __add__(self, other: BoundaryCounts) -> BoundaryCounts:
-        return BoundaryCounts(
-            self.sections + other.sections,
-            self.sums + other.sums,
-            self.pixels + other.pixels,
-            self.wrong + other.wrong,
-            self.known + other.known,
-        )
-
     @property
     def rand(self) -> BestCut:
         return self._best(0)
@@ -212,13 +205,8 @@ class BoundaryCounts:
     def info(self) -> BestCut:
         return self._best(3)
 
-    @property
-    def v_rand(self) -> float:
-        return self.rand.score
-
-    @property
-    def v_info(self) -> float:
-        return self.info.score
+    v_rand = property(attrgetter("rand.score"))
+    v_info = property(attrgetter("info.score"))
 
     @property
     def pixel_error(self) -> float:
@@ -265,7 +253,7 @@ def score_boundaries(
         _score_section(probability[..., z], reference[..., z], None if ignore is None else ignore[..., z])
         for z in range(reference.shape[2])
     ]
-    return sum(sections[1:], sections[0])
+    return pooled(sections)
 
 
 def _score_section(

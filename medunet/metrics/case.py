@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ class Measure:
 
     Attributes:
         key: the attribute of `LabelScores`.
-        is_distance: whether it is a length in the volume's unit.
+        is_distance: true for a length in the volume's unit.
     """
 
     key: str
@@ -64,7 +65,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One structure in one case; what each empty side means is said in `POLICY`.
+    """One structure in one case; `POLICY` says what an empty side scores.
 
     Attributes:
         label: the structure's name.
@@ -83,25 +84,16 @@ class LabelScores:
             return "compared" if self.counts.prediction else "missed"
         return "invented" if self.counts.prediction else "absent"
 
-    @property
-    def dice(self) -> float:
-        return self.counts.dice
-
-    @property
-    def iou(self) -> float:
-        return self.counts.iou
-
-    @property
-    def precision(self) -> float:
-        return self.counts.precision
-
-    @property
-    def recall(self) -> float:
-        return self.counts.recall
-
-    @property
-    def volume_similarity(self) -> float:
-        return self.counts.volume_similarity
+    dice = property(attrgetter("counts.dice"))
+    iou = property(attrgetter("counts.iou"))
+    precision = property(attrgetter("counts.precision"))
+    recall = property(attrgetter("counts.recall"))
+    volume_similarity = property(attrgetter("counts.volume_similarity"))
+    relative_volume_difference = property(attrgetter("counts.relative_volume_difference"))
+    hausdorff = property(attrgetter("surfaces.hausdorff"))
+    hausdorff95 = property(attrgetter("surfaces.hausdorff95"))
+    mean_surface_distance = property(attrgetter("surfaces.mean_distance"))
+    surface_dice = property(attrgetter("surfaces.surface_dice"))
 
     @property
     def reference_volume(self) -> float:
@@ -116,26 +108,6 @@ class LabelScores:
         """Prediction minus reference."""
         return (self.counts.prediction - self.counts.reference) * self.voxel_volume
 
-    @property
-    def relative_volume_difference(self) -> float:
-        return self.counts.relative_volume_difference
-
-    @property
-    def hausdorff(self) -> float:
-        return self.surfaces.hausdorff
-
-    @property
-    def hausdorff95(self) -> float:
-        return self.surfaces.hausdorff95
-
-    @property
-    def mean_surface_distance(self) -> float:
-        return self.surfaces.mean_distance
-
-    @property
-    def surface_dice(self) -> float:
-        return self.surfaces.surface_dice
-
     def value(self, measure: Measure) -> float:
         """The score that a measure names; NaN where the structure is absent."""
         return float(getattr(self, measure.key))
@@ -148,7 +120,7 @@ class CaseScores:
     Attributes:
         pixel_accuracy: the share of voxels with the right label, background included, ignored voxels left out.
         tolerance: of the surface Dice, in the volume's unit.
-        voxels, annotated: how many there are, and how many do not hold the ignore value; 0 where nobody counted.
+        voxels, annotated: number of voxels, and of those that do not hold the ignore value; 0 if not counted.
         objects: of id maps, which were compared object by object.
         boundaries: of maps of borders, which were compared as partitions.
     """
@@ -180,7 +152,7 @@ def score_case(
     ignore: int | None = None,
     tolerance: float = 1.0,
 ) -> list[LabelScores]:
-    """Score each structure of a case; `POLICY` says what happens where one is missing.
+    """Scores of each structure of a case; `POLICY` says what a missing structure scores.
 
     Args:
         prediction: label map `(x, y)` or `(x, y, z)`.
@@ -209,11 +181,14 @@ _Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def _score(name: str, masks: _Masks, spacing: tuple[float, ...], tolerance: float) -> LabelScores:
+    from scipy.ndimage import find_objects
+
     predicted, true = masks
     voxel_volume = float(np.prod(spacing))
-    box = _bounding_box(predicted | true)
-    if box is None:
-        return LabelScores(name, Counts(0, 0, 0), voxel_volume, NOTHING_TO_MEASURE)
+    boxes = find_objects((predicted | true).view(np.uint8))
+    if not boxes:
+        return LabelScores(name, Counts(), voxel_volume, NOTHING_TO_MEASURE)
+    (box,) = boxes
     counts = count_overlap(predicted[box], true[box])
     if counts.reference and counts.prediction:
         # Axes of length one are left out of the surface, so a cut must not make any.
@@ -227,14 +202,3 @@ def _cropped(masks: _Masks, box: tuple[slice, ...]) -> _Masks:
     """Both masks cut to the box and one voxel more on each side, where the image goes on."""
     grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
     return masks[0][grown], masks[1][grown]
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """The smallest box around the true voxels, None without any."""
-    box = []
-    for axis in range(mask.ndim):
-        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not len(present):
-            return None
-        box.append(slice(int(present[0]), int(present[-1]) + 1))
-    return tuple(box)

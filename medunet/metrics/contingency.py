@@ -23,7 +23,7 @@ class Contingency:
         reference_sizes, prediction_sizes: voxels of each object that count (ignored ones do not).
         hidden: voxels of each predicted object that are ignored.
         rows, columns: for each pair that shares voxels, the position in `reference_ids` and in `prediction_ids`.
-        shared: how many voxels the pair shares.
+        shared: number of voxels that the pair shares.
     """
 
     reference_ids: Ids
@@ -37,7 +37,7 @@ class Contingency:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Of each pair: voxels shared, divided by voxels of both."""
+        """The IoU of each pair: voxels shared, divided by voxels of both."""
         return self.shared / (self.reference_sizes[self.rows] + self.prediction_sizes[self.columns] - self.shared)
 
 

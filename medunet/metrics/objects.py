@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import nan
-from typing import Any
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medunet.metrics.contingency import Contingency, Ids, contingency
+from medunet.metrics.overlap import Counts, Pooled
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """The IoU thresholds over which mAP is averaged."""
@@ -49,75 +50,41 @@ OBJECT_POLICY = (
 
 
 @dataclass(frozen=True)
-class Matches:
-    """Pairs of objects at one IoU threshold; `+` pools images.
+class Matches(Counts):
+    """Pairs of objects at one IoU threshold: `Counts` of objects in place of voxels.
 
-    All scores are NaN where there is no object on either side, and 0 where there is none on one side. (StarDist gives
-    0 for both.)
+    StarDist gives 0 where there is no object on either side; here it is NaN.
 
     Attributes:
-        iou: sum over the pairs.
+        iou_sum: sum of the pairs' IoU.
     """
 
-    true_positives: int = 0
-    false_positives: int = 0
-    false_negatives: int = 0
-    iou: float = 0.0
+    iou_sum: float = 0.0
 
-    def __add__(self, other: Matches) -> Matches:
-        return Matches(
-            self.true_positives + other.true_positives,
-            self.false_positives + other.false_positives,
-            self.false_negatives + other.false_negatives,
-            self.iou + other.iou,
-        )
-
-    @property
-    def precision(self) -> float:
-        """TP / (TP + FP)."""
-        return self._share(self.true_positives, self.true_positives + self.false_positives)
-
-    @property
-    def recall(self) -> float:
-        """TP / (TP + FN)."""
-        return self._share(self.true_positives, self.true_positives + self.false_negatives)
-
-    @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); Kirillov's recognition quality."""
-        return self._share(
-            2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives
-        )
-
-    @property
-    def accuracy(self) -> float:
-        """TP / (TP + FP + FN): the AP of the Data Science Bowl."""
-        return self._share(self.true_positives, self.true_positives + self.false_positives + self.false_negatives)
+    f1 = property(attrgetter("dice"))
+    """Kirillov's recognition quality."""
+    accuracy = property(attrgetter("iou"))
+    """The AP of the Data Science Bowl."""
 
     @property
     def mean_true_score(self) -> float:
         """Sum of the pairs' IoU by reference object (StarDist's name)."""
-        return self._share(self.iou, self.true_positives + self.false_negatives)
+        return self._share(self.iou_sum, self.reference)
 
     @property
     def mean_matched_score(self) -> float:
         """Sum of the pairs' IoU by pair; Kirillov's segmentation quality."""
-        return self._share(self.iou, self.true_positives)
+        return self._share(self.iou_sum, self.true_positives)
 
     @property
     def panoptic_quality(self) -> float:
         """Sum of the pairs' IoU / (TP + FP / 2 + FN / 2)."""
-        return self._share(self.iou, self.true_positives + (self.false_positives + self.false_negatives) / 2)
-
-    def _share(self, part: float, whole: float) -> float:
-        if self.true_positives == self.false_positives == self.false_negatives == 0:
-            return nan
-        return part / whole if whole else 0.0
+        return self._share(self.iou_sum, self.true_positives + (self.false_positives + self.false_negatives) / 2)
 
 
 @dataclass(frozen=True)
-class ObjectCounts:
-    """All counts of one image that its scores are made of; `+` pools images. See `OBJECT_POLICY`.
+class ObjectCounts(Pooled):
+    """The counts of one image that its scores are made of; `+` pools images. See `OBJECT_POLICY`.
 
     Attributes:
         reference: objects of the reference.
@@ -144,10 +111,8 @@ class ObjectCounts:
     panoptic: Matches = Matches()
 
     def __add__(self, other: ObjectCounts) -> ObjectCounts:
-        added: dict[str, Any] = {
-            name: getattr(self, name) + getattr(other, name) for name in vars(self) if name != "matches"
-        }
-        return replace(self, **added, matches=tuple(a + b for a, b in zip(self.matches, other.matches, strict=True)))
+        matches = tuple(a + b for a, b in zip(self.matches, other.matches, strict=True))
+        return replace(super().__add__(other), matches=matches)
 
     @property
     def seg(self) -> float:
@@ -161,57 +126,40 @@ class ObjectCounts:
         return 1 - min(10 * self.uncovered + 5 * self.surplus + self.idle, whole) / whole if whole else nan
 
     @property
-    def ap50(self) -> float:
-        return self.matches[0].accuracy
-
-    @property
-    def ap75(self) -> float:
-        return self.matches[5].accuracy
-
-    @property
     def mean_ap(self) -> float:
         """The mean over `THRESHOLDS`."""
         return float(np.mean([match.accuracy for match in self.matches]))
 
     @property
-    def f1(self) -> float:
-        """At an IoU of 0.5; likewise `precision` and `recall`."""
-        return self.matches[0].f1
+    def ap75(self) -> float:
+        return float(self.matches[5].accuracy)
 
     @property
-    def precision(self) -> float:
-        return self.matches[0].precision
+    def half(self) -> Matches:
+        """The pairs at an IoU of 0.5."""
+        return self.matches[0]
 
-    @property
-    def recall(self) -> float:
-        return self.matches[0].recall
-
-    @property
-    def pq(self) -> float:
-        return self.panoptic.panoptic_quality
-
-    @property
-    def sq(self) -> float:
-        return self.panoptic.mean_matched_score
-
-    @property
-    def rq(self) -> float:
-        return self.panoptic.f1
+    ap50 = property(attrgetter("half.accuracy"))
+    f1 = property(attrgetter("half.f1"))
+    precision = property(attrgetter("half.precision"))
+    recall = property(attrgetter("half.recall"))
+    pq = property(attrgetter("panoptic.panoptic_quality"))
+    sq = property(attrgetter("panoptic.mean_matched_score"))
+    rq = property(attrgetter("panoptic.f1"))
 
 
 @dataclass(frozen=True)
 class ObjectErrors:
-    """Which objects are wrong and which belong together, by id, for pictures.
+    """Ids of the wrong objects, and of the objects that belong together, for pictures.
 
     Attributes:
-        partner: of each predicted object that has one, the reference object it shares most voxels with.
+        partner: for each predicted object that touches any, the reference object that it shares most voxels with.
     """
 
     missed: Ids
     invented: Ids
     merged: Ids
     split: Ids
-    unjudged: Ids
     partner: dict[int, int]
 
 
@@ -227,46 +175,34 @@ def count_objects(prediction: Ids, reference: Ids, ignore: NDArray[np.bool_] | N
         ValueError: shapes differ, or an id is negative.
     """
     table = contingency(prediction, reference, ignore)
-    judged, iou = _judged(table), table.iou
-    covered, covering = _covering(table)
-    lying = _lying(table)
+    judged, iou, covered = _judged(table), table.iou, _covering(table)
+    counted = judged | _touched(table, iou >= THRESHOLDS[0])
     per_prediction = np.bincount(table.columns[covered], minlength=len(table.prediction_ids))
-    kinds = _kinds(table, judged, covering, lying)
-    panoptic = iou > 0.5
     return ObjectCounts(
         reference=len(table.reference_ids),
-        prediction=int(np.count_nonzero(judged | _touched(table, iou >= THRESHOLDS[0]))),
-        unjudged=int(np.count_nonzero(~judged & ~_touched(table, iou >= THRESHOLDS[0]))),
+        prediction=int(np.count_nonzero(counted)),
+        unjudged=int(np.count_nonzero(~counted)),
         coverage=float(iou[covered].sum()),
-        uncovered=int(np.count_nonzero(~covering)),
+        uncovered=len(table.reference_ids) - int(np.count_nonzero(covered)),
         surplus=int(np.maximum(per_prediction - 1, 0).sum()),
         idle=int(np.count_nonzero((per_prediction == 0) & judged)),
-        **{name: int(np.count_nonzero(found)) for name, found in kinds.items()},
-        matches=tuple(_matches(table, judged, _paired(table, iou, iou >= t)) for t in THRESHOLDS),
-        panoptic=_matches(table, judged, np.flatnonzero(panoptic)),
+        **{name: int(np.count_nonzero(found)) for name, found in _kinds(table).items()},
+        matches=tuple(_matches(table, _paired(table, iou, iou >= t)) for t in THRESHOLDS),
+        panoptic=_matches(table, np.flatnonzero(iou > 0.5)),
     )
 
 
 def object_errors(prediction: Ids, reference: Ids, ignore: NDArray[np.bool_] | None = None) -> ObjectErrors:
-    """Which objects are missed, invented, merged and split; arguments as for `count_objects`."""
+    """Ids of the objects that are missed, invented, merged and split; arguments as for `count_objects`."""
     table = contingency(prediction, reference, ignore)
-    judged = _judged(table)
-    kinds = _kinds(table, judged, _covering(table)[1], _lying(table))
-    order = np.argsort(table.shared, kind="stable")
-    partner = dict(
-        zip(
-            table.prediction_ids[table.columns[order]].tolist(),
-            table.reference_ids[table.rows[order]].tolist(),
-            strict=True,
-        )
-    )
+    kinds, order = _kinds(table), np.argsort(table.shared, kind="stable")
+    predicted, true = table.prediction_ids[table.columns[order]], table.reference_ids[table.rows[order]]
     return ObjectErrors(
         missed=table.reference_ids[kinds["missed"]],
         invented=table.prediction_ids[kinds["invented"]],
         merged=table.prediction_ids[kinds["merged"]],
         split=table.reference_ids[kinds["split"]],
-        unjudged=table.prediction_ids[~judged],
-        partner=partner,
+        partner=dict(zip(predicted.tolist(), true.tolist(), strict=True)),
     )
 
 
@@ -282,7 +218,7 @@ def match_objects(
         raise ValueError(f"an IoU threshold lies above 0 and at most at 1, found {threshold}")
     table = contingency(prediction, reference, ignore)
     iou = table.iou
-    return _matches(table, _judged(table), _paired(table, iou, iou >= threshold))
+    return _matches(table, _paired(table, iou, iou >= threshold))
 
 
 _Mask = NDArray[np.bool_]
@@ -293,41 +229,39 @@ def _judged(table: Contingency) -> _Mask:
     return table.hidden <= table.prediction_sizes
 
 
-def _covering(table: Contingency) -> tuple[_Mask, _Mask]:
-    """The pairs in which the prediction holds more than half of the reference object, and the objects so covered."""
-    pairs = 2 * table.shared > table.reference_sizes[table.rows]
-    covering = np.zeros(len(table.reference_ids), dtype=bool)
-    covering[table.rows[pairs]] = True
-    return pairs, covering
+def _covering(table: Contingency) -> _Mask:
+    """The pairs whose prediction holds more than half of the reference object; one at most for each object."""
+    return 2 * table.shared > table.reference_sizes[table.rows]
 
 
 def _lying(table: Contingency) -> _Mask:
-    """The pairs in which more than half of the prediction lies in the reference object."""
+    """The pairs whose reference object holds more than half of the prediction."""
     return 2 * table.shared > table.prediction_sizes[table.columns]
 
 
-def _touched(table: Contingency, pairs: _Mask) -> _Mask:
+def _touched(table: Contingency, pairs: _Mask | NDArray[np.int64]) -> _Mask:
+    """The predicted objects of the pairs."""
     touched = np.zeros(len(table.prediction_ids), dtype=bool)
     touched[table.columns[pairs]] = True
     return touched
 
 
-def _kinds(table: Contingency, judged: _Mask, covering: _Mask, lying: _Mask) -> dict[str, _Mask]:
+def _kinds(table: Contingency) -> dict[str, _Mask]:
+    """The wrong objects by the kind of their error: of the reference missed and split ones, else predicted ones."""
     references, predictions = len(table.reference_ids), len(table.prediction_ids)
+    covering, lying = _covering(table), _lying(table)
+    covered = np.bincount(table.rows[covering], minlength=references)
     held = np.bincount(table.rows[lying], minlength=references)
-    covered = 2 * table.shared > table.reference_sizes[table.rows]
-    covers = np.bincount(table.columns[covered], minlength=predictions)
-    somewhere = _touched(table, lying) | (covers > 0)
     return {
-        "missed": ~covering & (held == 0),
-        "invented": ~somewhere & judged,
-        "merged": covers > 1,
+        "missed": (covered == 0) & (held == 0),
+        "invented": ~_touched(table, lying | covering) & _judged(table),
+        "merged": np.bincount(table.columns[covering], minlength=predictions) > 1,
         "split": held > 1,
     }
 
 
 def _paired(table: Contingency, iou: NDArray[np.float64], allowed: _Mask) -> NDArray[np.int64]:
-    """Positions of as many allowed pairs as can be, each object in one only; then those with the largest sum of IoU."""
+    """Positions of as many allowed pairs as possible, each object in one of them, with the largest sum of IoU."""
     pairs = np.flatnonzero(allowed)
     rows, columns = table.rows[pairs], table.columns[pairs]
     if len(np.unique(rows)) == len(rows) and len(np.unique(columns)) == len(columns):
@@ -360,12 +294,10 @@ def _best(rows: NDArray[np.int64], columns: NDArray[np.int64], iou: NDArray[np.f
     return found[found >= 0]
 
 
-def _matches(table: Contingency, judged: _Mask, pairs: NDArray[np.int64]) -> Matches:
-    paired = np.zeros(len(table.prediction_ids), dtype=bool)
-    paired[table.columns[pairs]] = True
+def _matches(table: Contingency, pairs: NDArray[np.int64]) -> Matches:
     return Matches(
         true_positives=len(pairs),
-        false_positives=int(np.count_nonzero(judged & ~paired)),
+        false_positives=int(np.count_nonzero(_judged(table) & ~_touched(table, pairs))),
         false_negatives=len(table.reference_ids) - len(pairs),
-        iou=float(table.iou[pairs].sum()),
+        iou_sum=float(table.iou[pairs].sum()),
     )

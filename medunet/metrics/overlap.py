@@ -6,22 +6,39 @@ Imaging 15:29, 2015, and Maier-Hein et al., "Metrics reloaded", Nature Methods 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from math import nan
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many voxels of one structure agree.
+class Pooled:
+    """Counts that `+` adds up field by field, such as those of several cases."""
 
-    Where neither mask holds a voxel all scores are NaN (nothing could be found, nothing was). Where only one of them
-    is empty all scores are 0: precision without a prediction is 0/0 by its formula and 0 here, because a mean that
-    leaves such cases out gets better by missing them.
+    def __add__(self, other: Self) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name) + getattr(other, field.name)
+                                for field in fields(self)})  # fmt: skip
+
+
+_Pooled = TypeVar("_Pooled", bound=Pooled)
+
+
+def pooled(counts: Sequence[_Pooled]) -> _Pooled:
+    """The sum of the counts of one image or more."""
+    return sum(counts[1:], counts[0])
+
+
+@dataclass(frozen=True)
+class Counts(Pooled):
+    """Voxels of one structure that prediction and reference agree on, and those that they do not.
+
+    Where neither mask holds a voxel all scores are NaN: there was nothing to find, and nothing was found. Where only
+    one of them is empty all scores are 0. Precision without a prediction is 0/0 by its formula and 0 here, because a
+    mean that leaves such cases out gets better by missing them.
 
     Attributes:
         true_positives: in both masks.
@@ -29,17 +46,9 @@ class Counts:
         false_negatives: in the reference alone.
     """
 
-    true_positives: int
-    false_positives: int
-    false_negatives: int
-
-    def __add__(self, other: Counts) -> Counts:
-        """The counts of two cases pooled."""
-        return Counts(
-            self.true_positives + other.true_positives,
-            self.false_positives + other.false_positives,
-            self.false_negatives + other.false_negatives,
-        )
+    true_positives: int = 0
+    false_positives: int = 0
+    false_negatives: int = 0
 
     @property
     def reference(self) -> int:
@@ -61,17 +70,17 @@ class Counts:
 
     @property
     def precision(self) -> float:
-        """TP / (TP + FP): how much of the prediction is right."""
+        """TP / (TP + FP): the share of the prediction that is right."""
         return self._share(self.true_positives, self.prediction)
 
     @property
     def recall(self) -> float:
-        """TP / (TP + FN), the sensitivity: how much of the reference was found."""
+        """TP / (TP + FN), the sensitivity: the share of the reference that was found."""
         return self._share(self.true_positives, self.reference)
 
     @property
     def volume_similarity(self) -> float:
-        """1 - |prediction - reference| / (prediction + reference): 1 for equal volumes, wherever they lie."""
+        """1 - |prediction - reference| / (prediction + reference): 1 for equal volumes at any place."""
         both = self.reference + self.prediction
         return self._share(both - abs(self.prediction - self.reference), both)
 
@@ -80,7 +89,7 @@ class Counts:
         """(prediction - reference) / reference, NaN without a reference; -1 is a missed structure."""
         return (self.prediction - self.reference) / self.reference if self.reference else nan
 
-    def _share(self, part: int, whole: int) -> float:
+    def _share(self, part: float, whole: float) -> float:
         if self.reference == self.prediction == 0:
             return nan
         return part / whole if whole else 0.0
@@ -97,7 +106,7 @@ Structure = int | tuple[int, ...]
 
 
 def label_mask(labels: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
-    """Where a label map holds a structure."""
+    """The mask of a structure in a label map."""
     if isinstance(structure, int):
         return labels == structure
     return labels == structure[0] if len(structure) == 1 else np.isin(labels, structure)
@@ -118,7 +127,7 @@ def label_masks(
 def count_labels(
     prediction: NDArray[Any], reference: NDArray[Any], labels: Mapping[str, Structure], ignore: int | None = None
 ) -> dict[str, Counts]:
-    """Voxel counts by name, without any distance: quick enough for every validation during training.
+    """Voxel counts by name, without distances: quick enough for every validation during training.
 
     Args:
         prediction: label map of any shape.

@@ -11,7 +11,7 @@ import numpy as np
 from medunet.metrics.boundaries import BoundaryCounts
 from medunet.metrics.case import MEASURES, CaseScores, LabelScores, Measure
 from medunet.metrics.objects import ObjectCounts
-from medunet.metrics.overlap import Counts
+from medunet.metrics.overlap import Counts, pooled
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Statistics:
     """One measure of one structure over the cases that hold it.
 
     Attributes:
-        count: how many cases the numbers are taken over; with none all of them are NaN.
+        count: number of cases that the statistics are taken over; all are NaN where it is 0.
         deviation: sample standard deviation (divisor count - 1); NaN for a single case.
         worst: the smallest value, for distances the largest.
     """
@@ -59,7 +59,7 @@ class Summary:
             Voxels weigh the same, so unlike the means above it can gain by a missed small structure.
         pixel_accuracy: the mean over cases; the pixel error is one minus this. It weighs voxels as well.
         ranked: names of the cases by their mean Dice, worst first; cases without any structure are left out.
-        objects, boundaries: pooled over the cases that were compared this way, None without any.
+        objects, boundaries: pooled over the cases that were compared this way; None if no case was.
         annotated_share: of all voxels of all cases, those that do not hold the ignore value.
     """
 
@@ -87,7 +87,7 @@ class Summary:
 
 
 def summarise(cases: Sequence[CaseScores]) -> Summary:
-    """Summarise the scores of cases that were scored for the same labels; no case at all gives NaN everywhere."""
+    """The summary of cases that were scored for the same labels; NaN everywhere for no case."""
     objects = [case.objects for case in cases if case.objects is not None]
     boundaries = [case.boundaries for case in cases if case.boundaries is not None]
     voxels = sum(case.voxels for case in cases)
@@ -95,12 +95,12 @@ def summarise(cases: Sequence[CaseScores]) -> Summary:
     labels = tuple(_summarise_label(name, cases) for name in names)
     return Summary(
         labels=labels,
-        mean={m.key: _mean([label.statistics[m.key].mean for label in labels]) for m in MEASURES},
-        pooled_iou=_mean([label.pooled.iou for label in labels]),
-        pixel_accuracy=_mean([case.pixel_accuracy for case in cases]),
+        mean={m.key: mean_of_known([label.statistics[m.key].mean for label in labels]) for m in MEASURES},
+        pooled_iou=mean_of_known([label.pooled.iou for label in labels]),
+        pixel_accuracy=mean_of_known([case.pixel_accuracy for case in cases]),
         ranked=_ranked(cases),
-        objects=sum(objects[1:], objects[0]) if objects else None,
-        boundaries=sum(boundaries[1:], boundaries[0]) if boundaries else None,
+        objects=pooled(objects) if objects else None,
+        boundaries=pooled(boundaries) if boundaries else None,
         annotated_share=sum(case.annotated for case in cases) / voxels if voxels else nan,
     )
 
@@ -115,7 +115,7 @@ def _summarise_label(name: str, cases: Sequence[CaseScores]) -> LabelSummary:
         label=name,
         statistics={measure.key: _statistics(present, measure) for measure in MEASURES},
         outcomes=outcomes,
-        pooled=sum((scores.counts for _, scores in found), Counts(0, 0, 0)),
+        pooled=pooled([scores.counts for _, scores in found]),
     )
 
 
@@ -139,7 +139,8 @@ def statistics_of(by_case: Mapping[str, float], higher_is_better: bool = True) -
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_known(values: Sequence[float]) -> float:
+    """The mean of the values that are not NaN; NaN if all are."""
     known = [value for value in values if not isnan(value)]
     return float(np.mean(known)) if known else nan
 

@@ -41,7 +41,7 @@ NOTHING_TO_MEASURE = SurfaceScores(nan, nan, nan, nan)
 
 
 def worst_surface_scores(shape: tuple[int, ...], spacing: tuple[float, ...]) -> SurfaceScores:
-    """What a missed or invented structure gets: every distance is the diagonal of the image, surface Dice is 0.
+    """The scores of a missed or invented structure: every distance is the diagonal of the image, surface Dice is 0.
 
     The diagonal runs between the outer corners of the grid, so that no measured distance reaches it: infinity could
     not be averaged, and NaN would improve the mean of the others (MONAI issue 9095).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import io
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from medunet.report.pictures import grey_window
+from medunet.report.pictures import grey_window, png_bytes
 from medunet.report.planes import Overlay, Plane, disagreeing_planes
+from medunet.report.raster import DARK, GAP, LIGHT, LINE, grey_picture, nearest
 
 _WRONG, _MISTAKEN = (255, 72, 48), (255, 214, 0)
-_DARK, _LIGHT = (16, 20, 24), (232, 236, 239)
-_GAP, _LINE = 6, 20
 _GOLDEN_RATIO = 0.618034
 _FILLED = 0.35
 
@@ -36,7 +34,7 @@ OBJECT_PICTURES = (
 
 @dataclass(frozen=True)
 class MarkedObjects:
-    """Which ids are marked, on each side."""
+    """The ids that are marked, on each side."""
 
     missed: Collection[int] = ()
     split: Collection[int] = ()
@@ -57,13 +55,14 @@ def object_picture(
     """
     plane = disagreeing_planes(overlay)[0]
     assert plane.reference is not None and plane.prediction is not None
-    dark = None if ignore is None else _plane_of_mask(overlay, ignore)
     count = 2 if plane.image is None else 3
-    size = _panel_size(plane, (width - _GAP * (count + 1)) / count)
-    grey = _grey(plane, size, dark)
+    size = _panel_size(plane, (width - GAP * (count + 1)) / count)
+    grey = grey_picture(plane, size, grey_window((plane,)))
+    if ignore is not None:
+        grey[nearest(_plane_of_mask(overlay, ignore), size)] //= 2
     panels = [] if plane.image is None else [("image", grey)]
-    panels.append(("reference", _drawn(grey, _resized(plane.reference, size), marked.missed, marked.split)))
-    panels.append(("prediction", _drawn(grey, _resized(plane.prediction, size), marked.invented, marked.merged)))
+    panels.append(("reference", _drawn(grey, nearest(plane.reference, size), marked.missed, marked.split)))
+    panels.append(("prediction", _drawn(grey, nearest(plane.prediction, size), marked.invented, marked.merged)))
     return _page(panels, plane.title)
 
 
@@ -79,23 +78,6 @@ def _panel_size(plane: Plane, room: float) -> tuple[int, int]:
     height, width = plane.extent
     scale = min(room / width, room / height)
     return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _resized(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """To `(rows, columns)` by the nearest pixel, which keeps ids."""
-    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, array.shape, strict=True))
-    return array[np.ix_(rows, columns)]
-
-
-def _grey(plane: Plane, size: tuple[int, int], dark: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-    low, high = grey_window((plane,))
-    image = np.zeros(plane.shape) if plane.image is None else np.nan_to_num(plane.image.astype(np.float32))
-    levels = (np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    smooth = np.array(Image.fromarray(levels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    picture = np.repeat(smooth[..., None], 3, axis=2)
-    if dark is not None:
-        picture[_resized(dark, size)] //= 2
-    return picture
 
 
 def _drawn(
@@ -138,12 +120,10 @@ def _edge(ids: NDArray[Any], wide: int) -> NDArray[np.bool_]:
 
 def _page(panels: list[tuple[str, NDArray[np.uint8]]], title: str) -> bytes:
     height, width = panels[0][1].shape[:2]
-    page = Image.new("RGB", (_GAP + (width + _GAP) * len(panels), height + _LINE + _GAP), _DARK)
+    page = Image.new("RGB", (GAP + (width + GAP) * len(panels), height + LINE + GAP), DARK)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     for number, (name, panel) in enumerate(panels):
-        left = _GAP + number * (width + _GAP)
-        draw.text((left, 2), f"{name}   {title}" if title else name, fill=_LIGHT, font=font)
-        page.paste(Image.fromarray(panel), (left, _LINE))
-    buffer = io.BytesIO()
-    page.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+        left = GAP + number * (width + GAP)
+        draw.text((left, 2), f"{name}   {title}" if title else name, fill=LIGHT, font=font)
+        page.paste(Image.fromarray(panel), (left, LINE))
+    return png_bytes(page)

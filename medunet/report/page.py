@@ -49,7 +49,7 @@ class Report:
     """All that a page shows, as plain records.
 
     Attributes:
-        warnings: what the reader must know before believing a number.
+        warnings: the reader must know them before believing a number.
     """
 
     title: str

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from medunet.report.colours import label_colours, tinted
 from medunet.report.planes import Overlay, Plane, shown_planes
@@ -19,58 +20,52 @@ if TYPE_CHECKING:
 _DARK = "#101418"
 _LIGHT = "#e8ecef"
 _DASHES = (0, (2.2, 1.6))
+_WIDTH = 9.0
+"""Of a picture in inches, at 160 dots per inch."""
 
 
-def overlay_picture(overlay: Overlay, title: str = "", legend: bool = True, width: float = 9.0) -> bytes:
+def overlay_picture(overlay: Overlay, legend: bool = True) -> bytes:
     """A PNG of a scan with the reference's outlines solid and the prediction's dashed.
 
     Three planes in 3-D, each with its physical proportions and all to one scale; in 2-D the picture alone and, beside
     it, the picture with the outlines.
 
     Args:
-        title: above the picture.
         legend: name the labels that are shown and the line styles below the picture.
-        width: in inches, at 160 dots per inch.
     """
-    return figure_png(_overlay_figure(overlay, title, legend, width), dpi=160)
+    return figure_png(_overlay_figure(overlay, legend), dpi=160)
 
 
 def figure_png(figure: Figure, dpi: int) -> bytes:
-    """A figure as PNG bytes of 256 colours: a third of the size in a page, and no difference to the eye."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(figure_array(figure, dpi)).quantize(256, dither=Image.Dither.NONE).save(
-        buffer, "PNG", optimize=True
-    )
-    return buffer.getvalue()
-
-
-def figure_array(figure: Figure, dpi: int) -> NDArray[np.uint8]:
-    """A figure as RGB `(row, column, 3)`."""
+    """A figure as the bytes of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3].copy()
+    return png_bytes(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3].copy()))
 
 
-def _overlay_figure(overlay: Overlay, title: str, legend: bool, width: float) -> Figure:
+def png_bytes(picture: Image.Image) -> bytes:
+    """A PNG of 256 colours: a third of the size in a page, and no difference to the eye."""
+    buffer = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _overlay_figure(overlay: Overlay, legend: bool) -> Figure:
     planes = shown_planes(overlay)
     # A single picture is shown bare as well: outlines hide what they follow.
     bare_first = len(planes) == 1 and overlay.image is not None
     panels = (planes[0], planes[0]) if bare_first else planes
     entries = _legend_entries(overlay, planes) if legend else []
-    figure, axes = _panels(panels, width, room=0.08 + 0.32 * bool(title) + 0.24 * -(-len(entries) // 5))
+    figure, axes = _panels(panels, room=0.08 + 0.24 * -(-len(entries) // 5))
     window, wide = grey_window(planes), _line_width(planes)
     for index, (ax, plane) in enumerate(zip(axes, panels, strict=True)):
         _draw_image(ax, plane, window)
         if not (bare_first and index == 0):
             _draw_outlines(ax, plane, overlay, wide)
     _draw_scale(axes[0], planes[0], overlay.unit)
-    if title:
-        figure.suptitle(title, color=_LIGHT, fontsize=11)
     if entries:
         box = figure.legend(handles=entries, loc="outside lower center", ncols=min(5, len(entries)), fontsize=8)
         box.get_frame().set(facecolor=_DARK, edgecolor="none")
@@ -79,7 +74,7 @@ def _overlay_figure(overlay: Overlay, title: str, legend: bool, width: float) ->
     return figure
 
 
-def _panels(planes: Sequence[Plane], width: float, room: float) -> tuple[Figure, list[Axes]]:
+def _panels(planes: Sequence[Plane], room: float) -> tuple[Figure, list[Axes]]:
     """A figure with one axes per plane, all to one scale; `room` is the height in inches of what is not picture."""
     from matplotlib.figure import Figure
 
@@ -87,9 +82,9 @@ def _panels(planes: Sequence[Plane], width: float, room: float) -> tuple[Figure,
     shares = [max(plane.extent[1], 0.2 * widest) for plane in planes]
     tallest = max(plane.extent[0] * share / plane.extent[1] for plane, share in zip(planes, shares, strict=True))
     # A tall and narrow picture is made smaller, not longer than a page.
-    height = min(max(width * tallest / sum(shares), 0.5), width)
+    height = min(max(_WIDTH * tallest / sum(shares), 0.5), _WIDTH)
     titles = 0.22 if planes[0].title else 0.0
-    figure = Figure(figsize=(width, height + titles + room), facecolor=_DARK)
+    figure = Figure(figsize=(_WIDTH, height + titles + room), facecolor=_DARK)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01)
     return figure, list(figure.subplots(1, len(planes), width_ratios=shares, squeeze=False)[0])
 

@@ -1,4 +1,4 @@
-"""Planes of a scan: which ones a picture shows, and which way up."""
+"""Planes of a scan in a picture: their choice, and their orientation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Plane:
 
     Attributes:
         steps: distance between rows and between columns, in the overlay's unit.
-        edges: what lies left, right, above and below, as R, L, A, P, S, I; empty for other than medical scans.
+        edges: the directions left, right, above and below, as R, L, A, P, S, I; empty unless the scan is medical.
     """
 
     title: str
@@ -109,7 +109,7 @@ def shown_planes(overlay: Overlay) -> tuple[Plane, ...]:
 
 
 def disagreeing_planes(overlay: Overlay, ignore: int | None = None) -> tuple[Plane, ...]:
-    """As `shown_planes`, but through most voxels that reference and prediction name differently, where there are any.
+    """Planes as in `shown_planes`, but through most voxels on which reference and prediction disagree, if any.
 
     Args:
         ignore: the value of unannotated voxels in the reference, with which nothing disagrees.

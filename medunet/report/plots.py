@@ -29,7 +29,7 @@ class ScorePanel:
         title: the measure and its unit.
         values: by label, one number per case.
         failed: by label, how many structures were missed or invented; they are not among `values`.
-        bounded: whether the measure lies between 0 and 1, with 1 the best; failures are then drawn at 0, else at the
+        bounded: true if the measure lies between 0 and 1, with 1 the best; failures are then drawn at 0, else at the
             right edge, since a distance to nothing has no place on the axis.
     """
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     Font = FreeTypeFont | ImageFont
 
-_DARK = (16, 20, 24)
-_LIGHT = (232, 236, 239)
-_GAP = 6
-_LINE = 20
+DARK, LIGHT = (16, 20, 24), (232, 236, 239)
+GAP, LINE = 6, 20
+"""Pixels between panels, and the height of a line of text."""
+
 _MOST_NAMES = 24
 _DASH = 4
 
@@ -57,35 +57,39 @@ def outlined(overlay: Overlay, title: str = "", width: int = 900, ignore: int | 
 
 def _scale(planes: Sequence[Plane], width: int) -> float:
     """Pixels per unit of length, so that the planes fill the width but never are higher than wide."""
-    room = width - _GAP * (len(planes) + 1)
+    room = width - GAP * (len(planes) + 1)
     return min(room / sum(plane.extent[1] for plane in planes), width / max(plane.extent[0] for plane in planes))
 
 
 def _panel(
     plane: Plane, overlay: Overlay, shown: tuple[float, tuple[float, float]], ignore: int | None, bare: bool
 ) -> NDArray[np.uint8]:
-    scale, (low, high) = shown
+    scale, window = shown
     size = (max(1, round(plane.extent[0] * scale)), max(1, round(plane.extent[1] * scale)))
-    grey = np.zeros(plane.shape) if plane.image is None else np.nan_to_num(plane.image.astype(np.float32))
-    grey = np.clip((grey - low) / (high - low), 0, 1) * 255
-    picture = np.repeat(_resized(grey.astype(np.uint8), size, smooth=True)[..., None], 3, axis=2)
+    picture = grey_picture(plane, size, window)
     if bare:
         return picture
     if ignore is not None and plane.reference is not None:
-        picture[_resized(plane.reference, size) == ignore] //= 2
+        picture[nearest(plane.reference, size) == ignore] //= 2
     for labels, dashed in ((plane.reference, False), (plane.prediction, True)):
         if labels is not None:
-            _draw_outlines(picture, _resized(labels, size), overlay, dashed)
+            _draw_outlines(picture, nearest(labels, size), overlay, dashed)
     return picture
 
 
-def _resized(array: NDArray[Any], size: tuple[int, int], smooth: bool = False) -> NDArray[Any]:
-    """To `(rows, columns)`; labels take the nearest voxel, which keeps their values."""
-    if not smooth:
-        places = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, array.shape, strict=True)]
-        return array[np.ix_(*places)]
-    image = Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.array(image)
+def grey_picture(plane: Plane, size: tuple[int, int], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """The image of a plane in `(rows, columns)` pixels as RGB; black without an image."""
+    low, high = window
+    image = np.zeros(plane.shape) if plane.image is None else np.nan_to_num(plane.image.astype(np.float32))
+    levels = (np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    smooth = np.array(Image.fromarray(levels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return np.repeat(smooth[..., None], 3, axis=2)
+
+
+def nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """The array in `(rows, columns)` pixels by the nearest voxel, which keeps labels."""
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, array.shape, strict=True))
+    return array[np.ix_(rows, columns)]
 
 
 def _draw_outlines(picture: NDArray[np.uint8], labels: NDArray[Any], overlay: Overlay, dashed: bool) -> None:
@@ -132,17 +136,17 @@ def _page(
 
     font = ImageFont.load_default(13)
     rows = _wrapped([name for name, _ in legend], font, width)
-    top = _LINE * (bool(title) + any(names))
-    height = top + max(len(panel) for panel in panels) + _GAP + _LINE * (1 + max(rows, default=-1))
-    page = Image.new("RGB", (width, height), _DARK)
+    top = LINE * (bool(title) + any(names))
+    height = top + max(len(panel) for panel in panels) + GAP + LINE * (1 + max(rows, default=-1))
+    page = Image.new("RGB", (width, height), DARK)
     draw = ImageDraw.Draw(page)
-    draw.text((_GAP, 2), title, fill=_LIGHT, font=font)
-    left = (width - sum(panel.shape[1] for panel in panels) - _GAP * (len(panels) - 1)) // 2
+    draw.text((GAP, 2), title, fill=LIGHT, font=font)
+    left = (width - sum(panel.shape[1] for panel in panels) - GAP * (len(panels) - 1)) // 2
     for panel, name in zip(panels, names, strict=True):
-        draw.text((left, top - _LINE + 2), name, fill=_LIGHT, font=font)
+        draw.text((left, top - LINE + 2), name, fill=LIGHT, font=font)
         page.paste(Image.fromarray(panel), (left, top))
-        left += panel.shape[1] + _GAP
-    _draw_legend(draw, legend, rows, font, height - _LINE * (1 + max(rows, default=-1)))
+        left += panel.shape[1] + GAP
+    _draw_legend(draw, legend, rows, font, height - LINE * (1 + max(rows, default=-1)))
     return np.array(page)
 
 
@@ -162,10 +166,10 @@ def _wrapped(names: Sequence[str], font: Font, width: int) -> list[int]:
 
 
 def _draw_legend(draw: ImageDraw, legend: Sequence[tuple[str, str]], rows: Sequence[int], font: Font, top: int) -> None:
-    left, before = _GAP, 0
+    left, before = GAP, 0
     for (name, colour), row in zip(legend, rows, strict=True):
-        left, before = (left if row == before else _GAP), row
-        y = top + row * _LINE
+        left, before = (left if row == before else GAP), row
+        y = top + row * LINE
         draw.rectangle((left, y + 4, left + 12, y + 14), fill=_rgb(colour))
-        draw.text((left + 18, y + 2), name, fill=_LIGHT, font=font)
+        draw.text((left + 18, y + 2), name, fill=LIGHT, font=font)
         left += _entry_width(name, font)

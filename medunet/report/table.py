@@ -52,7 +52,7 @@ class Table:
 
 
 def cell_text(cell: Cell, digits: int) -> str:
-    """What a page shows: `0.873`, `0.873 ± 0.021`, a text as it is, `–` where there is no value."""
+    """The cell in a page: `0.873`, `0.873 ± 0.021`, an unchanged text, `–` without a value."""
     if isinstance(cell, Spread):
         mean = cell_text(cell.mean, digits)
         return mean if isnan(cell.deviation) else f"{mean} ± {cell.deviation:.{digits}f}"
@@ -62,7 +62,7 @@ def cell_text(cell: Cell, digits: int) -> str:
 
 
 def cell_number(cell: Cell) -> float | None:
-    """What a column is sorted by; None for texts and missing values."""
+    """The number that a column is sorted by; None for texts and missing values."""
     number = cell.mean if isinstance(cell, Spread) else cell
     if number is None or isinstance(number, str) or isnan(number):
         return None

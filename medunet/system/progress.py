@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +14,14 @@ from medunet.system.wording import duration
 
 _REFRESH = 0.1
 """Seconds between two pictures of the bar."""
+
+
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], unit: str) -> Iterable[Item]:
+    """The items, counted by a bar on a terminal."""
+    return tqdm(items, unit=unit, disable=None, leave=False)
 
 
 class ProgressLine:

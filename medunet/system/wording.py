@@ -22,6 +22,11 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and `…` for those that follow."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 def share(part: float) -> str:
     """A share as a percentage with two digits, `0.25 %`."""
     percent = 100 * part

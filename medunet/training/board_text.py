@@ -7,7 +7,7 @@ from math import isnan
 from typing import Any
 
 from medunet.config import Config, to_plain
-from medunet.evaluation.objects_boundaries import OBJECT_SCORES, ScorePart
+from medunet.evaluation.objects_boundaries import OBJECT_SCORES, FurtherScores
 from medunet.evaluation.scorecard import Scorecard, shown_unit
 from medunet.metrics import MEASURES
 
@@ -86,8 +86,8 @@ def final_scores(card: Scorecard) -> dict[str, float]:
     return scores
 
 
-def _objects(card: Scorecard) -> ScorePart | None:
-    return next((part for part in card.parts if part.key == "objects"), None)
+def _objects(card: Scorecard) -> FurtherScores | None:
+    return next((scores for scores in card.further if scores.key == "objects"), None)
 
 
 def score_markdown(card: Scorecard) -> str:
@@ -103,7 +103,7 @@ def score_markdown(card: Scorecard) -> str:
     return _table(rows) if objects is None else f"{_table(rows)}\n\n{_table(_object_rows(objects))}"
 
 
-def _object_rows(objects: ScorePart) -> list[list[str]]:
+def _object_rows(objects: FurtherScores) -> list[list[str]]:
     titles = ["objects", *OBJECT_SCORES.values()]
     found = (("pooled", objects.record["pooled"]), ("mean by image", objects.record["by_image"]))
     rows = [[name, *(_number(values[key]) for key in OBJECT_SCORES)] for name, values in found]

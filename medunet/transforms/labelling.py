@@ -1,7 +1,7 @@
-"""From scores to labels: the largest class wins, or regions are painted one over the other where they are likely, or
-the combination of regions that is the most probable one.
+"""Labelling rules: the class of each voxel from its scores.
 
-The same decision is taken on a device, where a slab of scores is whole, and in memory, where one interpolated class is
+The largest class wins; or likely regions are painted one over the other; or the most probable combination of regions
+is taken. Each rule works on a device, where a slab of scores is whole, and in memory, where one interpolated class is
 held at a time.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -19,30 +19,27 @@ from torch import Tensor
 from medunet.datasets.labels import LabelTable
 
 THRESHOLD = 0.5
-"""A region is there where its probability is larger."""
+"""A region covers the voxels where its probability is larger."""
 
 SUREST = 2.0**-24
 """Probabilities count as at least this far from 0 and 1, which is as near as float32 comes to 1."""
 
 _TOGETHER = 2**20
-"""Scores that are compared at a time, of all regions together, so that no slab of many regions is held twice."""
+"""Scores that are compared at a time, so that no slab of many regions is held twice."""
 
 
-class _OneAtATime:
-    """Channels can be decided on one after the other."""
+class _OneByOne:
+    """Rules that need one channel at a time."""
 
     def held(self, count: int) -> int:
-        """How many of `count` channels are held at a time by `decide_one_by_one`."""
+        """The number of channels, of `count`, that `decide_one_by_one` holds at a time."""
         return 1
 
 
 class _Regions:
-    """A sigmoid for each region."""
+    """Rules for a sigmoid per region. Thresholds and means are those of probabilities."""
 
-    @property
-    def needs_probabilities(self) -> bool:
-        """Thresholds and means are those of probabilities, so labels do not depend on whether these are asked for."""
-        return True
+    needs_probabilities: ClassVar[bool] = True
 
     def activate(self, logits: Tensor) -> Tensor:
         """Probabilities `(region, *spatial)`; they do not sum to 1."""
@@ -50,13 +47,13 @@ class _Regions:
 
 
 @dataclass(frozen=True)
-class LargestWins(_OneAtATime):
-    """Classes exclude each other: softmax, and the class of the largest score, the first one in a tie."""
+class LargestWins(_OneByOne):
+    """Classes exclude each other: softmax, and the class of the largest score, the first one in a tie.
 
-    @property
-    def needs_probabilities(self) -> bool:
-        """The largest logit is the largest probability."""
-        return False
+    The largest logit is the largest probability, so logits suffice.
+    """
+
+    needs_probabilities: ClassVar[bool] = False
 
     def activate(self, logits: Tensor) -> Tensor:
         """Probabilities `(class, *spatial)`."""
@@ -67,7 +64,7 @@ class LargestWins(_OneAtATime):
         return scores.argmax(dim=0).to(torch.uint8)
 
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
-        """The same of `count` classes, each `(*spatial)`, of which one is held at a time."""
+        """The same for `count` classes `(*spatial)`, of which one is held at a time."""
         best = scores(0).copy()
         winner = np.zeros(best.shape, dtype=np.uint8)
         for index in range(1, count):
@@ -79,8 +76,8 @@ class LargestWins(_OneAtATime):
 
 
 @dataclass(frozen=True)
-class PaintedRegions(_OneAtATime, _Regions):
-    """Regions lie inside each other: a sigmoid each; those above the threshold are painted in order, later ones over.
+class PaintedRegions(_OneByOne, _Regions):
+    """Regions lie inside each other: those above the threshold are painted in order, each over those before it.
 
     Attributes:
         paints: the class index that each region paints; 0 stays where there is no region.
@@ -96,7 +93,7 @@ class PaintedRegions(_OneAtATime, _Regions):
         return painted
 
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
-        """The same of `count` regions, each `(*spatial)`, of which one is held at a time."""
+        """The same for `count` regions `(*spatial)`, of which one is held at a time."""
         assert count == len(self.paints), "one channel per region"
         first = scores(0) > THRESHOLD
         painted = np.where(first, self.paints[0], 0).astype(np.uint8)
@@ -107,7 +104,7 @@ class PaintedRegions(_OneAtATime, _Regions):
 
 @dataclass(frozen=True)
 class ProbableCombination(_Regions):
-    """Regions overlap in any way: a sigmoid each, and the class whose combination of regions is the most probable.
+    """Regions overlap in any way: the class whose combination of regions is the most probable.
 
     Regions being independent, the log-probability of a class is the sum of log p over the regions that it is in and of
     log(1 - p) over the others; less that of the background, which is in none, it is the sum of the logits of the
@@ -138,11 +135,11 @@ class ProbableCombination(_Regions):
         return winner
 
     def held(self, count: int) -> int:
-        """How many of `count` channels are held at a time by `decide_one_by_one`: all are needed, and a copy."""
+        """All channels are needed at a time, and a copy of them."""
         return 2 * count
 
     def decide_one_by_one(self, count: int, scores: Callable[[int], NDArray[np.float32]]) -> NDArray[np.uint8]:
-        """The same of `count` regions, each `(*spatial)`, all of which are held at a time."""
+        """The same for `count` regions `(*spatial)`, all of which are held at a time."""
         return self.decide(torch.from_numpy(np.stack([scores(index) for index in range(count)]))).numpy()
 
 
@@ -150,7 +147,7 @@ LabellingRule: TypeAlias = LargestWins | PaintedRegions | ProbableCombination
 
 
 def labelling_rule_of(labels: LabelTable) -> LabellingRule:
-    """How a network with these labels decides."""
+    """The rule of a network with these labels."""
     if not labels.regions:
         return LargestWins()
     if labels.painted:

@@ -20,6 +20,7 @@ from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
 from medunet.system.blocks import as_stored
 from medunet.system.scratch import release
+from medunet.transforms.preprocess import bounding_box
 from medunet.volume import MILLIMETRES, UNITS, Volume
 
 Action = Literal["keep_largest", "fill_holes", "remove_small"]
@@ -107,9 +108,13 @@ def postprocess(labels: NDArray[Any], grid: Volume, table: LabelTable, steps: Se
 
 
 def component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many voxels each component of a mask `(*spatial)` has, in no order; empty without any."""
+    """The sizes in voxels of the components of a mask `(*spatial)`, in no order; empty for an empty mask."""
     view = as_stored(mask)
     return _trace(view, lambda part: part.astype(bool), _touching(view.ndim)).sizes
+
+
+def _bounding_box(view: NDArray[Any], inside: _Mask) -> tuple[slice, ...] | None:
+    return bounding_box(view[np.newaxis], lambda part: inside(part[0]))
 
 
 def _structure(step: PostStep, table: LabelTable) -> tuple[_Mask, tuple[Any, Any]]:
@@ -148,24 +153,6 @@ def _rows(view: NDArray[Any]) -> int:
     return max(1, _CHUNK // max(1, view.size // max(1, len(view))))
 
 
-def _bounding_box(view: NDArray[Any], inside: _Mask) -> tuple[slice, ...] | None:
-    held = [np.zeros(n, dtype=bool) for n in view.shape]
-    rows = _rows(view)
-    for start in range(0, len(view), rows):
-        mask = inside(view[start : start + rows])
-        for axis, found in enumerate(held):
-            part = mask.any(axis=tuple(a for a in range(view.ndim) if a != axis))
-            if axis == 0:
-                found[start : start + rows] = part
-            else:
-                found |= part
-        release(view)
-    if not held[0].any():
-        return None
-    ends = [np.flatnonzero(found)[[0, -1]] for found in held]
-    return tuple(slice(int(first), int(last) + 1) for first, last in ends)
-
-
 @dataclass(frozen=True)
 class _Slab:
     """Rows of a mask with its components numbered from 1, on their own; `lead` is the row before them, if any."""
@@ -195,7 +182,7 @@ class _Trace:
     Attributes:
         of: the component that each slab's number belongs to; slab after slab, each slab's numbers from 1 on.
         sizes: voxels of each component.
-        open: whether a component reaches the border of the array.
+        open: true for components that reach the border of the array.
     """
 
     of: NDArray[np.int64]

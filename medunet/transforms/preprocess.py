@@ -7,7 +7,7 @@ so that a scan that lives in a file never is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from medunet.datasets.voxelsize import VoxelSize
+from medunet.datasets.voxel_size import VoxelSize
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import (
@@ -44,7 +44,7 @@ _REACH = 4.0
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How the intensities of one channel become comparable.
+    """Settings that make the intensities of one channel comparable.
 
     Attributes:
         kind: `zscore` (mean 0, standard deviation 1 per scan), `ct` (clip to `low`…`high`, then subtract `mean` and
@@ -62,13 +62,13 @@ class Normalisation:
 
     @property
     def complete(self) -> bool:
-        """Whether all numbers are known; `ct` needs the data set's."""
+        """True if all numbers are known; `ct` needs the data set's."""
         return self.kind != "ct" or None not in (self.low, self.high, self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What is done to a scan before the network sees it.
+    """Settings of preprocessing.
 
     Attributes:
         orientation: `RAS` turns and flips medical scans to the nearest right-anterior-superior order;
@@ -112,7 +112,7 @@ class PreprocessSettings:
 
 @dataclass(frozen=True)
 class Undo:
-    """What leads from the network's grid back to the scan's own.
+    """The way from the network's grid back to the scan's own.
 
     Attributes:
         orientation: the reorientation that was applied.
@@ -196,7 +196,7 @@ class ScanView:
 
 
 def preprocess(volume: Volume, settings: PreprocessSettings) -> tuple[NDArray[np.float32], Undo]:
-    """Symmetry a scan into the array that a network sees; see `ScanView` for large ones.
+    """Turn a scan into the array that a network sees; see `ScanView` for large ones.
 
     Returns:
         The array `(channel, *spatial)` float32 and the way back.
@@ -262,21 +262,30 @@ def _orientation(volume: Volume | Grid, settings: PreprocessSettings) -> Orienta
 
 def nonzero_box(array: NDArray) -> tuple[slice, ...]:
     """The bounding box of voxels that are not 0 in any channel; the whole array if all are 0."""
+    box = bounding_box(array, lambda part: np.any(part != 0, axis=0))
+    return tuple(slice(0, n) for n in array.shape[1:]) if box is None else box
+
+
+def bounding_box(array: NDArray[Any], inside: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> tuple[slice, ...] | None:
+    """The bounding box of a structure, read part by part; None without a voxel of it.
+
+    Args:
+        array: `(channel, *spatial)`.
+        inside: the mask `(*spatial)` of the structure in a part of the array.
+    """
     axes = range(array.ndim - 1)
-    lines = [np.zeros(n, dtype=bool) for n in array.shape[1:]]
+    held = [np.zeros(n, dtype=bool) for n in array.shape[1:]]
     slowest = slowest_axis(array)
     for rows in _spans(array.shape[slowest + 1], array[0].size // array.shape[slowest + 1]):
-        block = array[(slice(None), *(rows if axis == slowest else slice(None) for axis in axes))]
-        filled = np.any(block != 0, axis=0)
+        mask = inside(array[(slice(None), *(rows if axis == slowest else slice(None) for axis in axes))])
         release(array)
         for axis in axes:
-            found = filled.any(axis=tuple(a for a in axes if a != axis))
-            lines[axis][rows if axis == slowest else slice(None)] |= found
-    box = []
-    for line in lines:
-        places = np.flatnonzero(line)
-        box.append(slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, len(line)))
-    return tuple(box)
+            found = mask.any(axis=tuple(a for a in axes if a != axis))
+            held[axis][rows if axis == slowest else slice(None)] |= found
+    if not held[0].any():
+        return None
+    ends = [np.flatnonzero(found)[[0, -1]] for found in held]
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 
 
 def _blocks(channel: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -294,7 +303,7 @@ def _spans(length: int, voxels: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What a normalisation comes to for one channel of one scan: clip, subtract, divide."""
+    """The normalisation of one channel of one scan: clip, subtract, divide."""
 
     shift: float = 0.0
     divisor: float = 1.0

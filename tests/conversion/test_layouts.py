@@ -80,7 +80,8 @@ def test_every_file_is_matched_once_or_left_over(stems: list[str], form: str, ma
     with_mask = {stem for stem in stems if masked.draw(st.booleans(), label=stem)}
     images = [Path(f"{stem}.png") for stem in stems]
     masks = {Path(f"{form.format(stem)}.png"): Path(f"{stem}.png") for stem in with_mask}
-    found, orphans, alone = match_names(sorted([*images, *masks]))
+    pairing = match_names(sorted([*images, *masks]))
+    found, orphans, alone = pairing.masks, pairing.orphans, pairing.alone
     assert {mask: image for image, own in found.items() for mask in own} == masks
     assert orphans == [] and set(alone) == {path for path in images if path.stem not in with_mask}
 

@@ -13,12 +13,12 @@ from skimage.measure import label as skimage_label
 from medunet.conversion.colours import packed, unpacked
 from medunet.conversion.masks import Mask
 from medunet.conversion.rules import (
-    AsTheyAre,
     BlackAndWhite,
     Census,
     ColouredObjects,
     Connected,
     OneMaskPerObject,
+    Unchanged,
     parts_of,
 )
 from medunet.errors import DataError
@@ -113,7 +113,7 @@ def test_black_and_white_within_a_tolerance() -> None:
     ],
 )
 def test_what_are_no_label_values_is_refused(values: np.ndarray, name: str, said: str) -> None:
-    for rule in (AsTheyAre(), Connected()):
+    for rule in (Unchanged(), Connected()):
         with pytest.raises(DataError, match=said):
             rule.apply([grey(values, name)])
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.datasets.declaration import declared_labels
+from medunet.datasets.declaration import read_declaration
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import DeclaredRegions, Region
 from medunet.errors import DataError
@@ -22,7 +22,7 @@ NESTED = {"whole_tumour": [1, 2, 4], "tumour_core": [1, 4], "enhancing": [4]}
 def table_of(tmp_path: Path, **declared: object) -> LabelTable:
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(declared))
-    table = declared_labels(path)
+    table = read_declaration(path).labels
     assert table is not None
     return table
 

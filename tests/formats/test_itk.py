@@ -140,8 +140,8 @@ def test_metaimage_by_hand_in_every_type(tmp_path: Path, met: str, msb: bool, ch
         f"NDims = 3\nDimSize = 4 5 6\nElementNumberOfChannels = {channels}\nBinaryDataByteOrderMSB = {msb}\n"
         f"CompressedData = True\nElementType = MET_{met}\nElementDataFile = LOCAL\n"
     )
-    payload = zlib.compress(array.astype(dtype.newbyteorder(">" if msb else "<")).tobytes())
-    (tmp_path / "scan.mha").write_bytes(text.encode() + payload)
+    voxels = zlib.compress(array.astype(dtype.newbyteorder(">" if msb else "<")).tobytes())
+    (tmp_path / "scan.mha").write_bytes(text.encode() + voxels)
     volume = read_checked(tmp_path / "scan.mha")
     np.testing.assert_array_equal(volume.array, array.transpose(3, 2, 1, 0))
     assert volume.array.dtype == dtype
@@ -174,7 +174,7 @@ def test_nrrd_channels_lie_where_the_kinds_say(tmp_path: Path, kinds: str) -> No
 def test_nrrd_encodings_and_right_handed_space(tmp_path: Path, encoding: str, detached: bool) -> None:
     array = counted((4, 5, 6))
     raw = array.tobytes(order="F")
-    payload = {
+    voxels = {
         "raw": raw,
         "gzip": gzip.compress(raw),
         "bzip2": bz2.compress(raw),
@@ -185,10 +185,10 @@ def test_nrrd_encodings_and_right_handed_space(tmp_path: Path, encoding: str, de
         "space directions: (0,2,0) (-3,0,0) (0,0,4)\nspace origin: (1,2,3)\n"
     )
     if detached:
-        (tmp_path / "scan.bin").write_bytes(payload)
+        (tmp_path / "scan.bin").write_bytes(voxels)
         (tmp_path / "scan.nhdr").write_text(text + "data file: scan.bin\n")
     else:
-        (tmp_path / "scan.nrrd").write_bytes(text.encode() + b"\n" + payload)
+        (tmp_path / "scan.nrrd").write_bytes(text.encode() + b"\n" + voxels)
     volume = read_checked(tmp_path / ("scan.nhdr" if detached else "scan.nrrd"))
     np.testing.assert_array_equal(volume.array[0], array)
     np.testing.assert_allclose(volume.affine, [[0, -3, 0, 1], [2, 0, 0, 2], [0, 0, 4, 3], [0, 0, 0, 1]], atol=1e-12)
@@ -200,21 +200,21 @@ def zipped_meta(array: np.ndarray) -> bytes:
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), suffix=st.sampled_from([".mha", ".nrrd"]))
-def test_no_damaged_payload_passes_unseen(
+def test_no_damaged_voxels_pass_unseen(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, suffix: str
 ) -> None:
-    """ITK accepts many of these (a zlib payload cut or with a wrong checksum); every one must be an error."""
+    """ITK accepts many of these (zlib data cut or with a wrong checksum); every one must be an error."""
     folder = tmp_path_factory.mktemp("fuzz")
     raw = counted((6, 5, 4)).tobytes()
     head = (
         (META + "CompressedData = True\nElementDataFile = LOCAL\n") if suffix == ".mha" else NRRD + "encoding: gzip\n\n"
     )
-    payload = zlib.compress(raw) if suffix == ".mha" else gzip.compress(raw)
+    voxels = zlib.compress(raw) if suffix == ".mha" else gzip.compress(raw)
     if data.draw(st.booleans()):
-        bad = payload[: data.draw(st.integers(0, len(payload) - 1))]
+        bad = voxels[: data.draw(st.integers(0, len(voxels) - 1))]
     else:
-        at = data.draw(st.integers(10 if suffix == ".nrrd" else 2, len(payload) - 1))
-        bad = payload[:at] + bytes([payload[at] ^ (1 << data.draw(st.integers(0, 7)))]) + payload[at + 1 :]
+        at = data.draw(st.integers(10 if suffix == ".nrrd" else 2, len(voxels) - 1))
+        bad = voxels[:at] + bytes([voxels[at] ^ (1 << data.draw(st.integers(0, 7)))]) + voxels[at + 1 :]
     path = folder / f"bad{suffix}"
     path.write_bytes(head.encode() + bad)
     refused_or_right(path, counted((6, 5, 4)).T)

@@ -109,7 +109,7 @@ def test_low_thresholds_find_the_best_of_all_matchings(maps: tuple[np.ndarray, n
         found = [iou[i, j] for i, j in enumerate(chosen) if iou[i, j] >= threshold]
         best = max(best, (len(found), round(sum(found), 9)))
     match = match_objects(*maps, threshold)
-    assert (match.true_positives, match.iou) == (best[0], pytest.approx(best[1]))
+    assert (match.true_positives, match.iou_sum) == (best[0], pytest.approx(best[1]))
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,7 +14,7 @@ from medunet.report.planes import Overlay
 from medunet.report.plots import EpochRecord, ScorePanel, curves_plot, score_plot
 
 
-def drawn(overlay: Overlay, **how: float) -> np.ndarray:
+def drawn(overlay: Overlay, **how: bool) -> np.ndarray:
     """`overlay_picture` as RGB `(row, column, 3)`."""
     return np.array(Image.open(io.BytesIO(overlay_picture(overlay, **how))).convert("RGB"))  # type: ignore[arg-type]
 
@@ -32,7 +32,7 @@ def square(low: int, high: int) -> np.ndarray:
 
 def test_the_outline_has_the_labels_colour_and_place() -> None:
     """Without an image there is one panel: the picture fills the width, so places can be computed."""
-    picture = drawn(Overlay({"cell": 3}, (1.0, 1.0), reference=square(10, 30)), legend=False, width=4.0)
+    picture = drawn(Overlay({"cell": 3}, (1.0, 1.0), reference=square(10, 30)), legend=False)
     rows, columns = np.nonzero(near(picture, label_colours(1)[0]))
     assert columns.min() / picture.shape[1] == pytest.approx(0.25, abs=0.02)
     assert columns.max() / picture.shape[1] == pytest.approx(0.75, abs=0.02)
@@ -41,7 +41,7 @@ def test_the_outline_has_the_labels_colour_and_place() -> None:
 
 def test_physical_proportions() -> None:
     """Voxels three times as high as wide make the square mask three times as high as wide."""
-    picture = drawn(Overlay({"cell": 3}, (1.0, 3.0), reference=square(10, 30)), legend=False, width=4.0)
+    picture = drawn(Overlay({"cell": 3}, (1.0, 3.0), reference=square(10, 30)), legend=False)
     rows, columns = np.nonzero(near(picture, label_colours(1)[0]))
     assert np.ptp(rows) / np.ptp(columns) == pytest.approx(3.0, rel=0.05)
 
@@ -61,7 +61,7 @@ def test_a_prediction_changes_the_picture_and_its_legend_names_it() -> None:
 def test_odd_images_and_absent_labels_are_drawn(image: np.ndarray | None) -> None:
     """Warnings are errors here: contours of nothing and percentiles of nothing must not be asked for."""
     empty = np.zeros((12, 9, 5), np.uint8)
-    png = overlay_picture(Overlay({"a": 1}, (1.0, 1.0, 4.0), image, empty, empty), title="$x_1$ <b>")
+    png = overlay_picture(Overlay({"$x_1$ <b>": 1}, (1.0, 1.0, 4.0), image, empty, empty))
     assert Image.open(io.BytesIO(png)).format == "PNG"
 
 

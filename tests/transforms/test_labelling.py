@@ -25,17 +25,17 @@ def test_both_ways_are_a_plain_loop(seed: int, count: int, ties: bool) -> None:
     if ties:
         scores = np.round(scores * 4) / 4
     paints = tuple(int(n) for n in rng.integers(1, 9, count))
-    for decision in (LargestWins(), PaintedRegions(paints)):
+    for rule in (LargestWins(), PaintedRegions(paints)):
         expected = np.zeros(scores.shape[1:], np.uint8)
         for place in np.ndindex(expected.shape):
             own = scores[(slice(None), *place)].tolist()
-            if isinstance(decision, LargestWins):
+            if isinstance(rule, LargestWins):
                 expected[place] = own.index(max(own))
             else:
                 found = [paint for paint, score in zip(paints, own, strict=True) if score > 0.5]
                 expected[place] = found[-1] if found else 0
-        np.testing.assert_array_equal(decision.decide(torch.from_numpy(scores)).numpy(), expected)
-        one_by_one = decision.decide_one_by_one(count, lambda index: scores[index])
+        np.testing.assert_array_equal(rule.decide(torch.from_numpy(scores)).numpy(), expected)
+        one_by_one = rule.decide_one_by_one(count, lambda index: scores[index])
         np.testing.assert_array_equal(one_by_one, expected)
         assert one_by_one.dtype == np.uint8
 
@@ -69,10 +69,10 @@ def test_masks_of_regions_of_a_label_map_decide_for_that_label_map(table: LabelT
     labels = rng.integers(0, table.classes, (4, 3, 2))
     inside = np.stack([np.isin(labels, region.indices) for region in table.regions])
     logits = np.where(inside, 4.0, -4.0) * rng.uniform(1 - noise / 4, 1, inside.shape)
-    decision = labelling_rule_of(table)
-    scores = decision.activate(torch.from_numpy(logits.astype(np.float32)))
-    np.testing.assert_array_equal(decision.decide(scores).numpy(), labels)
-    one_by_one = decision.decide_one_by_one(len(table.regions), lambda index: scores[index].numpy())
+    rule = labelling_rule_of(table)
+    scores = rule.activate(torch.from_numpy(logits.astype(np.float32)))
+    np.testing.assert_array_equal(rule.decide(scores).numpy(), labels)
+    one_by_one = rule.decide_one_by_one(len(table.regions), lambda index: scores[index].numpy())
     np.testing.assert_array_equal(one_by_one, labels)
 
 
@@ -80,17 +80,17 @@ def test_masks_of_regions_of_a_label_map_decide_for_that_label_map(table: LabelT
 @given(table=declarations(), seed=st.integers(0, 9999))
 def test_the_most_probable_combination_is_that_of_a_plain_loop(table: LabelTable, seed: int) -> None:
     """Products of probabilities, in float64, of all declared combinations and of none."""
-    decision = ProbableCombination(tuple(table.combined.items()))
+    rule = ProbableCombination(tuple(table.combined.items()))
     scores = np.random.default_rng(seed).random((len(table.regions), 3, 4, 5)).astype(np.float32)
     likelihoods = [np.ones(scores.shape[1:])] + [np.zeros(scores.shape[1:])] * (table.classes - 1)
     for index in range(table.classes):
         places = table.combined.get(index, ())
         factors = [p if place in places else 1 - p for place, p in enumerate(scores.astype(np.float64))]
         likelihoods[index] = np.prod(factors, axis=0)
-    found = decision.decide(torch.from_numpy(scores)).numpy()
+    found = rule.decide(torch.from_numpy(scores)).numpy()
     best, own = np.max(likelihoods, axis=0), np.take_along_axis(np.stack(likelihoods), found[None], 0)[0]
     assert (own >= best * (1 - 1e-5)).all(), "up to rounding"
-    one_by_one = decision.decide_one_by_one(len(scores), lambda index: scores[index])
+    one_by_one = rule.decide_one_by_one(len(scores), lambda index: scores[index])
     np.testing.assert_array_equal(one_by_one, found)
     assert found.dtype == np.uint8
 

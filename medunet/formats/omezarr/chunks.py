@@ -1,4 +1,4 @@
-"""The files that a Zarr array's chunks are in: which are there, and whether they are whole."""
+"""Files of a Zarr array's chunks, counted and checked for damage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ABSENT = 2**64 - 1
 
 
 def count_chunks(array: StoredArray) -> tuple[int, int]:
-    """How many of the array's files are there, and how many it can have.
+    """The number of files that an array has, and the number that it can have.
 
     One that is missing means the fill value everywhere, as Zarr has it: writers leave out what is empty.
 

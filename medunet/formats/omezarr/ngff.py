@@ -1,10 +1,10 @@
-"""OME-NGFF: which image a Zarr folder holds, what its axes are and how large its voxels; versions 0.1 to 0.5."""
+"""OME-NGFF: the image in a Zarr folder, its axes and its voxel size; versions 0.1 to 0.5."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from medunet.errors import DataError
 from medunet.formats.omezarr.nodes import Node, below, is_zarr, open_node
-from medunet.formats.pixelsize import MICROMETRES
+from medunet.formats.pixel_size import MICROMETRES
+from medunet.system.wording import listed
 from medunet.volume import UNITS, Volume, spacing_of
 
 VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -30,7 +31,7 @@ _DEEPEST = 4
 
 @dataclass(frozen=True)
 class Space:
-    """Where voxels lie, with the numbers and words of the file, so that they can be repeated exactly.
+    """The position of voxels, in the numbers and words of the file, so that they can be repeated exactly.
 
     Attributes:
         axes: the spatial axes in the order of the file, slowest first, such as ``ZYX``.
@@ -48,7 +49,7 @@ class Space:
 
     @property
     def unit(self) -> str:
-        """As volumes have it: the file's, micrometres for rarer lengths, ``pixel`` where one is not known."""
+        """The unit of the volume: the file's, micrometres for rarer lengths, ``pixel`` if an axis has no known unit."""
         if any(unit.lower() not in _LENGTHS | _KEPT for unit in self.units):
             return "pixel"
         named = {_KEPT.get(unit.lower(), "um") for unit in self.units}
@@ -56,7 +57,7 @@ class Space:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Of the volume in `unit`. Without a known unit the width of a pixel is 1, and only ratios are kept."""
+        """The affine of the volume in `unit`. Without a known unit a pixel is 1 wide, and only ratios are kept."""
         factors = self._factors()
         affine = np.eye(4)
         for number, axis in enumerate(self.axes):
@@ -76,7 +77,7 @@ class Space:
 
     @property
     def note(self) -> str:
-        """What had to be assumed; empty if nothing."""
+        """An assumption that was made; empty without one."""
         if self.unit == "pixel" and any(n != 1 for n in self.scale):
             said = ", ".join(unit for unit in self.units if unit) or "none"
             return f"unit not known (said: {said}); only the ratios of its numbers {_numbers(self.scale)} are used"
@@ -84,7 +85,7 @@ class Space:
 
     @classmethod
     def of(cls, volume: Volume, axes: str, version: str) -> Space:
-        """Of a volume that comes from another format. Its orientation cannot be said, nor then its position."""
+        """The space of a volume from another format; orientation is lost, and the position of a turned volume."""
         assert volume.unit in UNITS
         spacing = dict(zip("XYZ", spacing_of(volume.affine, 3), strict=True))
         offset = dict(zip("XYZ", volume.affine[:3, 3], strict=True))
@@ -103,11 +104,16 @@ class Space:
 
     def without(self, axis: str) -> Space:
         """The same with one axis left out."""
-        kept = [number for number, letter in enumerate(self.axes) if letter != axis]
-        moved = None if self.translation is None else tuple(self.translation[n] for n in kept)
-        letters = "".join(self.axes[n] for n in kept)
+        return self.taken([number for number, letter in enumerate(self.axes) if letter != axis])
+
+    def taken(self, places: Sequence[int]) -> Space:
+        """The same with the axes at some places, in their order."""
         return Space(
-            letters, tuple(self.units[n] for n in kept), tuple(self.scale[n] for n in kept), moved, self.version
+            "".join(self.axes[n] for n in places),
+            tuple(self.units[n] for n in places),
+            tuple(self.scale[n] for n in places),
+            None if self.translation is None else tuple(self.translation[n] for n in places),
+            self.version,
         )
 
 
@@ -121,7 +127,7 @@ class Image:
         axes: one letter for each of its axes, ``?`` for what is none of T, C, Z, Y, X; empty if nothing is said.
         units, scale, translation: of each of its axes.
         channels: names, empty if they are not said.
-        levels: how many resolutions there are.
+        levels: number of resolutions.
     """
 
     group: Node
@@ -136,7 +142,7 @@ class Image:
     warning: str = ""
 
     def space(self, axes: str) -> Space:
-        """Of the spatial ones among `axes`, which name all axes of the array.
+        """The space of the spatial axes among `axes`, which name all axes of the array.
 
         Raises:
             DataError: the metadata name another number of axes, and of one of these no size, or several.
@@ -144,14 +150,11 @@ class Image:
         letters = "".join(axis for axis in axes if axis in "XYZ")
         if not self.scale:
             return Space(letters, ("",) * len(letters), (1.0,) * len(letters), None, self.version)
-        said = self._places(axes)
-        moved = None if self.translation is None else tuple(self.translation[n] for n in said)
-        return Space(
-            letters, tuple(self.units[n] for n in said), tuple(self.scale[n] for n in said), moved, self.version
-        )
+        stated = Space(self.axes, self.units, self.scale, self.translation, self.version)
+        return replace(stated.taken(self._places(axes)), axes=letters)
 
     def _places(self, axes: str) -> list[int]:
-        """Where the metadata speak of each spatial axis: in its place, or by name where they name another number."""
+        """The places of the spatial axes in the metadata; by name if these name another number of axes."""
         if len(axes) == len(self.axes):
             return [number for number, axis in enumerate(axes) if axis in "XYZ"]
         unclear = [axis for axis in axes if axis in "XYZ" and self.axes.count(axis) != 1]
@@ -181,10 +184,10 @@ def find_image(path: Path) -> Image:
         if not inside:
             raise DataError(f"{node.folder}: a Zarr group without an image; give the folder of an OME-Zarr image")
         if len(inside) > 1:
-            shown = ", ".join(str(place) for place in inside[:3])
+            shown = listed([str(place) for place in inside], 3)
             raise DataError(
                 f"{node.folder}: {what} of {len(inside)} images; expected one\n"
-                f"give one or several by their own paths: {shown}{', …' if len(inside) > 3 else ''}"
+                f"give one or several by their own paths: {shown}"
             )
         node = open_node(inside[0])
     raise DataError(f"{path}: no image within {_DEEPEST} levels of groups; give the folder of an OME-Zarr image")
@@ -205,7 +208,7 @@ def _ome(node: Node) -> Mapping[str, Any]:
 
 
 def _inside(node: Node, said: Mapping[str, Any]) -> tuple[str, list[Path]]:
-    """What kind of collection a group is, and where its images are."""
+    """The kind of collection that a group is, and the folders of its images."""
     folder = node.folder
     if "plate" in said:
         wells = [below(folder, well.get("path"), "a well") for well in _objects(_mapping(said["plate"]).get("wells"))]
@@ -268,7 +271,7 @@ def _multiscale(node: Node, said: Mapping[str, Any]) -> Image:
 
 
 def _axes(multiscale: Mapping[str, Any]) -> list[Any]:
-    """Of version 0.1 and 0.2, which do not say them, all five."""
+    """The axes of a multiscale image; all five in versions 0.1 and 0.2, which do not name them."""
     return [
         axis for axis in _list(multiscale.get("axes", ["t", "c", "z", "y", "x"])) if isinstance(axis, str | Mapping)
     ]

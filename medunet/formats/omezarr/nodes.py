@@ -55,12 +55,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Frames:
-    """Where the frames of blosc lie in the files of an array.
+    """The places of blosc's frames in the files of an array.
 
     Attributes:
         tail: bytes of a checksum after each of them.
-        shard: how many chunks a file has an index of; 0 where a file is one chunk.
-        index_first: whether that index stands at the start of the file.
+        shard: number of chunks in a file's index; 0 where a file is one chunk.
+        index_first: true if that index stands at the start of the file.
     """
 
     tail: int
@@ -73,9 +73,9 @@ class StoredArray:
     """An array whose type and codecs were checked.
 
     Attributes:
-        chunks: what is read or written at a time; the inner chunks of shards.
+        chunks: shape of the part that is read or written at a time; of the inner chunks in shards.
         files: the part of the array that one file holds; larger than `chunks` where there are shards.
-        codecs: how chunks are compressed, in words.
+        codecs: a description of the compression.
         key: the name of a chunk's file below `folder`, a group for each axis.
         frames: None where blosc takes no part.
     """
@@ -92,12 +92,12 @@ class StoredArray:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """How many files there can be along each axis."""
+        """The number of files that there can be along each axis."""
         return tuple(math.ceil(n / step) for n, step in zip(self.shape, self.files, strict=True))
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether this folder is Zarr: by its name, or because Zarr's metadata lie in it. No file is opened."""
+    """True if this folder is Zarr: by its name, or because Zarr's metadata lie in it. No file is opened."""
     if not path.is_dir():
         return False
     return path.name.lower().endswith(SUFFIXES) or any((path / mark).is_file() for mark in _MARKS)
@@ -163,7 +163,7 @@ def below(folder: Path, relative: Any, what: str) -> Path:
 
 
 def stored_array(node: Node) -> StoredArray:
-    """What an array's metadata say, checked.
+    """The array that metadata describe, checked.
 
     Raises:
         DataError: damaged, or a type or a codec that is not read.
@@ -210,7 +210,7 @@ def _of_version_3(node: Node, found: Mapping[str, Any]) -> StoredArray:
 
 
 def _frames(names: Sequence[str], folder: Path) -> Frames | None:
-    """Of a chain of codecs; its last ones are those that bytes on disk are in."""
+    """The frames of a chain of codecs; the last codecs are those of the bytes on disk."""
     if "blosc" not in names:
         return None
     after = list(names[names.index("blosc") + 1 :])
@@ -249,7 +249,7 @@ def _checked(array: StoredArray) -> StoredArray:
 
 
 def _codec_names(codecs: Any, folder: Path) -> Iterator[str]:
-    """Of a chain and of all chains inside it."""
+    """The names of the codecs of a chain and of all chains inside it."""
     for codec in codecs:
         inside = (codec.get("configuration") or {}) if isinstance(codec, Mapping) else {}
         yield _allowed(_codec_name(codec), inside, folder)

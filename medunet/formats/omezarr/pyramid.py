@@ -38,7 +38,7 @@ def boxes(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> Ite
 
 
 def reductions(shape: tuple[int, ...], space: Space) -> Iterator[tuple[int, ...]]:
-    """How many voxels one of each resolution stands for, along each axis.
+    """The steps of each resolution: how many voxels of the image one of its voxels stands for, along each axis.
 
     The finest axes are halved first, until voxels are about cubes, as viewers and other writers have it.
     """
@@ -86,7 +86,7 @@ def _reduce(above: Any, held: NDArray[Any], corner: Sequence[int], factor: Seque
     """Take every `factor`-th voxel of the level above, of a few of its chunks at a time.
 
     Args:
-        corner: where `held` begins in its own level.
+        corner: the place in its own level at which `held` begins.
     """
     chunks = tuple(math.ceil(chunk / f) for chunk, f in zip(above.chunks, factor, strict=True))
     for part in boxes(held.shape, chunks, held.itemsize * math.prod(factor)):

@@ -1,6 +1,6 @@
 """OME-Zarr: folders ``.zarr`` and ``.ome.zarr``, Zarr 2 and 3, OME-NGFF 0.1 to 0.5; and plain Zarr arrays.
 
-Metadata are read here and checked (`zarrnodes`, `ngff`); the library `zarr` only moves voxels, chunk by chunk. The
+Metadata are read here and checked (`nodes`, `ngff`); the library `zarr` only moves voxels, chunk by chunk. The
 optional extra `zarr` brings it.
 """
 
@@ -10,7 +10,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from medunet.formats.omezarr import chunks, ngff, nodes
 from medunet.formats.omezarr.ngff import Image, Space
 from medunet.formats.omezarr.nodes import StoredArray
 from medunet.formats.omezarr.pyramid import boxes, reductions, write_levels
-from medunet.formats.tiffaxes import chosen_frame, known_axes, stated_axes
+from medunet.formats.tiff_axes import chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import Empty, copy_in_tiles
 from medunet.system.files import folder_written_aside
@@ -104,7 +104,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
     chunks.check_files(contents.array)
     empty: Empty = scratch or np.empty
     array = empty([contents.array.shape[contents.axes.index(axis)] for axis in contents.kept], contents.dtype)
-    with _chunks_noticed(path):
+    with _chunk_errors_raised(path):
         source = zarr.open_array(contents.array.folder, mode="r", zarr_format=contents.array.zarr)
         if source.shape != contents.array.shape:
             raise ValueError(f"shape {source.shape}")
@@ -115,7 +115,7 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
 
 
 def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
-    """What the metadata say; no chunk is opened.
+    """The grid from the metadata; no chunk is opened.
 
     Raises:
         DataError, MissingExtra: as `read`, but for damaged chunks.
@@ -168,12 +168,9 @@ def _axes(image: Image, array: StoredArray, path: Path, stated: str | None, fram
     unknown = [n for axis, n in zip(image.axes, shape, strict=True) if axis == "?"]
     if any(n > 1 for n in unknown) or not set("XY") <= set(image.axes):
         raise DataError(f"{path}: its axes are {image.axes} (? is none of t, c, z, y, x); say --axes, such as ZYX")
-    known_axes("".join(a for a in image.axes if a != "?"), _known(image.axes, shape), path, frame)
+    lengths = tuple(n for axis, n in zip(image.axes, shape, strict=True) if axis != "?")
+    known_axes(image.axes.replace("?", ""), lengths, path, frame)
     return image.axes
-
-
-def _known(axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n for axis, n in zip(axes, shape, strict=True) if axis != "?")
 
 
 def _details(contents: _Contents) -> dict[str, str]:
@@ -210,13 +207,12 @@ def _times(shape: tuple[int, ...]) -> str:
 
 def _fill(target: NDArray[Any], source: Any, contents: _Contents, path: Path) -> None:
     """Copy the kept axes, box by box of whole chunks."""
-    at: dict[str, Any] = {"T": contents.frame}
     kept = [contents.axes.index(axis) for axis in contents.kept]
     chunks = tuple(contents.array.chunks[n] for n in kept)
     for box in boxes(target.shape, chunks, target.itemsize):
         place = dict(zip(contents.kept, box, strict=True))
-        with _chunks_noticed(path):
-            decoded = source[tuple(place.get(axis, at.get(axis, 0)) for axis in contents.axes)]
+        with _chunk_errors_raised(path):
+            decoded = source[tuple(place.get(axis, contents.frame if axis == "T" else 0) for axis in contents.axes)]
             if decoded.shape != target[box].shape:
                 raise ValueError(f"a part of shape {decoded.shape}")
         copy_in_tiles(target[box], decoded)
@@ -246,7 +242,7 @@ def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = Fa
     levels = [(str(number), step) for number, step in enumerate(steps)]
     attributes = ngff.described(_NAME.sub("", path.name), space, axes, levels)
     dtype = _type(volume.array, path)
-    with folder_written_aside(path, overwrite) as aside, _quiet():
+    with folder_written_aside(path, overwrite) as aside, _silenced():
         marked = ngff.marked_as_labels(attributes) if labels else attributes
         group = zarr.create_group(aside, zarr_format=2 if space.version == "0.4" else 3, attributes=marked)
         write_levels(group, array, dtype, axes, levels)
@@ -270,18 +266,11 @@ def _space_for(volume: Volume) -> Space:
     """The source's own numbers where the grid is still its grid, else those of the volume."""
     source: Space | None = volume.origin.header if volume.origin and volume.origin.format == FORMAT else None
     axes = source.axes if source is not None and len(source.axes) == volume.dimensions else "ZYX"[-volume.dimensions :]
-    version = source.version if source is not None else "0.5"
-    if source is not None and (source.axes, source.unit) == (axes, volume.unit) and _alike(source, volume):
-        return replace(source, version=_written_version(version))
-    return Space.of(volume, axes, _written_version(version))
-
-
-def _alike(space: Space, volume: Volume) -> bool:
-    return np.array_equal(space.affine, volume.affine)
-
-
-def _written_version(version: str) -> str:
-    return "0.5" if version in ("", "0.5") else "0.4"
+    version = "0.5" if source is None or source.version in ("", "0.5") else "0.4"
+    same = source is not None and (source.axes, source.unit) == (axes, volume.unit)
+    if source is not None and same and np.array_equal(source.affine, volume.affine):
+        return replace(source, version=version)
+    return Space.of(volume, axes, version)
 
 
 def _type(array: NDArray[Any], path: Path) -> np.dtype[Any]:
@@ -304,19 +293,16 @@ def _library() -> Any:
     return zarr
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced() -> AbstractContextManager[Any]:
     """Without zarr's warnings about codecs and types that its version 3 has not standardised yet."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 @contextmanager
-def _chunks_noticed(path: Path) -> Iterator[None]:
-    """Symmetry what zarr raises into an error of ours that names the scan."""
+def _chunk_errors_raised(path: Path) -> Iterator[None]:
+    """Turn what zarr raises into an error of ours that names the scan."""
     try:
-        with _quiet():
+        with _silenced():
             yield
     except _DAMAGE as error:
         if isinstance(error, MedunetError):

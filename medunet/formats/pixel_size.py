@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,6 +17,7 @@ MICROMETRES = {
 SCREEN_AND_PRINT = frozenset({1, 72, 96, 100, 120, 150, 180, 200, 240, 300, 350, 360, 400, 600, 720, 1200, 2400})
 """Dots per inch that programs write when they know nothing; they say nothing about a microscope."""
 
+_CUBIC = "distance of slices not said; taken as the pixel height"
 _TAG_LENGTHS = {2: "inch", 3: "cm"}
 Rational = tuple[int, int]
 
@@ -32,7 +33,7 @@ class PixelSize:
         tag: ResolutionUnit: 1 none, 2 inch, 3 centimetre.
         length: the name of the unit in ImageJ's description, empty if there is none.
         depth: ImageJ's ``spacing``: the distance of slices, in the same length.
-        note: what had to be assumed, for people; empty if nothing.
+        note: an assumption that was made, for people; empty without one.
     """
 
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -76,8 +77,8 @@ def from_ome(xml: str) -> PixelSize:
     if x is None:
         return PixelSize()
     y = x if y is None else y
-    note = "" if z is not None else "distance of slices not said; taken as the pixel height"
-    return PixelSize.of((x, y, y if z is None else z), "um") if not note else _noted((x, y, y), note)
+    note = _CUBIC if z is None else ""
+    return replace(PixelSize.of((x, y, y if z is None else z), "um"), note=note)
 
 
 def ome_channels(xml: str) -> list[str]:
@@ -99,11 +100,6 @@ def _ome_pixels(xml: str) -> ElementTree.Element | None:
     except ElementTree.ParseError as error:
         raise ValueError(f"OME-XML is damaged: {error}") from error
     return next((element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"), None)
-
-
-def _noted(spacing: tuple[float, float, float], note: str) -> PixelSize:
-    plain = PixelSize.of(spacing, "um")
-    return PixelSize(plain.spacing, "um", plain.resolution, 1, "um", spacing[2], note)
 
 
 def _ome_length(attributes: dict[str, str], axis: str) -> float | None:
@@ -130,7 +126,7 @@ def from_tags(page: Any, described: dict[str, Any], imagej: bool) -> PixelSize:
     if length is None or None in pixels:
         return PixelSize((1.0, 1.0, depth or 1.0), depth=depth)
     x, y = (length / count for count in pixels if count)
-    note = "" if depth or imagej else "distance of slices not said; taken as the pixel height"
+    note = "" if depth or imagej else _CUBIC
     z = length * depth if depth else length if imagej else y
     spelled = "um" if MICROMETRES.get(named) == 1.0 else named
     return PixelSize((x, y, z), "um", raw, tag, spelled if named in MICROMETRES else "", depth or z / length, note)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.errors import DataError
-from medunet.formats import pixelsize
+from medunet.formats import pixel_size
 
 _BARE = frozenset({"generic", "uniform", "shaped", "imagej"})
 """Kinds of series whose file is meant to be one stack; a scanner's formats hold overviews and labels besides."""
@@ -107,10 +107,10 @@ def check_one_image(file: Any, path: Path, stated: bool) -> None:
 
 
 def channel_names(file: Any, kind: str, count: int) -> tuple[str, ...]:
-    """What OME-XML or ImageJ's labels call the channels; empty unless every one of them has a name."""
+    """The names of the channels in OME-XML or ImageJ's labels; empty unless every channel has a name."""
     names: list[str] = []
     if kind == "ome":
-        names = pixelsize.ome_channels(file.ome_metadata or "")
+        names = pixel_size.ome_channels(file.ome_metadata or "")
     elif kind == "imagej" and count > 1:
         labels = [str(label) for label in (file.imagej_metadata or {}).get("Labels") or ()]
         # ImageJ labels planes, channels first: names of channels are those that every slice repeats

@@ -11,12 +11,12 @@ import numpy as np
 
 from medunet.conversion.colours import Decoded
 from medunet.conversion.layouts import FoundCase, Layout, count_by_suffix
-from medunet.conversion.meaning import ConvertRequest
+from medunet.conversion.meaning import ConvertRequest, Meaning
 from medunet.conversion.rules import MatchingRule, Rule
 from medunet.errors import DataError
+from medunet.system.wording import listed
 
 Say = Callable[[str], None]
-
 
 _SHOWN = 10
 
@@ -41,14 +41,19 @@ def say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
         ("neither a known scan nor the mask", layout.unused),
     ):
         if paths:
-            names = ", ".join(relative(path, request.source) for path in paths[:_SHOWN])
-            say(f"left out, {what}: {len(paths)}: {names}{', …' if len(paths) > _SHOWN else ''}")
+            names = listed([relative(path, request.source) for path in paths], _SHOWN)
+            say(f"left out, {what}: {len(paths)}: {names}")
     if layout.passed_over:
-        names = ", ".join(path.name for path in layout.passed_over[:_SHOWN])
-        more = ", …" if len(layout.passed_over) > _SHOWN else ""
-        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}{more}")
+        names = listed([path.name for path in layout.passed_over], _SHOWN)
+        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}")
     if layout.others:
         say(f"left out, no scans: {count_by_suffix(layout.others)}")
+
+
+def say_meaning(meaning: Meaning, say: Say) -> None:
+    say(f"masks: {meaning.description}")
+    for note in meaning.notes:
+        say(f"note: {note}")
 
 
 def relative(path: Path, source: Path) -> str:
@@ -56,7 +61,7 @@ def relative(path: Path, source: Path) -> str:
 
 
 class Totals:
-    """What all masks together gave."""
+    """Counts over the label maps of all masks."""
 
     def __init__(self) -> None:
         self.pixels = self.changed = self.overlapping = self.hidden = self.objects = 0
@@ -78,22 +83,21 @@ class Totals:
         self.objects += int((found > 0).sum())
 
     def lines(self, declaration: Mapping[str, Any]) -> Iterator[str]:
-        """What a user wants to know before training."""
+        """The lines that a user needs before training."""
         if declaration.get("label_kind") == "instances":
             share = 1 - self.counts[0] / self.pixels
             yield f"objects: {self.objects:,} in all, {share:.1%} of the pixels"
             if self.overlapping or self.hidden:
                 yield (
                     f"overlaps: {self.overlapping:,} pixels belong to several objects (the first keeps them), "
-                    f"{self.hidden} objects are empty or hidden; in {', '.join(self.overlaps[:5])}"
-                    f"{', …' if len(self.overlaps) > 5 else ''}"
+                    f"{self.hidden} objects are empty or hidden; in {listed(self.overlaps, 5)}"
                 )
         else:
             labels = {value: name for name, value in declaration["labels"].items() if isinstance(value, int)}
             if isinstance(declaration.get("ignore"), int):
                 labels[declaration["ignore"]] = "(ignored)"
             shares = [f"{labels.get(v, v)} {v}: {n / self.pixels:.2%}" for v, n in sorted(self.counts.items())]
-            yield f"label values: {', '.join(shares[:20])}{', …' if len(shares) > 20 else ''}"
+            yield f"label values: {listed(shares, 20)}"
         if self.changed:
             yield f"changed to the nearest class: {self.changed:,} pixels, {self.changed / self.pixels:.3%}"
 
@@ -101,7 +105,7 @@ class Totals:
 def refuse_unknown(totals: Totals, rule: Rule, request: ConvertRequest) -> None:
     if not totals.unknown:
         return
-    assert isinstance(rule, MatchingRule), "others have a label value for whatever they find"
+    assert isinstance(rule, MatchingRule), "other rules have a label value for every value"
     count = sum(totals.unknown.values())
     within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
     raise DataError(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from medunet.errors import DataError
-from medunet.formats.pixelsize import MICROMETRES
+from medunet.formats.pixel_size import MICROMETRES
 from medunet.volume import MILLIMETRES, Grid, Volume
 
 SAME = 0.01
@@ -36,7 +36,7 @@ class VoxelSize:
     unit: str
 
     def given_to(self, scan: Scan, where: str = "a scan") -> Scan:
-        """The scan with this size where its file states none; otherwise the scan as it is.
+        """The scan with this size if its file states none; otherwise the unchanged scan.
 
         Of a stack whose sections state their pixel size, the distance of sections is taken, which no section can state.
         A stack without a declared one has sections as far apart as pixels are high.
@@ -66,7 +66,7 @@ class VoxelSize:
 
     @property
     def deep(self) -> bool:
-        """Whether z is known."""
+        """True if z is known."""
         return len(self.lengths) == 3
 
     def _of(self, scan: Volume | Grid, where: str) -> tuple[float, float, float]:
@@ -81,7 +81,7 @@ class VoxelSize:
         return x, y, 1.0 if scan.dimensions == 2 else y
 
     def contradicts(self, grid: Grid) -> bool:
-        """Whether a file states a size that differs by more than `SAME`; along z only where both say it."""
+        """True if a file states a size that differs by more than `SAME`; along z only where both state it."""
         if grid.unit == "pixel":
             return False
         scale = MILLIMETRES[self.unit] / MILLIMETRES[grid.unit]
@@ -100,12 +100,12 @@ class VoxelSize:
 
 
 def is_stack(scan: Volume | Grid) -> bool:
-    """Whether a scan was read from a folder of sections, which cannot state how far apart they are."""
+    """True if a scan was read from a folder of sections, which cannot state how far apart they are."""
     return (scan.format if isinstance(scan, Grid) else scan.origin.format if scan.origin else "") == "stack"
 
 
 def declared_size(declared: Mapping[str, Any], where: str) -> VoxelSize | None:
-    """What a `dataset.json` says of voxel sizes; None where it says nothing, or counts in pixels.
+    """The voxel size in a `dataset.json`; None where it says nothing, or counts in pixels.
 
     `spacing` is one number for all axes, or two or three in the order of `axes` (letters of `X`, `Y`, `Z`; others are
     passed over) or, without it, x, y, z as `medunet inspect` prints them.
@@ -139,7 +139,7 @@ def _is_length(number: Any) -> bool:
 
 
 def _unit(word: str) -> tuple[str, float] | None:
-    """One of medunet's units, and how many of it the unit of this name is."""
+    """One of medunet's units, and the length of the named unit in it."""
     if word in MILLIMETRES:
         return word, 1.0
     micrometres = MICROMETRES.get(word)
@@ -147,7 +147,7 @@ def _unit(word: str) -> tuple[str, float] | None:
 
 
 def _in_order(numbers: Sequence[float], axes: Any, where: str) -> list[float]:
-    """As x, y, z."""
+    """The numbers in the order x, y, z."""
     if len(numbers) == 1:
         return [*numbers] * 3
     if axes is None:

@@ -11,7 +11,7 @@ import pytest
 
 from medunet.datasets.catalogue import read_data_set
 from medunet.datasets.loading import check_pairs, image_grid, load_image, load_label_values, size_notes
-from medunet.datasets.voxelsize import VoxelSize, declared_size
+from medunet.datasets.voxel_size import VoxelSize, declared_size
 from medunet.errors import DataError
 from medunet.formats.dispatch import write_volume
 from medunet.volume import Volume
