@@ -24,7 +24,6 @@ from medunet.datasets.splits import (
     splits_text,
 )
 from medunet.errors import ConfigError, DataError
-from medunet.evaluation.files import write_evaluation
 from medunet.evaluation.pairs import Pair
 from medunet.evaluation.postselection import choose_postprocessing
 from medunet.evaluation.scorecard import summary_lines
@@ -34,8 +33,8 @@ from medunet.learning.distributed import world_of
 from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
 from medunet.system.files import write_text, written_aside
 from medunet.system.progress import ProgressLine
-from medunet.train import Outcome, loss_of, train_run
-from medunet.training.finish import OBJECTS, compare_predictions, fold_of_voxels, objects_of
+from medunet.train import Outcome, train_run
+from medunet.training.finish import OBJECTS, compare_predictions, fold_of_voxels, objects_of, write_scores
 from medunet.training.folds import (
     POSTPROCESSING,
     Folds,
@@ -49,19 +48,15 @@ from medunet.training.folds import (
     with_minutes,
 )
 from medunet.training.identity import require_same_run, run_identity
-from medunet.training.run_folder import (
-    CHECKPOINT,
-    CONFIG_FILE,
-    REPORT,
-    TrainRequest,
-)
+from medunet.training.material import loss_of
+from medunet.training.run_folder import CHECKPOINT, CONFIG_FILE, REPORT, TrainRequest
 from medunet.training.setup import set_up_folds
 from medunet.transforms.postprocess import PostStep
 from medunet.transforms.preprocess import ScanView
 
 
 def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outcome:
-    """Train all folds one after the other into `fold_0`, `fold_1`, …, and put together what they found out.
+    """Train all folds one after the other into `fold_0`, `fold_1`, …, and put their results together.
 
     Each fold is a whole run. A resumed cross-validation leaves finished folds as they are, unless what is asked for
     has changed (more epochs, say), and goes on with the one that was under way.
@@ -90,7 +85,7 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
 
 
 def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
-    """Config and splits, made once and written down before the first fold; a resumed run must agree with them."""
+    """Make config and splits, and write them before the first fold; a resumed run must agree with them."""
     setup = set_up_folds(request, line.say)
     settings = setup.config.data
     if settings.folds == 0:
@@ -116,7 +111,7 @@ def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
 
 @contextmanager
 def _how_to_go_on(folds: Folds) -> Iterator[None]:
-    """Ctrl-C and SIGTERM outside of a training, which reports them itself, leave a word about what is there."""
+    """Ctrl-C and SIGTERM outside of a training, which reports them itself, leave a line about the finished folds."""
     try:
         yield
     except BaseException as stop:
@@ -154,7 +149,7 @@ def _train_fold(folds: Folds, number: int, device: str, line: ProgressLine) -> O
 
 
 def _put_together(folds: Folds) -> list[str]:
-    """Score every case by the model that did not learn from it, and choose the post-processing that helps.
+    """Score every case by the fold that held it out, and choose the post-processing that helps.
 
     Returns:
         Lines for the terminal.
@@ -166,10 +161,7 @@ def _put_together(folds: Folds) -> list[str]:
         line.update(1.0, f"scoring {len(pairs)} cases")
         title = f"Every case of {setup.data.name} by the fold that did not learn from it"
         evaluation = compare_predictions(pairs, setup.declared, title)
-        write_evaluation(evaluation, folder / "validation", overwrite=True)
-        # The same page, which takes seconds to draw.
-        page = (folder / "validation" / REPORT).read_text(encoding="utf-8")
-        write_text(folder / REPORT, page, overwrite=True)
+        write_scores(evaluation, folder)
         scored = [pair for pair in pairs if pair.case in evaluation.pairs]
         # A model whose classes are parts of objects has no label map that these steps would be done to.
         reason = (
@@ -210,7 +202,7 @@ def _out_of_fold(folds: Folds, case: Case) -> Pair:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a label map; one of several files, or a folder, is written anew by what knows how to write it whole."""
+    """Copy a label map; if it consists of several files or is a folder, it is read and written anew as a whole."""
     if files_of(source) != [source]:
         write_volume(read_volume(source), target, overwrite=True, labels=True)
         return
@@ -230,7 +222,7 @@ def _prediction(run: Path, case: str) -> Path:
 
 
 def _write_joined(folds: Folds, case: Case, files: Sequence[Path], target: Path) -> None:
-    """A single scan: from each fold's prediction the part that it did not learn from."""
+    """Write the label map of a single scan: from each fold's prediction the part that it held out."""
     config = folds.setup.config
     volume = load_image(case, config.data.axes)
     where = fold_of_voxels(ScanView(volume, config.preprocess).undo, len(files))

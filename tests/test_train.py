@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +17,8 @@ import torch
 import medunet
 import medunet.train
 from medunet.cli import run
-from medunet.config import Config, load_config
+from medunet.config import load_config
 from medunet.datasets.labels import table_from_names
-from medunet.learning.monitor import TimeLeft
-from medunet.learning.schedules import Progress
 from medunet.training.finish import widened
 from tests.flows.made import make_set, without_pictures
 
@@ -270,7 +266,7 @@ def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memo
 
 
 @pytest.mark.slow
-def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Path, tmp_path: Path) -> None:
+def test_tensorboard_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Path, tmp_path: Path) -> None:
     """As TensorBoard's own server reads it."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import metadata
@@ -298,17 +294,9 @@ def test_the_board_of_a_resumed_run_has_each_step_once_and_the_last_end(data: Pa
         assert min(terms) > 0 and sum(terms) == pytest.approx(float(row["loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("elapsed", "since", "due"),
-    [(100, 5, False), (100, 20, True), (585, 20, False), (575, 20, True), (600, 1, True)],
-    ids=["too soon", "its turn", "the last comes anyway", "time enough", "the last"],
-)
-def test_validation_takes_its_share_and_is_not_made_twice_at_the_end(elapsed: float, since: float, due: bool) -> None:
-    """One takes 2 s and may take a tenth of the time, so one every 18 s, and none in the last 18 s before the last."""
-    now = time.monotonic()
-    clock = Progress(minutes=10, started=now - elapsed)
-    session = SimpleNamespace(
-        clock=clock, left=TimeLeft(clock, 0), state=SimpleNamespace(step=5), validation_seconds=2.0,
-        last_validation=now - since, setup=SimpleNamespace(config=Config()),
-    )  # fmt: skip
-    assert medunet.train._validation_due(session) is due
+def test_a_run_without_held_out_cases_has_a_model_and_no_scores(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "run", "--fold", "none") == 0
+    assert "no case was held out (data.folds is 0), so there are no validation scores" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "validation").exists()

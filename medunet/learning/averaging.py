@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of what a network learned."""
+"""Averaged weights: an exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Ema:
     forgotten soon. Floating-point buffers are averaged like weights; others, such as counters, are copied.
 
     Args:
-        network: the network whose weights are averaged, starting with those of now.
+        network: the network whose weights are averaged, starting with the current ones.
         decay: highest decay, from 0 to below 1.
 
     Raises:

@@ -7,6 +7,7 @@ that dies at any moment leaves at least one whole checkpoint.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,13 +22,21 @@ from medunet.system.files import written_aside
 
 _FORMAT = 2
 _ASKED = ("weight_decay", "betas", "momentum", "nesterov")
-"""Of an optimiser's group, what the config decides."""
-_PLAIN = ("step", "epoch", "skip", "best", "elapsed", "rate", "progress", "reserve")
+"""Entries of an optimiser's group that the config decides."""
+_PLAIN = ("step", "epoch", "skip", "best", "rate", "progress")
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """Times of a run: seconds taken so far, over all its sessions, and minutes kept for its end (NaN if unknown)."""
+
+    elapsed: float = 0.0
+    reserve: float = math.nan
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's content; `identity` is what a resumed run must share, to be compared before it goes on."""
+    """A checkpoint's content; a resumed run must have the same `identity`, which is compared before it goes on."""
 
     content: dict[str, Any]
 
@@ -41,17 +50,22 @@ class Checkpoint:
         return int(self.content["step"])
 
     @property
-    def elapsed(self) -> float:
-        """Seconds spent so far."""
-        return float(self.content["elapsed"])
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.content["rate"])
+
+    @property
+    def time(self) -> RunTime:
+        reserve = self.content["reserve"]
+        return RunTime(float(self.content["elapsed"]), math.nan if reserve is None else float(reserve))
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What else was kept: plain values, as they were given to `save_checkpoint`."""
+        """Other plain values, as they were given to `save_checkpoint`."""
         return dict(self.content["notes"])
 
     def to_bytes(self) -> bytes:
-        """As one process sends it to others."""
+        """The form in which one process sends it to others."""
         buffer = io.BytesIO()
         torch.save(self.content, buffer)
         return buffer.getvalue()
@@ -93,8 +107,10 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) 
         group.update(settings)
 
 
-def save_checkpoint(path: Path, state: TrainState, identity: str, notes: Mapping[str, Any] | None = None) -> None:
-    """Write `path`; what was there before becomes the previous generation.
+def save_checkpoint(
+    path: Path, state: TrainState, identity: str, notes: Mapping[str, Any] | None = None, time: RunTime = RunTime()
+) -> None:
+    """Write `path`; the file that was there before becomes the previous generation.
 
     Args:
         notes: plain values that a resumed run wants back.
@@ -111,6 +127,8 @@ def save_checkpoint(path: Path, state: TrainState, identity: str, notes: Mapping
         "ema": None if state.ema is None else state.ema.state_dict(),
         "tally": asdict(state.tally),
         **{name: getattr(state, name) for name in _PLAIN},
+        "elapsed": time.elapsed,
+        "reserve": None if math.isnan(time.reserve) else time.reserve,
     }
     with written_aside(path, overwrite=True) as aside:
         torch.save(content, aside)
@@ -123,7 +141,7 @@ def previous_of(path: Path) -> Path:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether there is anything to load: `path`, or the generation before it."""
+    """True if there is anything to load: `path`, or the generation before it."""
     return path.exists() or previous_of(path).exists()
 
 

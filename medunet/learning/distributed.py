@@ -24,8 +24,8 @@ from medunet.errors import ConfigError, MedunetError
 from medunet.learning.synced_norm import synced_norms
 
 _PATIENCE = timedelta(hours=12)
-"""How long processes wait for one another: the first may plan, read or validate long. `torchrun` ends all if one dies,
-so a longer wait hides nothing."""
+"""The longest wait of processes for one another: the first may plan, read or validate long. `torchrun` ends all if one
+dies, so a longer wait hides nothing."""
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -47,7 +47,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process decides, writes and prints."""
+        """True in the process that decides, writes and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class World:
             )
 
     def share(self, batch: int) -> int:
-        """How many patches of a batch are this process'.
+        """The number of patches of a batch that each process takes.
 
         Raises:
             ConfigError: the batch cannot be split evenly.
@@ -123,8 +123,11 @@ class World:
         return batch // self.size
 
     def joined(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """What a step calls in the network's place: gradients are the mean over processes, weights start as those of
-        the first process, and batch norm, which is replaced within the network, takes the whole batch's statistics."""
+        """The module that joins a network to those of the other processes, to be called in its place.
+
+        Gradients are the mean over processes, weights start as those of the first process, and batch norm, which is
+        replaced within the network, takes the whole batch's statistics.
+        """
         if self.size == 1:
             return network
         synced_norms(network, self.sum, device)
@@ -133,6 +136,13 @@ class World:
         named = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         settings: dict[str, Any] = {"forward_sync_buffers" if named else "broadcast_buffers": False}
         return DistributedDataParallel(network, device_ids=places, **settings)
+
+
+def unjoined(module: nn.Module) -> nn.Module:
+    """The network inside a module that `World.joined` gave."""
+    network = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(network, nn.Module)
+    return network
 
 
 ALONE = World()
@@ -215,5 +225,5 @@ def joined_world() -> Iterator[World]:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process is gone."""
+    """True for an error that says that another process is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from medunet.errors import MedunetError
 from medunet.learning.averaging import Ema
-from medunet.learning.distributed import ALONE, World
-from medunet.learning.schedules import Joint, ScheduleSettings, learning_rate
+from medunet.learning.distributed import ALONE, World, unjoined
+from medunet.learning.schedules import ResumePoint, ScheduleSettings, learning_rate
 
 
 class Batch(Protocol):
-    """What the loop needs of a batch: `(batch, channel, *spatial)` images, class-index labels, and case names.
+    """A batch of patches: `(batch, channel, *spatial)` images, class-index labels, and case names.
 
     A weight has one number per voxel in the label's shape; None weighs all alike.
     """
@@ -72,39 +72,38 @@ class Tally:
 
 @dataclass
 class TrainState:
-    """All that changes during training, and all that a checkpoint holds.
+    """All that changes during training.
 
     Attributes:
+        forward: the network, or the module that joins it to those of other processes; a step calls it.
+        network: the network itself.
         step: optimiser steps done.
         epoch: epochs completed.
         skip: steps already done of the epoch that is under way.
         best: the best validation score so far.
-        elapsed: seconds spent so far, over all sessions of the run.
         rate: the learning rate of the last step, 0 before the first.
         progress: the highest share of the run that was ever over.
-        reserve: minutes that are kept for the last validation, None while nothing is known.
         tally: of the epoch.
     """
 
-    network: nn.Module
+    forward: nn.Module
     optimiser: torch.optim.Optimizer
     ema: Ema | None
     step: int = 0
     epoch: int = 0
     skip: int = 0
     best: float = -math.inf
-    elapsed: float = 0.0
     rate: float = 0.0
     progress: float = 0.0
-    reserve: float | None = None
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
+        self.network = unjoined(self.forward)
         self._buffers = {name: buffer.detach().clone() for name, buffer in self.network.named_buffers()}
 
     @torch.no_grad()
     def remember_buffers(self) -> None:
-        """Note the running statistics of now, which a step changes before its loss is known."""
+        """Note the current running statistics, which a step changes before its loss is known."""
         for name, buffer in self.network.named_buffers():
             self._buffers[name].copy_(buffer)
 
@@ -117,16 +116,15 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What stays the same during training.
+    """Everything that stays the same during training.
 
     Attributes:
         rate: the highest learning rate.
         clip: largest gradient norm, 0 for none.
         dtype: of autocast; None computes in float32 throughout.
         seed: of dropout.
-        joint: where the run went on with another length.
+        resumed: the point from which the run went on with another length; None for a run that keeps its first one.
         world: the processes that train together.
-        forward: what a step calls in the network's place, such as what joins it to other processes.
     """
 
     loss: Callable[..., Tensor]
@@ -136,14 +134,13 @@ class Recipe:
     device: torch.device
     dtype: torch.dtype | None
     seed: int
-    joint: Joint | None = None
+    resumed: ResumePoint | None = None
     world: World = ALONE
-    forward: nn.Module | None = None
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What one step showed: loss, gradient norm before clipping, learning rate, and what the loss was added up from."""
+    """Numbers of one step: loss, gradient norm before clipping, learning rate, and the terms of the loss."""
 
     loss: float
     norm: float
@@ -157,7 +154,7 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     Raises:
         Diverged: loss or gradient are NaN or infinite; the state is that before the step.
     """
-    rate = learning_rate(recipe.schedule, recipe.rate, progress, recipe.joint)
+    rate = learning_rate(recipe.schedule, recipe.rate, progress, recipe.resumed)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     # Each process drops other voxels; the first one those that it would drop alone.
@@ -173,7 +170,7 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     facts = StepFacts(total, float(norm), rate, dict(zip(parts, each, strict=True)))
     if recipe.world.highest(not (math.isfinite(facts.loss) and math.isfinite(facts.norm))):
         state.restore_buffers()
-        raise Diverged(_what_diverged(facts, state.step, recipe.world.all(", ".join(batch.cases))))
+        raise Diverged(_divergence(facts, state.step, recipe.world.all(", ".join(batch.cases))))
     state.optimiser.step()
     if state.ema is not None:
         state.ema.update(state.step)
@@ -201,12 +198,12 @@ def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float, p
     weight = None if batch.weight is None else batch.weight.to(recipe.device, non_blocking=True)
     precision = torch.autocast(recipe.device.type, dtype=recipe.dtype) if recipe.dtype else nullcontext()
     with precision:
-        logits = (recipe.forward or state.network)(image)
+        logits = state.forward(image)
     # What a loss has warmed in stays in where a longer run is less far.
     return recipe.loss(logits, label, weight, progress=max(progress, state.progress), parts=parts)
 
 
-def _what_diverged(facts: StepFacts, step: int, cases: list[str]) -> str:
+def _divergence(facts: StepFacts, step: int, cases: list[str]) -> str:
     what = f"loss became {facts.loss}" if not math.isfinite(facts.loss) else f"gradient became {facts.norm}"
     return f"the {what} at step {step} with the cases {', '.join(cases)}; this step is not counted"
 

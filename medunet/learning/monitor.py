@@ -1,4 +1,4 @@
-"""Monitoring of a training: `metrics.csv`, the time that is left, waiting times and memory."""
+"""Monitoring of a training: `metrics.csv`, waiting times and memory."""
 
 from __future__ import annotations
 
@@ -11,34 +11,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from medunet.learning.schedules import Progress
-
 Item = TypeVar("Item")
 
 
-class TimeLeft:
-    """How long a training will go on: by the clock where it is measured in minutes, by its pace so far in steps.
-
-    Args:
-        clock: of the run.
-        step: steps that were done before the pace is taken.
-    """
-
-    def __init__(self, clock: Progress, step: int) -> None:
-        self._step, self._elapsed = step, clock.elapsed()
-
-    def seconds(self, clock: Progress, step: int) -> float | None:
-        """Seconds until the last step; None while there is no pace yet."""
-        if clock.minutes is not None:
-            return max(60 * clock.minutes - clock.elapsed(), 0.0)
-        assert clock.max_steps is not None
-        if step <= self._step:
-            return None
-        return (clock.elapsed() - self._elapsed) / (step - self._step) * max(clock.max_steps - step, 0)
-
-
 class Waited(Generic[Item]):
-    """Passes items on and measures how long they were waited for; `seconds` since this was made."""
+    """Items that are passed on; `seconds` says how long they have been waited for."""
 
     def __init__(self, items: Iterable[Item], clock: Callable[[], float] = time.monotonic) -> None:
         self._items, self._clock = items, clock

@@ -19,7 +19,7 @@ _RATES = {"muon": 6e-3, "adamw": 2e-3, "adam": 2e-3, "sgd": 1e-2}
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Which optimiser moves the weights.
+    """Kind and settings of the optimiser.
 
     Attributes:
         kind: `muon` (for hidden layers' kernels, with `adamw` for all else), `adamw`, `adam` or `sgd` (Nesterov).

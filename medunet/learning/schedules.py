@@ -1,10 +1,8 @@
-"""Learning-rate schedules, and the clock of a run."""
+"""Learning-rate schedules, also of a run that was resumed with another length."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +16,7 @@ _SCHEDULES = ("cosine", "poly", "constant")
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """How the learning rate runs over the whole training.
+    """The learning rate over a whole training.
 
     Attributes:
         kind: after the warm-up, `cosine` and `poly` fall to `floor`; `constant` stays.
@@ -47,8 +45,8 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
-class Joint:
-    """Where a run went on with another length or schedule than it had before.
+class ResumePoint:
+    """The point of a run from which it went on with another length or schedule than before.
 
     Attributes:
         progress: the share of the run, as it is measured now, that was over then.
@@ -59,22 +57,24 @@ class Joint:
     rate: float
 
 
-def learning_rate(settings: ScheduleSettings, base: float, progress: float, joint: Joint | None = None) -> float:
+def learning_rate(
+    settings: ScheduleSettings, base: float, progress: float, resumed: ResumePoint | None = None
+) -> float:
     """The learning rate when the share `progress` (0 to 1) of the run is over, measured in steps or in minutes.
 
-    After a joint the rate starts from what it was and glides, by a smooth step, to what a run of this length would
-    have had from the beginning: up over a tenth of what remains, down over all of it. So it never jumps; a finished
-    cosine run, whose rate is 0, warms up again to the rate of the longer run at this point: a little where little is
-    added, much where much is.
+    After a resume point the rate starts from its last value and glides, by a smooth step, to the rate that a run of
+    this length would have had from the beginning: up over a tenth of what remains, down over all of it. So it never
+    jumps. A finished cosine run, whose rate is 0, warms up again to the rate of the longer run at this point: a little
+    where little is added, much where much is.
     """
     rate = _planned_rate(settings, base, progress)
-    if joint is None or joint.progress >= 1:
+    if resumed is None or resumed.progress >= 1:
         return rate
-    rises = _planned_rate(settings, base, joint.progress) > joint.rate
-    glide = (_REJOIN if rises else 1.0) * (1 - joint.progress)
-    gone = min(max((progress - joint.progress) / glide, 0.0), 1.0)
+    rises = _planned_rate(settings, base, resumed.progress) > resumed.rate
+    glide = (_REJOIN if rises else 1.0) * (1 - resumed.progress)
+    gone = min(max((progress - resumed.progress) / glide, 0.0), 1.0)
     new = gone * gone * (3 - 2 * gone)
-    return (1 - new) * joint.rate + new * rate
+    return (1 - new) * resumed.rate + new * rate
 
 
 def _planned_rate(settings: ScheduleSettings, base: float, progress: float) -> float:
@@ -85,47 +85,3 @@ def _planned_rate(settings: ScheduleSettings, base: float, progress: float) -> f
         return base
     left = 0.5 * (1 + math.cos(math.pi * gone)) if settings.kind == "cosine" else (1 - gone) ** settings.power
     return base * (settings.floor + (1 - settings.floor) * left)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The clock of a run that is measured by steps or by minutes.
-
-    Attributes:
-        max_steps: steps of the whole run, or None.
-        minutes: wall time of the whole run over all its sessions, or None; exactly one of both is given.
-        before: seconds that earlier sessions of a resumed run took.
-        clock: seconds that never run backwards.
-        started: the clock's reading when this session began; None reads it now.
-
-    Raises:
-        ConfigError: not exactly one measure is given, or it is not positive.
-    """
-
-    max_steps: int | None = None
-    minutes: float | None = None
-    before: float = 0.0
-    clock: Callable[[], float] = time.monotonic
-    started: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [measure for measure in (self.max_steps, self.minutes) if measure is not None]
-        if len(given) != 1 or given[0] <= 0:
-            raise ConfigError(
-                f"a run is measured by steps or by minutes, one of them and positive; "
-                f"found max_steps {self.max_steps}, minutes {self.minutes}"
-            )
-        if self.started is None:
-            object.__setattr__(self, "started", self.clock())
-
-    def elapsed(self) -> float:
-        """Seconds that the run has taken, earlier sessions included."""
-        assert self.started is not None
-        return self.before + self.clock() - self.started
-
-    def fraction(self, step: int) -> float:
-        """The share of the run that is over after `step` steps, from 0 to 1."""
-        if self.max_steps is not None:
-            return min(step / self.max_steps, 1.0)
-        assert self.minutes is not None
-        return min(self.elapsed() / (60 * self.minutes), 1.0)

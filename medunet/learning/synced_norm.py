@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the whole batch of several processes.
+"""Synchronised batch norm: its statistics are those of the whole batch of several processes.
 
 On GPUs this is PyTorch's SyncBatchNorm. It refuses tensors on a CPU, so there the same is computed here: sums over all
 processes, the mean before the squares, as one process would find them but for rounding.
@@ -24,16 +24,16 @@ def synced_norms(network: nn.Module, total: Sum, device: torch.device) -> None:
     """
     for name, child in list(network.named_children()):
         if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
-            shared = nn.SyncBatchNorm.convert_sync_batchnorm(child) if device.type == "cuda" else _on_cpu(child, total)
-            setattr(network, name, shared)
+            synced = nn.SyncBatchNorm.convert_sync_batchnorm(child) if device.type == "cuda" else _on_cpu(child, total)
+            setattr(network, name, synced)
         else:
             synced_norms(child, total, device)
 
 
 def _on_cpu(norm: nn.BatchNorm2d | nn.BatchNorm3d, total: Sum) -> SyncedBatchNorm:
-    shared = SyncedBatchNorm(norm, total)
-    shared.train(norm.training)
-    return shared
+    synced = SyncedBatchNorm(norm, total)
+    synced.train(norm.training)
+    return synced
 
 
 class SyncedBatchNorm(nn.Module):

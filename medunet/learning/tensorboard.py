@@ -41,7 +41,7 @@ class TensorBoardWriter:
                 self._writer.add_scalar(name, value, step)
 
     def text(self, name: str, text: str, step: int, code: bool = False) -> None:
-        """A text in Markdown, or as it is."""
+        """A text in Markdown, or as plain code."""
         self._writer.add_text(name, f"```\n{text}\n```" if code else text, step)
 
     def pictures(self, name: str, pictures: Sequence[NDArray[np.uint8]], step: int) -> None:
@@ -62,7 +62,7 @@ class TensorBoardWriter:
     def final(
         self, settings: Mapping[str, float | str], scores: Mapping[str, float], texts: Mapping[str, str], step: int
     ) -> None:
-        """Close the board with the run's hyper-parameters and what they led to.
+        """Close the events with the run's hyper-parameters and its final scores.
 
         Args:
             settings: hyper-parameters; the same names in every run, so that runs can stand in one table.

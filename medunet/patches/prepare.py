@@ -102,8 +102,8 @@ def prepare_cases(
     return ready
 
 
-def teaching_notes(cases: Sequence[PreparedCase], labels: LabelTable) -> list[str]:
-    """What training cases cannot teach, one line each; nothing where every label and region is in one of them.
+def training_case_notes(cases: Sequence[PreparedCase], labels: LabelTable) -> list[str]:
+    """Notes on training cases: labels and regions that none of them holds, one line each.
 
     A label that a fold happens to lack must not end a training (Dice and cross-entropy teach it to be absent), but
     nobody should find that out from scores of 0.

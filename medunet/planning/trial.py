@@ -15,7 +15,7 @@ from medunet.datasets.labels import LabelTable, table_from_values
 from medunet.learning.averaging import Ema
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
 from medunet.learning.optimisers import make_optimiser
-from medunet.losses.build import make_loss
+from medunet.losses.build import Loss, make_loss
 from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, find_foreground
@@ -70,6 +70,19 @@ class Trial:
         else:
             text += f", about {duration(self.seconds * training.iterations * training.epochs)} in all"
         return f"{text}; peak memory {size(self.memory)} (measured over {self.steps} training step(s))"
+
+
+def recipe_of(config: Config, loss: Loss, device: torch.device) -> Recipe:
+    """The recipe of a training in one process."""
+    return Recipe(
+        loss=loss,
+        schedule=config.schedule,
+        rate=config.optimiser.highest_rate,
+        clip=config.training.clip,
+        device=device,
+        dtype=autocast_type(config.training.precision, device),
+        seed=config.training.seed,
+    )
 
 
 def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: float = TRIAL_SECONDS) -> Trial:
@@ -136,15 +149,7 @@ def try_plan(config: Config, labels: LabelTable, grid: Grid, device: torch.devic
         RuntimeError, MemoryError: the memory is not enough.
     """
     classes, regions = labels.classes, [region.indices for region in labels.regions]
-    recipe = Recipe(
-        loss=make_loss(config.loss, classes, [1] * classes, regions),
-        schedule=config.schedule,
-        rate=config.optimiser.highest_rate,
-        clip=config.training.clip,
-        device=device,
-        dtype=autocast_type(config.training.precision, device),
-        seed=config.training.seed,
-    )
+    recipe = recipe_of(config, make_loss(config.loss, classes, [1] * classes, regions), device)
     patches = PatchDataset(
         cases=[_made_up(config, classes, grid, seed) for seed in range(_CASES)],
         settings=config.patches,

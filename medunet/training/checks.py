@@ -11,7 +11,7 @@ from medunet.transforms.preprocess import Normalisation
 
 
 def check_objects(config: Config, labels: LabelTable, name: str) -> None:
-    """What needs object ids is refused where label files hold classes; what weighs classes twice, everywhere."""
+    """Refuse settings that need object ids where label files hold classes, and settings that weigh classes twice."""
     weighted = config.weight_map.kind != "none"
     if labels.kind != "instances":
         _check_no_objects(config, labels, name)
@@ -23,7 +23,7 @@ def check_objects(config: Config, labels: LabelTable, name: str) -> None:
 
 
 def _check_no_objects(config: Config, labels: LabelTable, name: str) -> None:
-    """Where label files hold classes, there are objects for a weight map only if a class is named that has them."""
+    """Refuse a weight map for label files of classes, unless a class is named whose parts are the objects."""
     weighted, parts = config.weight_map.kind != "none", config.weight_map.parts_of
     if weighted and parts is not None and parts not in labels.names:
         raise ConfigError(

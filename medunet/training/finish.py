@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medunet.datasets.annotation import EVERYTHING
@@ -37,17 +36,19 @@ from medunet.prediction.segmenter import IndexBuffer, Segmenter
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.system.files import write_text
 from medunet.system.progress import ProgressLine
+from medunet.training.run_folder import METRICS, REPORT
+from medunet.training.setup import Setup
 from medunet.training.validation import QUICK
 from medunet.transforms.preprocess import Undo
 from medunet.transforms.restore import restore_labels
 from medunet.volume import Volume
 
 NO_ID = 2**32
-"""Marks what is not judged in a map of object ids; files of 32 bits have no such id."""
+"""The id of voxels that are not judged in a map of object ids; files of 32 bits have no such id."""
 
 
 OBJECTS = "objects"
-"""The folder beside the predictions of held-out cases where, for a model of objects, their numbered objects are."""
+"""The folder of numbered objects, beside the predictions of held-out cases by a model of objects."""
 
 
 _PAGE_PICTURES = 3
@@ -55,48 +56,36 @@ _PAGE_PICTURES = 3
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The cases whose results stand at the end of a training.
-
-    Attributes:
-        labels: the data set's own table, of what its label files hold.
-        inside: the part of the only scan that was held out, where it was split: scores are taken in it alone.
-    """
-
-    cases: Sequence[Case]
-    labels: LabelTable
-    axes: str | None
-    inside: Fold | None
-
-
-@dataclass(frozen=True)
 class Finished:
-    """What came out of a training: lines for the terminal, and the scores; None where no case was held out."""
+    """Results of a training: lines for the terminal, and the scores."""
 
     lines: list[str]
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation
 
 
-def finish_run(folder: Path, held: HeldOut, line: ProgressLine, device: torch.device) -> Finished:
+def finish_run(setup: Setup, line: ProgressLine) -> Finished:
     """Predict and score all held-out scans on their own grids with the best model; write predictions and reports."""
-    if not held.cases:
-        return Finished(["no case was held out (data.folds is 0), so there are no validation scores"])
-    segmenter = Segmenter([load_model(folder, device)])
+    folder, segmenter = setup.folder, Segmenter([load_model(setup.folder, setup.device)])
     pairs = []
-    for number, case in enumerate(held.cases, start=1):
-        line.update(1.0, f"last validation {number}/{len(held.cases)} {case.name}")
-        pairs.append(_predict_case(case, segmenter, folder / "validation", held))
-    evaluation = _compared(pairs, segmenter, held)
-    write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epoch_records(folder / "metrics.csv"))
-    # The same page, which takes seconds to draw.
-    page = (folder / "validation" / "report.html").read_text(encoding="utf-8")
-    write_text(folder / "report.html", page, overwrite=True)
-    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / 'report.html'}"]
+    for number, case in enumerate(setup.held, start=1):
+        line.update(1.0, f"last validation {number}/{len(setup.held)} {case.name}")
+        pairs.append(_predict_case(case, segmenter, folder / "validation", setup))
+    evaluation = _compared(pairs, segmenter, setup)
+    write_scores(evaluation, folder, epoch_records(folder / METRICS))
+    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / REPORT}"]
     return Finished(lines, evaluation)
 
 
-def _compared(pairs: Sequence[Pair], segmenter: Segmenter, held: HeldOut) -> Evaluation:
-    labels = widened(held.labels) if held.inside else held.labels
+def write_scores(evaluation: Evaluation, folder: Path, epochs: Sequence[EpochRecord] = ()) -> None:
+    """Write scores into the run's or cross-validation's folder, and the report also beside its model."""
+    write_evaluation(evaluation, folder / "validation", overwrite=True, epochs=epochs)
+    # The same page, which takes seconds to draw.
+    page = (folder / "validation" / REPORT).read_text(encoding="utf-8")
+    write_text(folder / REPORT, page, overwrite=True)
+
+
+def _compared(pairs: Sequence[Pair], segmenter: Segmenter, setup: Setup) -> Evaluation:
+    labels = widened(setup.declared) if setup.inside else setup.declared
     return compare_predictions(pairs, labels, f"Held-out cases of {segmenter.card.name}")
 
 
@@ -113,32 +102,32 @@ def compare_predictions(pairs: Sequence[Pair], labels: LabelTable, title: str) -
 
 
 def objects_of(pair: Pair) -> Path:
-    """Where the numbered objects of a predicted mask are, if there are any."""
+    """The file of the numbered objects of a predicted mask; it may be missing."""
     assert isinstance(pair.prediction, Path), "as `_predict_case` gives it"
     return pair.prediction.parent / OBJECTS / pair.prediction.name
 
 
 class EndCost:
-    """How long `finish_run` will take, measured by going its whole way with single cases, one after the other.
+    """The seconds that `finish_run` will take, measured by going its whole way with single cases, in turn.
 
     Attributes:
         spent: seconds that measuring took.
     """
 
-    def __init__(self, held: HeldOut) -> None:
-        self._held = held
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
         self._tried: list[float] = []
         self._voxels, self._page = 0, 0.0
         self.spent = 0.0
 
-    def rehearse(self, model: Model, voxels: Mapping[str, int]) -> None:
+    def measure(self, model: Model, voxels: Mapping[str, int]) -> None:
         """Read, predict, write and score the next case, and the first time draw it as well.
 
         Args:
             voxels: of each held-out case on the network's grid, by name.
         """
         self._voxels = sum(voxels.values())
-        case = self._held.cases[len(self._tried) % len(self._held.cases)]
+        case = self._setup.held[len(self._tried) % len(self._setup.held)]
         started = time.monotonic()
         # A case that cannot be scored is named at the end, where it stops no other.
         with TemporaryDirectory(prefix="medunet-") as folder, suppress(DataError):
@@ -147,15 +136,15 @@ class EndCost:
             if not self._tried:
                 self._time_page(evaluation)
                 if seconds < QUICK:
-                    # The first paid for imports, which a small case does not hide.
+                    # The first one paid for imports, which a small case does not hide.
                     seconds, _ = self._time_case(case, segmenter, Path(folder))
             self._tried.append(seconds / voxels[case.name])
         self.spent += time.monotonic() - started
 
     def _time_case(self, case: Case, segmenter: Segmenter, folder: Path) -> tuple[float, Evaluation]:
         started = time.monotonic()
-        pair = _predict_case(case, segmenter, folder, self._held)
-        evaluation = _compared([pair], segmenter, self._held)
+        pair = _predict_case(case, segmenter, folder, self._setup)
+        evaluation = _compared([pair], segmenter, self._setup)
         return time.monotonic() - started, evaluation
 
     def _time_page(self, evaluation: Evaluation) -> None:
@@ -168,7 +157,7 @@ class EndCost:
         curves_plot(record)
         between = time.monotonic()
         case_picture(evaluation, evaluation.cases[0].case)
-        pictures = min(_PAGE_PICTURES, len(self._held.cases))
+        pictures = min(_PAGE_PICTURES, len(self._setup.held))
         self._page = 2 * (between - started) + pictures * (time.monotonic() - between)
 
     @property
@@ -176,23 +165,23 @@ class EndCost:
         return bool(self._tried)
 
     def seconds(self) -> float:
-        """Of all cases, from the last few that were tried, and of the page."""
+        """For all cases, by the last few that were tried, and for the page."""
         latest = self._tried[-5:]
         return math.fsum(latest) / len(latest) * self._voxels + self._page
 
 
-def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut) -> Pair:
+def _predict_case(case: Case, segmenter: Segmenter, folder: Path, setup: Setup) -> Pair:
     assert case.label is not None
-    volume = load_image(case, held.axes)
+    volume = load_image(case, setup.config.data.axes)
     scan = segmenter.open(volume)
-    stated, target = _as_stated(volume, case, held.axes), folder / f"{case.name}{default_suffix(volume)}"
+    stated, target = _as_stated(volume, case, setup.config.data.axes), folder / f"{case.name}{default_suffix(volume)}"
     if segmenter.card.instances is None:
         indices = segmenter.indices(scan)
     else:
         landscape = Landscape.blank(
             elevation_rule_of(segmenter.models, ObjectRule()), scan.undo, volume.shape, np.empty
         )
-        # What is learned of objects is for finding them; their mask is what their label files can be compared with.
+        # The classes of objects are for finding them; their mask is what their label files can be compared with.
         collected = IndexBuffer(scan)
         for piece in segmenter.pieces(scan, segmenter.plan(scan), scores=True):
             collected.put(piece)
@@ -200,17 +189,17 @@ def _predict_case(case: Case, segmenter: Segmenter, folder: Path, held: HeldOut)
         indices = segmenter.card.instances.mask(collected.indices)
         ids = _find_ids(landscape, volume.spacing, segmenter.settings.memory)
         _write_objects(stated, ids, folder / OBJECTS / target.name)
-    predicted = stated.with_array(held.labels.to_values(indices))
+    predicted = stated.with_array(setup.declared.to_values(indices))
     write_volume(predicted, target, overwrite=True, labels=True)
     reference: Path | Volume = case.label
-    if held.inside:
-        reference = volume.with_array(_held_out_labels(case, volume, scan.undo, held))
-    annotation = EVERYTHING if held.inside else case.annotation
-    return Pair(case.name, target, reference, case.images[0], held.axes, annotation, case.size, own=True)
+    if setup.inside:
+        reference = volume.with_array(_held_out_labels(case, volume, scan.undo, setup))
+    annotation = EVERYTHING if setup.inside else case.annotation
+    return Pair(case.name, target, reference, case.images[0], setup.config.data.axes, annotation, case.size, own=True)
 
 
 def _unnumbered(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[str]:
-    """Of a model of objects, what there is to say of cases whose objects are missing."""
+    """Notes on cases whose objects are missing; none for a model of classes."""
     if segmenter.card.instances is None:
         return []
     missing = [path.name for path in map(objects_of, pairs) if not path.exists()]
@@ -236,7 +225,7 @@ def _find_ids(landscape: Landscape, spacing: Sequence[float], memory: int) -> ND
 
 
 def _write_objects(volume: Volume, ids: NDArray[Any] | None, path: Path) -> None:
-    """Write the numbered objects of a case on its grid, and leave none of an earlier run where there are none."""
+    """Write the numbered objects of a case on its grid; those of an earlier run go in any case."""
     if path.is_dir() and not path.is_symlink():  # an OME-Zarr
         shutil.rmtree(path)
     else:
@@ -267,17 +256,17 @@ def widened(labels: LabelTable) -> LabelTable:
     return replace(labels, ignore=ignore)
 
 
-def _held_out_labels(case: Case, volume: Volume, undo: Undo, held: HeldOut) -> NDArray[np.int64]:
+def _held_out_labels(case: Case, volume: Volume, undo: Undo, setup: Setup) -> NDArray[np.int64]:
     """`(1, *spatial)`, the label file in the held-out part, and the ignore value of `widened` everywhere else.
 
-    An object that goes on in the part that was learned from is judged by what of it is held out.
+    An object that goes on in the training part is judged by its held-out part.
     """
-    assert held.inside is not None
-    table = widened(held.labels)
+    assert setup.inside is not None
+    table = widened(setup.declared)
     assert table.ignore is not None
-    values = load_label_values(case, volume, held.axes)
-    indices = case.annotation.marked(held.labels.to_indices(values, str(case.label)), held.labels, case.name)
-    unknown = (indices == IGNORE) | (fold_of_voxels(undo, held.inside.count) != held.inside.number)
+    values = load_label_values(case, volume, setup.config.data.axes)
+    indices = case.annotation.marked(setup.declared.to_indices(values, str(case.label)), setup.declared, case.name)
+    unknown = (indices == IGNORE) | (fold_of_voxels(undo, setup.inside.count) != setup.inside.number)
     return np.where(unknown, table.ignore, values.astype(np.int64))
 
 

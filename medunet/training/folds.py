@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,17 +16,17 @@ from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.learning.checkpoint import has_checkpoint, load_checkpoint
 from medunet.model import MODEL_FILE, fold_is_finished
 from medunet.training.identity import require_same_run
-from medunet.training.run_folder import CHECKPOINT, CONFIG_FILE, RUN_FILES, RUN_FOLDERS, TrainRequest, check_output
+from medunet.training.run_folder import CHECKPOINT, CONFIG_FILE, TrainRequest, check_output, clear_run
 from medunet.training.setup import Setup
 from medunet.training.timetable import require_time_left
 
 POSTPROCESSING = "postprocessing.json"
-"""In the folder of a cross-validation: which post-processing was tried, what it gave, and what was chosen."""
+"""In the folder of a cross-validation: the post-processing that was tried, its scores, and the choice."""
 
 
 @dataclass(frozen=True)
 class Folds:
-    """A cross-validation under way: what all folds share, and who is held out in which."""
+    """A cross-validation under way: the set-up that all folds share, and the split of each."""
 
     setup: Setup
     splits: list[Split]
@@ -38,7 +37,7 @@ class Folds:
 
     @property
     def inside(self) -> bool:
-        """Whether there is one case, which is split inside."""
+        """True where there is one case, which is split inside."""
         return len(self.setup.data.labelled) == 1
 
     def run(self, number: int) -> Path:
@@ -69,10 +68,7 @@ def check_folder(request: TrainRequest) -> None:
 
 
 def _old_folds(folder: Path) -> list[Path]:
-    """The folders of the folds of a cross-validation that is there; none where there is none.
-
-    A `splits.json` alone may be anybody's.
-    """
+    """The folds' folders of a cross-validation that is there already; a `splits.json` alone may be anybody's."""
     if not (folder / CONFIG_FILE).exists():
         return []
     with suppress(DataError):
@@ -118,7 +114,7 @@ def require_same_splits(folds: Folds) -> None:
 
 
 def require_resumable(folds: Folds) -> None:
-    """Refuse what one of the folds could not go on with, before anything of any of them is touched.
+    """Refuse changes that one of the folds could not go on with, before anything of any of them is touched.
 
     Raises:
         MedunetError: naming the fold.
@@ -131,7 +127,7 @@ def require_resumable(folds: Folds) -> None:
             setup, checkpoint = _setup_of_fold(folds, number), load_checkpoint(run / CHECKPOINT)
             require_same_run(checkpoint.identity, setup)
             with _named(run):
-                require_time_left(setup.config, checkpoint.step, checkpoint.elapsed, checkpoint.notes)
+                require_time_left(setup.config, checkpoint)
         elif (run / MODEL_FILE).exists():
             raise ModelError(
                 f"{run}: holds a model, but no {CHECKPOINT}, so that its training cannot go on\n"
@@ -140,7 +136,7 @@ def require_resumable(folds: Folds) -> None:
 
 
 def _setup_of_fold(folds: Folds, number: int) -> Setup:
-    """What the training of a fold goes on with."""
+    """The set-up that the training of a fold goes on with."""
     setup, split = folds.setup, folds.splits[number]
     cases = {case.name: case for case in setup.data.labelled}
     return replace(
@@ -154,7 +150,7 @@ def _setup_of_fold(folds: Folds, number: int) -> Setup:
 
 @contextmanager
 def _named(run: Path) -> Iterator[None]:
-    """Errors about a fold name it."""
+    """Errors in the block name the fold."""
     try:
         yield
     except ConfigError as error:
@@ -162,7 +158,7 @@ def _named(run: Path) -> Iterator[None]:
 
 
 def require_free_folds(folds: Folds) -> None:
-    """Refuse to write a fold where something lies that is none of the cross-validation to be replaced."""
+    """Refuse to write a fold over anything that does not belong to the cross-validation to be replaced."""
     old = _old_folds(folds.folder)
     new = [folds.run(number) for number in range(len(folds.splits))]
     taken = [run for run in new if run.exists() and run not in old]
@@ -174,23 +170,15 @@ def require_free_folds(folds: Folds) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run or cross-validation wrote; other files stay, and folders that are named like folds."""
+    """Remove an earlier run or cross-validation; other files stay, and folders that are named like folds."""
     for run in _old_folds(folder):
         if (run / CONFIG_FILE).exists():
-            _clear_run(run)
+            clear_run(run)
             with suppress(OSError):
                 run.rmdir()
     for name in (POSTPROCESSING, SPLITS_FILE):
         (folder / name).unlink(missing_ok=True)
-    _clear_run(folder)
-
-
-def _clear_run(run: Path) -> None:
-    """The config goes last: what is left where the program is killed is still known as ours."""
-    for name in RUN_FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
-    for name in reversed(RUN_FILES):
-        (run / name).unlink(missing_ok=True)
+    clear_run(folder)
 
 
 def announcement(folds: Folds, patients: Mapping[str, str]) -> list[str]:
@@ -208,7 +196,7 @@ def announcement(folds: Folds, patients: Mapping[str, str]) -> list[str]:
 
 
 def changes(folds: Folds, number: int) -> list[str]:
-    """What a fold's own config must be changed by, as overrides, to be what is asked for now."""
+    """The overrides that make a fold's own config the one that is asked for now."""
     mine = _flat(to_plain(load_config(folds.run(number) / CONFIG_FILE).config))
     wanted = _flat(to_plain(folds.config(number)))
     return [f"{key}={json.dumps(value)}" for key, value in wanted.items() if mine.get(key) != value]

@@ -1,4 +1,4 @@
-"""Identity of a run: what a resumed run must share with the one it goes on with."""
+"""Identity of a run: the settings and data that a resumed run must share with the one it goes on with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from medunet.training.setup import Setup
 
 
 def run_identity(setup: Setup) -> str:
-    """What a resumed run must share with the one it goes on with, as JSON: network, data, split, patches, optimiser.
+    """The identity as JSON: network, data, split, patches and optimiser.
 
-    The number of processes is not part of it, nor is what may change in between: length, schedule, highest rate, loss,
-    augmentation, decay of the averaged weights, validation.
+    The number of processes is not part of it, nor are settings that may change in between: length, schedule, highest
+    rate, loss, augmentation, decay of the averaged weights, validation.
     """
     config = setup.config
     identity: dict[str, Any] = {
@@ -30,7 +30,7 @@ def run_identity(setup: Setup) -> str:
 
 
 def require_same_run(identity: str, setup: Setup) -> None:
-    """Refuse to resume with another network, data, split or optimiser: held-out cases would be learned from.
+    """Refuse to resume with another network, data, split or optimiser: held-out cases would become training cases.
 
     Args:
         identity: `run_identity` of the run that was stopped, as its checkpoint has it.

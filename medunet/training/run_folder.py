@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import shutil
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medunet.datasets.splits import SPLITS_FILE
 from medunet.errors import ConfigError, ModelError, OutputError
 from medunet.model import MODEL_FILE, REPORT_FILE
 
-CONFIG_FILE, CHECKPOINT, METRICS, BOARD, REPORT = (
-    "config.yaml",
-    "last.ckpt",
-    "metrics.csv",
-    "tensorboard",
-    REPORT_FILE,
-)
-
-
+CONFIG_FILE, CHECKPOINT, METRICS, EVENTS, REPORT = "config.yaml", "last.ckpt", "metrics.csv", "tensorboard", REPORT_FILE
+PREPARED = "preprocessed"
 RUN_FILES = (CONFIG_FILE, MODEL_FILE, CHECKPOINT, "last.previous.ckpt", METRICS, REPORT)
-
-
-RUN_FOLDERS = (BOARD, "validation", "preprocessed")
+RUN_FOLDERS = (EVENTS, "validation", PREPARED)
 """All that a run writes into its folder, and all that replacing a run removes."""
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `medunet train` is asked to do; `overrides` are `key.path=value`.
+    """The options of `medunet train`; `overrides` are `key.path=value`.
 
     Attributes:
-        started: when the command was given, by `time.monotonic`: its minutes are counted from there. None is now.
+        started: the reading of `time.monotonic` when the command was given: its minutes are counted from there.
     """
 
     source: Path
@@ -40,7 +33,7 @@ class TrainRequest:
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
-    started: float | None = None
+    started: float = field(default_factory=time.monotonic)
 
 
 def check_output(request: TrainRequest) -> None:
@@ -81,3 +74,15 @@ def require_no_folds(folder: Path) -> None:
             f"-o {folder}: holds a cross-validation\n"
             "say --fold all as well to go on with it or to replace it, or choose another folder"
         )
+
+
+def clear_run(folder: Path, keep: str = "") -> None:
+    """Remove the files and folders of a run, except the one to keep.
+
+    The config goes last: what is left where the program is killed is still known as a run.
+    """
+    for name in RUN_FOLDERS:
+        if name != keep:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    for name in reversed(RUN_FILES):
+        (folder / name).unlink(missing_ok=True)

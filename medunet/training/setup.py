@@ -35,10 +35,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """All that is known before the first step and does not change after it.
+    """All that is known of a training before its data are read.
 
     Attributes:
-        declared: the data set's own table, of what its label files hold.
+        declared: the data set's own label table, for the values in its label files.
     """
 
     file: ConfigFile
@@ -56,12 +56,12 @@ class Setup:
 
     @property
     def labels(self) -> LabelTable:
-        """Of what is learned: the data set's own table, or what `instances` makes of object ids."""
+        """The table of the classes to learn: the data set's own, or the one that `instances` makes of object ids."""
         return self.config.instances.learned(self.declared)
 
     @property
     def instances(self) -> InstanceSettings | None:
-        """What is made of object ids; None where label files hold classes."""
+        """The settings for object ids; None where label files hold classes."""
         return self.config.instances if self.declared.kind == "instances" else None
 
     @property
@@ -118,7 +118,7 @@ def set_up(request: TrainRequest, say: Say, world: World = ALONE, resolved: Conf
 
 
 def _described(setup: Setup) -> str:
-    """What label files hold and, for objects, what is learned of them."""
+    """The content of the label files in words and, for objects, the target that is learned."""
     if setup.instances is None:
         return f"labels {setup.declared.describe()}"
     weighted = f", weighted by {setup.config.weight_map.kind}" if setup.config.weight_map.kind != "none" else ""
@@ -126,7 +126,7 @@ def _described(setup: Setup) -> str:
 
 
 def set_up_folds(request: TrainRequest, say: Say) -> Setup:
-    """What all folds of a cross-validation share: the config is resolved from all cases, and none is held out yet."""
+    """The set-up that all folds of a cross-validation share: resolved from all cases, of which none is held out yet."""
     device = find_device(request.device)
     file, data = _config_and_data(request, say)
     labels = with_labels(data, data.labelled, file.config.data.axes)
@@ -187,7 +187,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
 
 
 def _with_architecture(planned: Planned, asked: NetworkSettings, say: Say) -> Planned:
-    """The plan with a network of others where one is asked for; patches, batch and minutes stay those of the U-Net."""
+    """The plan with an external network if one is asked for; patches, batch and minutes stay those of the U-Net."""
     if isinstance(asked, UNetSettings):
         return planned
     own = planned.config.network
@@ -199,7 +199,7 @@ def _with_architecture(planned: Planned, asked: NetworkSettings, say: Say) -> Pl
 
 
 def _measured(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Who asks for epochs and not for minutes wants the run to be measured in epochs."""
+    """The overrides, and with epochs but no minutes among them, no minutes: the run is measured in epochs."""
     keys = {override.partition("=")[0].strip() for override in overrides}
     epochs = "training.epochs" in keys and "training.minutes" not in keys
     return (*overrides, *(("training.minutes=null",) if epochs else ()))
@@ -217,7 +217,7 @@ def _data_set(file: ConfigFile) -> DataSet:
 
 
 def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Sequence[Case]) -> ConfigFile:
-    """Fill in what the data set decides: channels, classes, CT intensities, and whether there is a background."""
+    """Fill in the settings that the data set decides: channels, classes, CT intensities, and a background or none."""
     config, stated = file.config, file.stated
     check_objects(config, labels, data.name)
     needs_numbers = not all(n.complete for n in config.preprocess.normalise)
@@ -251,9 +251,9 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
 
 
 def _fallback(file: ConfigFile, data: DataSet, learned: Sequence[Case], found: Fingerprint) -> tuple[float, ...] | None:
-    """The voxel size of scans to come that state none, as files that were learned from: what is declared of them.
+    """The declared voxel size of training files, for later scans that state none, like these files.
 
-    Nothing where the config says its own, or where all files learned from state theirs, or have no physical size.
+    None if all training files state theirs or have no physical size; the config's own comes first.
     """
     stated = file.config.preprocess.fallback_spacing
     if stated is not None or data.size is None or found.cases[0].unit == "pixel":

@@ -22,9 +22,9 @@ from medunet.report.raster import outlined
 from medunet.transforms.preprocess import PreprocessSettings
 
 QUICK = 2.0
-"""Seconds up to which a case is tried twice."""
+"""Seconds up to which a case is measured twice."""
 WORST_CASES = 4
-"""How many cases each validation shows."""
+"""Number of cases that each validation shows."""
 
 
 @dataclass(frozen=True)

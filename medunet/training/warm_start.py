@@ -1,14 +1,14 @@
-"""`--init MODEL`: a network starts with a trained model's weights, as far as they fit.
+"""Warm start (`--init MODEL`): a network starts with a trained model's weights, as far as they fit.
 
 Weights fit by name and shape. Two layers know more: the first convolution has a part for each input channel, the heads
-have one for each label; there what bears the same name is taken, and what is new starts anew.
+have one for each label. There parts of the same name are taken, and new ones start anew.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -22,24 +22,23 @@ from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.unet import UNet
 
 _NOTED = ("dimensions", "channels", "kernels", "norm")
-"""Of the network's settings, those that bear a note."""
+"""Settings of the network that bear a note."""
 _NAMED = 6
 """Most names in a line."""
 
 
-@dataclass
-class Taken:
-    """What was taken over, and words for what was not.
+@dataclass(frozen=True)
+class WarmStart:
+    """The part of a network that starts with a model's weights, and words for the rest.
 
     Attributes:
         weights: numbers that were taken, out of `total`.
-        convolutions: of the encoder, of which something was taken.
+        left: the parts that start anew.
     """
 
-    weights: int = 0
-    total: int = 0
-    convolutions: int = 0
-    left: list[str] = field(default_factory=list)
+    weights: int
+    total: int
+    left: list[str]
 
     def lines(self, model: ModelCard) -> list[str]:
         """For the terminal."""
@@ -49,55 +48,30 @@ class Taken:
 
 
 @torch.no_grad()
-def take_weights(network: UNet | AdaptedNetwork, model: Model, channels: Sequence[str], labels: LabelTable) -> Taken:
-    """Copy a model's weights into a network where they fit; the rest of the network stays as it is.
+def take_weights(
+    network: UNet | AdaptedNetwork, model: Model, channels: Sequence[str], labels: LabelTable
+) -> WarmStart:
+    """Copy a model's weights into a network where they fit; the rest of the network keeps its own.
 
     Args:
         channels: names of the network's input channels; empty ones or none mean that nothing was declared.
-        labels: what the network's outputs stand for.
+        labels: the meaning of the network's outputs.
 
     Raises:
         ModelError: no convolution of the encoder fits.
     """
-    taken, own, source = Taken(), _own_tensors(network), model.network.state_dict()
-    card = model.card
-    entries = _same_places(
-        _known(channels, network.settings.in_channels), _known(card.channels, card.network.in_channels)
-    )
-    if isinstance(network, AdaptedNetwork) and entries not in ("by place", list(range(len(entries)))):
+    match = _Match(network, model, channels, labels)
+    match.require_same_channels()
+    own, source = _own_tensors(network), model.network.state_dict()
+    copied = {name: match.copy(name, tensor, source.get(name)) for name, tensor in own.items()}
+    # Weights of the decoder alone are of no use behind another encoder.
+    if not any(copied[name] and tensor.ndim > 2 and match.is_encoder(name) for name, tensor in own.items()):
         raise ModelError(
-            f"{model.path or card.name}: has the channels {', '.join(card.channels)}, the data {', '.join(channels)}\n"
-            f"the weights of {network.settings.architecture} can start from those of the same channels in the same "
-            "order alone"
-        )
-    outputs = _output_places(labels, card.labels)
-    heads = _head_names(network)
-    other: dict[str, str] = {}
-    for name, tensor in own.items():
-        taken.total += tensor.numel()
-        found = source.get(name)
-        if name.rpartition(".")[0] in heads:
-            copied = _copy_parts(tensor, found, outputs, axis=0)
-        elif _is_entry(name, tensor, network):
-            copied = _copy_parts(tensor, found, entries, axis=1)
-        elif found is not None and found.shape == tensor.shape:
-            tensor.copy_(found)
-            copied = tensor.numel()
-        else:
-            copied = 0
-            other.setdefault(name.rpartition(".")[0], _why_not(tensor, found))
-        taken.weights += copied
-        # What the decoder alone has learned is of no use behind another encoder.
-        taken.convolutions += copied > 0 and tensor.ndim > 2 and _is_encoder(name, network, heads)
-    if not taken.convolutions:
-        raise ModelError(
-            f"{model.path or card.name}: none of its encoder's convolutions fits the network "
-            f"({_described(card.network)}, against {_described(network.settings)})\n"
+            f"{match.source}: none of its encoder's convolutions fits the network "
+            f"({_described(model.card.network)}, against {_described(network.settings)})\n"
             "give the config the model's network settings, or train without --init"
         )
-    counts = network.settings.in_channels, card.network.in_channels
-    taken.left = _what_is_left(channels, labels, counts, entries, outputs, other)
-    return taken
+    return WarmStart(sum(copied.values()), sum(tensor.numel() for tensor in own.values()), match.left())
 
 
 def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -106,14 +80,79 @@ def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if name in names}
 
 
-def _head_names(network: UNet | AdaptedNetwork) -> set[str]:
-    """Layers with a part for each label."""
-    return {name for name, layer in network.named_modules() if any(layer is head for head in network.heads)}
+class _Match:
+    """The correspondence of a network and a model, by the names of input channels and outputs.
 
+    Attributes:
+        source: the model's file or name.
+    """
 
-def _is_encoder(name: str, network: UNet | AdaptedNetwork, heads: set[str]) -> bool:
-    """Whether a weight belongs to the encoder; the parts of networks of others are not told apart."""
-    return name.startswith("encoder.") if isinstance(network, UNet) else name.rpartition(".")[0] not in heads
+    def __init__(
+        self, network: UNet | AdaptedNetwork, model: Model, channels: Sequence[str], labels: LabelTable
+    ) -> None:
+        card, self._network, self._channels, self._labels = model.card, network, channels, labels
+        self.source, self._card = model.path or card.name, card
+        counts = network.settings.in_channels, card.network.in_channels
+        self._inputs = _input_places(_known(channels, counts[0]), _known(card.channels, counts[1]))
+        self._outputs = _output_places(labels, card.labels)
+        self._heads = {name for name, layer in network.named_modules() if any(layer is head for head in network.heads)}
+        self._misfits: dict[str, str] = {}
+
+    def require_same_channels(self) -> None:
+        """Refuse other channels for a network whose first layer is not known."""
+        inputs = self._inputs
+        if isinstance(self._network, AdaptedNetwork) and inputs is not None and inputs != list(range(len(inputs))):
+            raise ModelError(
+                f"{self.source}: has the channels {', '.join(self._card.channels)}, "
+                f"the data {', '.join(self._channels)}\n"
+                f"the weights of {self._network.settings.architecture} can start from those of the same channels in "
+                "the same order alone"
+            )
+
+    def copy(self, name: str, tensor: Tensor, found: Tensor | None) -> int:
+        """Copy the fitting part of a weight or statistic of the model; returns how many numbers were copied."""
+        layer = name.rpartition(".")[0]
+        if layer in self._heads:
+            return _copy_parts(tensor, found, self._outputs, axis=0)
+        if self._is_first(name, tensor):
+            return _copy_parts(tensor, found, self._inputs, axis=1)
+        if found is not None and found.shape == tensor.shape:
+            tensor.copy_(found)
+            return tensor.numel()
+        there = "not in the model" if found is None else f"{tuple(tensor.shape)} here, {tuple(found.shape)} there"
+        self._misfits.setdefault(layer, there)
+        return 0
+
+    def is_encoder(self, name: str) -> bool:
+        """True for the encoder's weights; of an external network for all but the heads, as its parts are not known."""
+        return (
+            name.startswith("encoder.")
+            if isinstance(self._network, UNet)
+            else name.rpartition(".")[0] not in self._heads
+        )
+
+    def _is_first(self, name: str, tensor: Tensor) -> bool:
+        """True for a weight that has a part for each input channel."""
+        first = ("encoder.0.convolutions.0.convolution.weight", "encoder.0.shortcut.weight")
+        network = self._network
+        return isinstance(network, UNet) and name in first and tensor.shape[1] == network.settings.in_channels
+
+    def left(self) -> list[str]:
+        """The parts that start anew, in words."""
+        lines, inputs = [], self._inputs
+        here, there = self._network.settings.in_channels, self._card.network.in_channels
+        new = [name for name, place in zip(_output_names(self._labels), self._outputs, strict=True) if place is None]
+        if new:
+            lines.append(f"outputs of labels that the model does not have: {_listed(new)}")
+        if inputs is not None and None in inputs:
+            strange = [name for name, place in zip(self._channels, inputs, strict=True) if place is None]
+            lines.append(f"the first convolution's part for channels that the model does not have: {_listed(strange)}")
+        if inputs is None and here != there:
+            many = f"{here} channel{'s' if here > 1 else ''} here, {there} in the model"
+            lines.append(f"the first convolution: {many}, and no names that tell which is which")
+        if self._misfits:
+            lines.append(_listed([f"{name} ({why})" for name, why in self._misfits.items()]))
+        return lines
 
 
 def _described(settings: Any) -> str:
@@ -122,46 +161,44 @@ def _described(settings: Any) -> str:
     return f"{name}channels {widths}, {settings.dimensions}-D"
 
 
-def _is_entry(name: str, tensor: Tensor, network: UNet | AdaptedNetwork) -> bool:
-    """Whether a weight has a part for each input channel that names tell apart."""
-    first = ("encoder.0.convolutions.0.convolution.weight", "encoder.0.shortcut.weight")
-    return isinstance(network, UNet) and name in first and tensor.shape[1] == network.settings.in_channels
-
-
 def _known(names: Sequence[str], count: int) -> tuple[str, ...] | None:
     """Names that tell all channels apart, or None."""
     told = tuple(name.strip().lower() for name in names)
     return told if len(told) == count and all(told) and len(set(told)) == count else None
 
 
-def _same_places(own: tuple[str, ...] | None, other: tuple[str, ...] | None) -> list[int | None] | str:
-    """For each of the network's channels its place in the model, or None; words where names do not tell."""
+def _input_places(own: tuple[str, ...] | None, other: tuple[str, ...] | None) -> list[int | None] | None:
+    """For each of the network's channels its place in the model, if any; None where names do not tell."""
     if own is not None and other is not None and set(own) & set(other):
         return [other.index(name) if name in other else None for name in own]
-    return "by place"
+    return None
 
 
 def _output_places(own: LabelTable, other: LabelTable) -> list[int | None]:
-    """For each of the network's outputs that of the same name in the model, or None.
+    """For each of the network's outputs the place of the same name in the model, if any.
 
-    Outputs that exclude each other and those of regions say different things, so none of the one is one of the other.
+    Outputs that exclude each other and those of regions have different meanings, so none matches one of the others.
     """
     if bool(own.regions) != bool(other.regions):
         return [None] * own.outputs
-    places = {name: place for place, name in enumerate(_outputs(other))}
-    return [places.get(name) for name in _outputs(own)]
+    places = {name: place for place, name in enumerate(_output_names(other))}
+    return [places.get(name) for name in _output_names(own)]
 
 
-def _outputs(labels: LabelTable) -> list[str]:
+def _output_names(labels: LabelTable) -> list[str]:
     names = [region.name for region in labels.regions] or list(labels.names)
     return [name.strip().lower() for name in names]
 
 
-def _copy_parts(tensor: Tensor, found: Tensor | None, places: list[int | None] | str, axis: int) -> int:
-    """Copy the parts along an axis that have a place in the model; returns how many numbers were copied."""
+def _copy_parts(tensor: Tensor, found: Tensor | None, places: list[int | None] | None, axis: int) -> int:
+    """Copy the parts along an axis that have a place in the model; returns how many numbers were copied.
+
+    Args:
+        places: None copies all of them in their order, if they are as many in the model.
+    """
     if found is None or found.ndim != tensor.ndim:
         return 0
-    if isinstance(places, str):
+    if places is None:
         places = list(range(tensor.shape[axis])) if found.shape[axis] == tensor.shape[axis] else []
     rest = [n for a, n in enumerate(tensor.shape) if a != axis]
     if rest != [n for a, n in enumerate(found.shape) if a != axis]:
@@ -170,33 +207,6 @@ def _copy_parts(tensor: Tensor, found: Tensor | None, places: list[int | None] |
     for here, there in pairs:
         tensor.select(axis, here).copy_(found.select(axis, there))
     return len(pairs) * math.prod(rest)
-
-
-def _why_not(tensor: Tensor, found: Tensor | None) -> str:
-    return "not in the model" if found is None else f"{tuple(tensor.shape)} here, {tuple(found.shape)} there"
-
-
-def _what_is_left(
-    channels: Sequence[str],
-    labels: LabelTable,
-    counts: tuple[int, int],
-    entries: list[int | None] | str,
-    outputs: list[int | None],
-    other: dict[str, str],
-) -> list[str]:
-    lines = []
-    new = [name for name, place in zip(_outputs(labels), outputs, strict=True) if place is None]
-    if new:
-        lines.append(f"outputs of labels that the model does not have: {_listed(new)}")
-    if isinstance(entries, list) and None in entries:
-        strange = [name for name, place in zip(channels, entries, strict=True) if place is None]
-        lines.append(f"the first convolution's part for channels that the model does not have: {_listed(strange)}")
-    if isinstance(entries, str) and counts[0] != counts[1]:
-        many = f"{counts[0]} channel{'s' if counts[0] > 1 else ''} here, {counts[1]} in the model"
-        lines.append(f"the first convolution: {many}, and no names that tell which is which")
-    if other:
-        lines.append(_listed([f"{name} ({why})" for name, why in other.items()]))
-    return lines
 
 
 def _listed(names: Sequence[str]) -> str:

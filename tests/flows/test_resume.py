@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import medunet.learning.loop
+import medunet.training.epoch_end
 from medunet.cli import run
 from medunet.model import load_model
 from tests.flows.made import make_set
@@ -107,7 +108,7 @@ def test_a_validation_that_is_cut_off_is_made_up_for(
 ) -> None:
     """A second Ctrl-C, or a crash, while the scans are predicted at the end of an epoch."""
     data, expected = world(base)
-    real, calls = medunet.train.validate, []
+    real, calls = medunet.training.epoch_end.validate, []
 
     def cut_off(*arguments: object) -> object:
         calls.append(1)
@@ -115,7 +116,7 @@ def test_a_validation_that_is_cut_off_is_made_up_for(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(medunet.train, "validate", cut_off)
+    monkeypatch.setattr(medunet.training.epoch_end, "validate", cut_off)
     assert start(base, tmp_path / "run", data) == 130
     assert run(["train", "-o", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
     assert left_by(tmp_path / "run") == expected
@@ -127,11 +128,11 @@ def test_a_finished_run_goes_on_for_more_epochs_with_the_rate_it_had(base: Path,
     assert start(base, out, data) == 0
     ended = torch.load(out / "last.ckpt", weights_only=True)["rate"]
     assert run(["train", "-o", str(out), "--resume", "--set", "training.epochs=4", "--device", "cpu"]) == 0
-    joint = torch.load(out / "last.ckpt", weights_only=True)["notes"]["joint"]
-    assert joint == [EPOCHS / 4, ended]
+    point = torch.load(out / "last.ckpt", weights_only=True)["notes"]["joint"]
+    assert point == [EPOCHS / 4, ended]
 
 
-def test_a_longer_run_that_is_stopped_again_stays_on_its_course(base: Path, tmp_path: Path, signal_after) -> None:
+def test_a_longer_run_that_is_stopped_again_keeps_its_learning_rates(base: Path, tmp_path: Path, signal_after) -> None:
     data, _ = world(base)
     folders = tmp_path / "once", tmp_path / "twice"
     for out in folders:

@@ -16,7 +16,7 @@ from medunet.learning.averaging import Ema
 from medunet.learning.checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
 from medunet.learning.loop import Diverged, Recipe, TrainState, run_epoch, train_step
 from medunet.learning.optimisers import OptimiserSettings, make_optimiser
-from medunet.learning.schedules import Joint, ScheduleSettings
+from medunet.learning.schedules import ResumePoint, ScheduleSettings
 from medunet.losses.build import LossSettings, make_loss
 
 
@@ -122,7 +122,7 @@ def test_a_longer_run_starts_with_the_rate_that_the_shorter_one_ended_with() -> 
     state = fresh_state()
     run(state)
     ended = state.rate
-    recipe = replace(RECIPE, joint=Joint(state.step / 100, ended))
+    recipe = replace(RECIPE, resumed=ResumePoint(state.step / 100, ended))
     assert train_step(state, batches(1, 10)[0], recipe, state.step / 100).rate == ended
     assert 0 < train_step(state, batches(1, 11)[0], recipe, state.step / 100).rate - ended < 0.1 * RECIPE.rate
 

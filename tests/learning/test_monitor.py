@@ -1,4 +1,4 @@
-"""Progress lines, the time left, and how long items were waited for; all with clocks that the test moves."""
+"""Progress lines, and how long items were waited for; all with clocks that the test moves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from medunet.learning.monitor import MetricsFile, TimeLeft, Waited, memory_used
-from medunet.learning.schedules import Progress
+from medunet.learning.monitor import MetricsFile, Waited, memory_used
 from medunet.system.progress import ProgressLine
 from medunet.system.wording import duration
 
@@ -54,29 +51,6 @@ def test_a_terminal_shows_a_bar_with_loss_speed_and_time_left() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-@given(st.floats(0.5, 100), st.floats(0, 1), st.floats(0, 500))
-def test_with_minutes_the_time_left_is_the_clocks(minutes: float, share: float, before: float) -> None:
-    """However steps speed up or slow down, and over all sessions of a run."""
-    clock = Clock()
-    progress = Progress(minutes=minutes, before=min(before, 30 * minutes), clock=clock)
-    left = TimeLeft(progress, 0)
-    clock.now += share * (60 * minutes - progress.before)
-    expected = (1 - share) * (60 * minutes - progress.before)
-    assert left.seconds(progress, 7) == pytest.approx(expected, abs=1e-6)
-
-
-def test_with_steps_the_time_left_follows_the_pace_of_this_session() -> None:
-    """200 of 1000 steps were done an hour ago, at another speed; now a step takes 0.5 s, validation included."""
-    clock = Clock()
-    progress = Progress(max_steps=1000, before=3600, clock=clock)
-    left = TimeLeft(progress, 200)
-    assert left.seconds(progress, 200) is None
-    for step in range(201, 601):
-        clock.now += 0.4 if step % 10 else 1.4
-        assert left.seconds(progress, step) is not None
-    assert left.seconds(progress, 600) == pytest.approx(0.5 * 400, rel=0.02)
 
 
 def test_waiting_is_what_the_source_takes_and_not_what_is_done_with_the_items() -> None:

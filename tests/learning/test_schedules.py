@@ -14,7 +14,7 @@ from torch import nn
 from medunet.errors import ConfigError, ModelError
 from medunet.learning.averaging import Ema
 from medunet.learning.optimisers import OptimiserSettings, make_optimiser
-from medunet.learning.schedules import Joint, Progress, ScheduleSettings, learning_rate
+from medunet.learning.schedules import ResumePoint, ScheduleSettings, learning_rate
 
 KINDS = ["cosine", "poly", "constant"]
 
@@ -67,54 +67,6 @@ def test_poly_without_warmup_is_nnunets() -> None:
     for step in range(0, 1000, 37):
         expected = 0.01 * (1 - step / 1000) ** 0.9
         assert learning_rate(ScheduleSettings("poly", 0), 0.01, step / 1000) == pytest.approx(expected)
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 500.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_progress_by_steps() -> None:
-    progress = Progress(max_steps=200)
-    assert [progress.fraction(step) for step in (0, 50, 200, 300)] == [0, 0.25, 1, 1]
-
-
-def test_progress_by_minutes_goes_on_after_a_resume() -> None:
-    clock = Clock()
-    first = Progress(minutes=2, clock=clock)
-    assert first.fraction(10**6) == 0
-    clock.now += 30
-    assert first.fraction(0) == 0.25 and first.elapsed() == 30
-    other = Clock()
-    other.now = 7.0
-    second = Progress(minutes=2, before=first.elapsed(), clock=other)
-    assert second.fraction(0) == 0.25
-    other.now += 60
-    assert second.fraction(0) == 0.75 and second.elapsed() == 90
-    other.now += 6000
-    assert second.fraction(0) == 1
-
-
-@given(ticks=st.lists(st.floats(0, 50), max_size=20), before=st.floats(0, 100))
-def test_progress_never_runs_back(ticks: list[float], before: float) -> None:
-    clock = Clock()
-    progress = Progress(minutes=1, clock=clock, before=before)
-    shares = []
-    for tick in ticks:
-        clock.now += tick
-        shares.append(progress.fraction(0))
-    assert shares == sorted(shares) and all(0 <= share <= 1 for share in shares)
-
-
-@pytest.mark.parametrize("changes", [{}, {"max_steps": 1, "minutes": 1}, {"max_steps": 0}, {"minutes": -1.0}])
-def test_a_run_has_one_measure(changes: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="by steps or by minutes"):
-        Progress(**changes)  # type: ignore[arg-type]
 
 
 def network() -> nn.Module:
@@ -262,8 +214,8 @@ def test_a_run_of_another_length_goes_on_without_a_jump(
     schedule = ScheduleSettings(kind, warmup, floor=floor)  # type: ignore[arg-type]
     step = min(max(1, round(share * old)), new - 1)
     last = learning_rate(schedule, 0.1, (step - 1) / old)
-    joint = Joint(step / new, last)
-    rates = [learning_rate(schedule, 0.1, s / new, joint) for s in range(step, new)]
+    point = ResumePoint(step / new, last)
+    rates = [learning_rate(schedule, 0.1, s / new, point) for s in range(step, new)]
     assert rates[0] == last
     plain = [learning_rate(schedule, 0.1, s / new) for s in range(step, new)]
     glide = (0.1 if plain[0] > last else 1.0) * (new - step)
@@ -280,7 +232,7 @@ def test_a_run_of_another_length_goes_on_without_a_jump(
 def test_a_finished_run_warms_up_again_as_much_as_is_added() -> None:
     schedule = ScheduleSettings("cosine", warmup=0.05)
     for added, highest in ((1.1, 0.03), (2.0, 0.52), (10.0, 0.99)):
-        joint = Joint(1 / added, 0.0)
-        rates = [learning_rate(schedule, 1.0, p / 1000, joint) for p in range(math.ceil(1000 / added), 1001)]
+        point = ResumePoint(1 / added, 0.0)
+        rates = [learning_rate(schedule, 1.0, p / 1000, point) for p in range(math.ceil(1000 / added), 1001)]
         assert rates[0] < 0.001 and rates[-1] == pytest.approx(0, abs=1e-9) and max(rates) <= highest
         assert max(rates) > 0.6 * highest

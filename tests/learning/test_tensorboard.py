@@ -28,19 +28,19 @@ def picture(grey: int) -> np.ndarray:
     return np.full((5, 7, 3), grey, np.uint8)
 
 
-def written(board: TensorBoardWriter, first: int, last: int) -> None:
+def written(writer: TensorBoardWriter, first: int, last: int) -> None:
     """All kinds of events at the steps from first to last."""
     for step in range(first, last + 1):
-        board.scalars({"loss/step": step / 10, "loss/none": nan}, step)
-        board.pictures("worst", [picture(step), picture(200)], step)
-        board.shares({"dice/all": [0.07, 0.93, 0.97, nan], "dice/none": [nan]}, step)
-        board.text("config", f"step {step}", step)
+        writer.scalars({"loss/step": step / 10, "loss/none": nan}, step)
+        writer.pictures("worst", [picture(step), picture(200)], step)
+        writer.shares({"dice/all": [0.07, 0.93, 0.97, nan], "dice/none": [nan]}, step)
+        writer.text("config", f"step {step}", step)
 
 
 def test_every_kind_of_event_reads_back(tmp_path: Path) -> None:
-    board = TensorBoardWriter(tmp_path)
-    written(board, 1, 2)
-    board.close()
+    writer = TensorBoardWriter(tmp_path)
+    written(writer, 1, 2)
+    writer.close()
     events = read(tmp_path)
     tags = events.Tags()
     assert tags["scalars"] == ["loss/step"] and sorted(tags["images"]) == ["worst 1", "worst 2"]
@@ -72,10 +72,10 @@ def test_a_resumed_run_shows_each_step_once_and_in_order(tmp_path: Path) -> None
 
 
 def test_hyper_parameters_stand_with_the_final_score_of_the_last_end(tmp_path: Path) -> None:
-    board = TensorBoardWriter(tmp_path)
-    board.final({"rate": 0.1, "length": "1 x 2 steps"}, {"final/dice": 0.5, "final/iou": nan}, {}, 3)
-    board = TensorBoardWriter(tmp_path, resumed_at=3)
-    board.final({"rate": 0.1, "length": "2 x 2 steps"}, {"final/dice": 0.6, "final/iou": nan}, {"final": "| a |"}, 6)
+    writer = TensorBoardWriter(tmp_path)
+    writer.final({"rate": 0.1, "length": "1 x 2 steps"}, {"final/dice": 0.5, "final/iou": nan}, {}, 3)
+    writer = TensorBoardWriter(tmp_path, resumed_at=3)
+    writer.final({"rate": 0.1, "length": "2 x 2 steps"}, {"final/dice": 0.6, "final/iou": nan}, {"final": "| a |"}, 6)
     events = read(tmp_path)
     assert [(e.step, round(e.value, 3)) for e in events.Scalars("final/dice")] == [(6, 0.6)]
     found = events.PluginTagToContent("hparams")

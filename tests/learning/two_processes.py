@@ -92,9 +92,9 @@ def check_divergence(world: World) -> None:
     """What is wrong with one process' patches stops both, before the step, and the whole batch is named."""
     network, image, label = made(False)
     forward = world.joined(network, CPU)
-    state = TrainState(network, make_optimiser(OptimiserSettings(), network), None)
+    state = TrainState(forward, make_optimiser(OptimiserSettings(), network), None)
     loss = make_loss(LossSettings(), 3, reduce=world.sum)
-    recipe = Recipe(loss, ScheduleSettings(), 0.01, 12.0, CPU, None, 0, world=world, forward=forward)
+    recipe = Recipe(loss, ScheduleSettings(), 0.01, 12.0, CPU, None, 0, world=world)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     mine = slice(2 * world.rank, 2 * world.rank + 2)
     batch = Batch(image[mine].clone(), label[mine], [f"case_{world.rank}"])

@@ -10,7 +10,7 @@ from medunet.datasets.labels import IGNORE, LabelTable, table_from_names, with_r
 from medunet.datasets.regions import DeclaredRegions
 from medunet.losses.build import LossSettings, make_loss
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground
-from medunet.patches.prepare import teaching_notes
+from medunet.patches.prepare import training_case_notes
 from medunet.transforms.augment import Augmentation, AugmentSettings
 
 TABLE = table_from_names({"background": 0, "liver": 1, "vessel": 2, "tumour": 3}, None)
@@ -26,19 +26,19 @@ def case(name: str, *present: int, table: LabelTable = TABLE) -> PreparedCase:
 
 
 def test_labels_that_no_training_case_holds_are_named() -> None:
-    assert teaching_notes([case("a", 1), case("bb", 2, 3)], TABLE) == []
-    (note,) = teaching_notes([case("a", 1), case("empty")], TABLE)
+    assert training_case_notes([case("a", 1), case("bb", 2, 3)], TABLE) == []
+    (note,) = training_case_notes([case("a", 1), case("empty")], TABLE)
     assert note.startswith("NOTE: no training case holds the labels vessel, tumour") and "\n" not in note
-    (note,) = teaching_notes([case("a", 1, 2)], TABLE)
+    (note,) = training_case_notes([case("a", 1, 2)], TABLE)
     assert "the label tumour" in note
     many = table_from_names({"background": 0, **{f"bone {n}": n for n in range(1, 31)}}, None)
-    (note,) = teaching_notes([case("a")], many)
+    (note,) = training_case_notes([case("a")], many)
     assert "bone 8, … (30 in all)" in note
 
 
 def test_regions_are_missed_as_wholes() -> None:
-    assert [n[:33] for n in teaching_notes([case("a", 3)], NESTED)] == ["NOTE: no region holds vessel; its"]
-    notes = teaching_notes([case("a", 1, table=NESTED)], NESTED)
+    assert [n[:33] for n in training_case_notes([case("a", 3)], NESTED)] == ["NOTE: no region holds vessel; its"]
+    notes = training_case_notes([case("a", 1, table=NESTED)], NESTED)
     assert len(notes) == 2 and "holds the region tumours," in notes[0]
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import medunet.training.finish
 import medunet.training.validation
-from medunet.datasets.catalogue import read_data_set
-from medunet.datasets.labels import IGNORE, table_from_names
+from medunet.config import parse_config
+from medunet.datasets.catalogue import DataSet, read_data_set
+from medunet.datasets.labels import IGNORE, LabelTable, table_from_names
 from medunet.errors import DataError
 from medunet.evaluate import evaluate_pairs
 from medunet.evaluation.settings import EvaluateSettings
@@ -27,7 +28,8 @@ from medunet.networks.unet import UNet
 from medunet.patches.dataset import PreparedCase
 from medunet.report.planes import Overlay
 from medunet.system.progress import ProgressLine
-from medunet.training.finish import OBJECTS, EndCost, HeldOut, _write_objects, finish_run
+from medunet.training.finish import OBJECTS, EndCost, _write_objects, finish_run
+from medunet.training.setup import Setup
 from medunet.training.validation import WORST_CASES, validate
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
 from medunet.volume import Volume
@@ -106,10 +108,15 @@ def test_labels_that_nobody_has_are_left_out_and_real_pictures_are_drawn() -> No
     assert [picture.shape[1:] for picture in result.pictures] == [(900, 3)] * 2
 
 
+def held_out(data: DataSet, labels: LabelTable, folder: Path) -> Setup:
+    """A training that holds all cases out."""
+    return Setup(parse_config("", "a test"), data, labels, [], list(data.labelled), torch.device("cpu"), folder)
+
+
 def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real scans, predictions and scores; nothing is left behind, and a case that cannot be scored stops nothing."""
     data = read_data_set(make_set(tmp_path / "data", cases=3))
-    held = HeldOut(data.cases, table_from_names(LABELS, None), None, inside=False)
+    setup = held_out(data, table_from_names(LABELS, None), tmp_path)
     model, scratch = made_model(), tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -121,11 +128,11 @@ def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch
         return real(case, segmenter, folder, held_out)
 
     monkeypatch.setattr(medunet.training.finish, "_predict_case", noted)
-    end = EndCost(held)
+    end = EndCost(setup)
     assert not end.known
     voxels = {case.name: 20 * 18 * 16 for case in data.cases}
     for _ in range(4):
-        end.rehearse(model, voxels)
+        end.measure(model, voxels)
     assert tried == ["case_0", "case_0", "case_1", "case_2", "case_0"]
     assert end.known and 0 < end.spent < 60 and 0 < end.seconds() < 60
     assert not list(scratch.iterdir())
@@ -134,16 +141,9 @@ def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch
         raise DataError("unreadable")
 
     monkeypatch.setattr(medunet.training.finish, "_predict_case", broken)
-    fresh = EndCost(held)
-    fresh.rehearse(model, voxels)
+    fresh = EndCost(setup)
+    fresh.measure(model, voxels)
     assert not fresh.known
-
-
-def test_a_run_without_held_out_cases_has_no_scores(tmp_path: Path) -> None:
-    held = HeldOut([], table_from_names(LABELS, None), None, inside=False)
-    finished = finish_run(tmp_path, held, ProgressLine("t"), torch.device("cpu"))
-    assert finished.evaluation is None and "no case was held out" in finished.lines[0]
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) -> None:
@@ -160,9 +160,8 @@ def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) 
     )  # fmt: skip
     save_model(tmp_path / MODEL_FILE, UNet(card.network, 1).state_dict(), card)
     (tmp_path / "metrics.csv").write_text("epoch,loss,rate\n1,0.5,0.1\n2,0.4,0.1\n")
-    held = HeldOut(found.labelled, found.labels, None, inside=None)
-    finished = finish_run(tmp_path, held, ProgressLine("t"), torch.device("cpu"))
-    assert finished.evaluation is not None
+    setup = held_out(found, found.labels, tmp_path)
+    finished = finish_run(setup, ProgressLine("t"))
     for name in ("case_0.nii.gz", "case_1.nii.gz"):
         mask = read_volume(tmp_path / "validation" / name).array
         ids = read_volume(tmp_path / "validation" / OBJECTS / name).array
@@ -174,8 +173,8 @@ def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) 
     assert objects.prediction == sum(int(one.max()) for one in ids)
     assert any("objects:" in line for line in finished.lines)
     # The masks' scores are those of the masks that were written.
-    pairs = [(tmp_path / "validation" / f"case_{n}.nii.gz", held.cases[n].label) for n in (0, 1)]
-    masks = evaluate_pairs(pairs, EvaluateSettings(labels=held.labels, instances=False))
+    pairs = [(tmp_path / "validation" / f"case_{n}.nii.gz", setup.held[n].label) for n in (0, 1)]
+    masks = evaluate_pairs(pairs, EvaluateSettings(labels=setup.declared, instances=False))
     assert masks.summary.mean["dice"] == finished.evaluation.summary.mean["dice"]
 
 

@@ -18,7 +18,7 @@ from medunet.networks.build import NetworkSettings, build_network
 from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.external.settings import DynUNetSettings, SegResNetSettings
 from medunet.networks.unet import UNet, UNetSettings
-from medunet.training.warm_start import Taken, take_weights
+from medunet.training.warm_start import WarmStart, take_weights
 from medunet.transforms.preprocess import PreprocessSettings
 from tests.flows.made import make_set
 
@@ -44,7 +44,7 @@ def trained(
 def took(
     settings: UNetSettings = SETTINGS, labels: LabelTable = LABELS, channels: tuple[str, ...] = ("T1", "T2"),
     model: Model | None = None,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], Taken]:  # fmt: skip
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], WarmStart]:  # fmt: skip
     """Weights after, those before, those of the model, and what was said."""
     model, network = model or trained(), UNet(settings, seed=2)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

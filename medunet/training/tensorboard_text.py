@@ -1,4 +1,4 @@
-"""A run's plan, hyper-parameters and final scores as TensorBoard shows them."""
+"""TensorBoard texts: a run's plan, hyper-parameters and final scores."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plan_notes(config: str) -> str:
 
 
 def hyper_parameters(config: Config) -> dict[str, float | str]:
-    """What distinguishes trainings, by dotted key; the same keys and types for every config."""
+    """The settings that distinguish trainings, by dotted key; the same keys and types for every config."""
     plain = to_plain(config)
     values = {key: _scalar(_at(plain, key)) for key in _HYPER_PARAMETERS}
     values["optimiser.rate"] = config.optimiser.highest_rate
@@ -59,14 +59,14 @@ def hyper_parameters(config: Config) -> dict[str, float | str]:
 
 
 def _at(plain: Mapping[str, Any], key: str) -> Any:
-    """A value, None where this architecture has none."""
+    """The value of a dotted key; None for a setting that this architecture does not have."""
     for name in key.split("."):
         plain = plain.get(name)  # type: ignore[assignment]
     return plain
 
 
 def _scalar(value: Any) -> float | str:
-    """Numbers as they are; what TensorBoard has no column for as text."""
+    """Numbers unchanged, and text for values that TensorBoard has no column for."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value).lower()

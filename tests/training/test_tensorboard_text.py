@@ -8,7 +8,7 @@ import pytest
 from medunet.config import Config, annotated_yaml, parse_config
 from medunet.evaluation.scorecard import Scorecard
 from medunet.metrics import CaseScores, count_objects, score_case, summarise
-from medunet.training.board_text import final_scores, hyper_parameters, plan_notes, score_markdown
+from medunet.training.tensorboard_text import final_scores, hyper_parameters, plan_notes, score_markdown
 
 
 def test_the_plan_says_each_value_with_its_reason() -> None:
