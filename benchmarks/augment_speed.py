@@ -48,7 +48,8 @@ from scipy.ndimage import gaussian_filter
 
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, find_foreground
 from medunet.planning.rules import LIGHT_AUGMENTATION
-from medunet.transforms.augment import Augmentation, AugmentSettings, Chance, Draw
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import AugmentSettings, Chance, Draw
 
 SETTINGS = {"default (nnU-Net's)": AugmentSettings(), "light": LIGHT_AUGMENTATION}
 SIZES = ((64, 64, 64), (40, 56, 40), (256, 256))

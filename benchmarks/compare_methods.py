@@ -21,7 +21,7 @@ from medunet.datasets.catalogue import read_data_set
 from medunet.datasets.labels import IGNORE
 from medunet.datasets.loading import load_image, load_label
 from medunet.datasets.splits import read_patients, split_cases
-from medunet.metrics import count_labels
+from medunet.metrics.overlap import count_labels
 from medunet.model import load_model
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter

@@ -137,7 +137,7 @@ def score(dataset: Path, predictions: Path, as_indices: bool) -> dict[str, float
     from medunet.datasets.loading import load_image, load_label
     from medunet.datasets.splits import read_patients, split_cases
     from medunet.formats.dispatch import read_volume
-    from medunet.metrics import count_labels
+    from medunet.metrics.overlap import count_labels
 
     data = read_data_set(dataset)
     labels = with_labels(data, data.labelled, None)

@@ -27,7 +27,8 @@ from scipy.ndimage import zoom
 from medunet.datasets.labels import LabelTable
 from medunet.formats.dispatch import read_grid, write_volume
 from medunet.model import ModelCard, save_model
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from medunet.transforms.preprocess import PreprocessSettings
 from medunet.volume import Volume
 

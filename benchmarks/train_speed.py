@@ -46,7 +46,8 @@ def medunet(task: dict[str, Any], dtype: torch.dtype | None, thin: bool = True) 
     from medunet.learning.optimisers import OptimiserSettings, make_optimiser
     from medunet.learning.schedules import ScheduleSettings
     from medunet.losses.build import LossSettings, make_loss
-    from medunet.networks.unet import UNet, UNetSettings
+    from medunet.networks.settings import UNetSettings
+    from medunet.networks.unet import UNet
     from medunet.patches.dataset import PatchBatch
     from medunet.planning.rules import CONVOLUTIONS, DECODER_CONVOLUTIONS, FINEST_CONVOLUTIONS
 

@@ -124,7 +124,8 @@ def plan(
     overwrite: bool,
 ) -> None:
     """Measure a data set and write a complete, commented config for it."""
-    from medunet.plan import Budget, write_plan
+    from medunet.plan import write_plan
+    from medunet.planning.budget import Budget
 
     click.echo(write_plan(dataset, output, Budget.of(memory, minutes, device), axes, overwrite))
 

@@ -46,7 +46,7 @@ from medunet.networks.external.settings import (
 )
 from medunet.networks.settings import UNetSettings
 from medunet.patches.dataset import PatchSettings
-from medunet.transforms.augment import AugmentSettings
+from medunet.transforms.augment.settings import AugmentSettings
 from medunet.transforms.preprocess import PreprocessSettings
 
 _LIMIT = 1_000_000

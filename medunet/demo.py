@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,8 @@ from medunet.evaluate import evaluate_folders
 from medunet.evaluation.files import case_picture, write_evaluation
 from medunet.evaluation.settings import EvaluateSettings, Evaluation
 from medunet.formats.dispatch import write_volume
-from medunet.plan import Budget, write_plan
+from medunet.plan import write_plan
+from medunet.planning.budget import Budget
 from medunet.predict import segment_files
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import PredictSettings
@@ -86,7 +88,7 @@ def _hemispheres() -> tuple[tuple[Volume, Volume], tuple[Volume, Volume]]:
     return _part(t1, labels, image.affine, slice(0, middle)), _part(t1, labels, image.affine, slice(middle, None))
 
 
-def _part(t1: NDArray, labels: NDArray, affine: NDArray, where: slice) -> tuple[Volume, Volume]:
+def _part(t1: NDArray[Any], labels: NDArray[Any], affine: NDArray[Any], where: slice) -> tuple[Volume, Volume]:
     moved = np.array(affine, dtype=float)
     moved[:3, 3] += moved[:3, 0] * where.start
     return Volume(t1[None, where], moved), Volume(labels[None, where], moved)

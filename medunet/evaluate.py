@@ -16,8 +16,8 @@ from medunet.evaluation.pairs import Pair, Source, declaration_beside, label_fol
 from medunet.evaluation.scorecard import Scorecard, summary_lines
 from medunet.evaluation.scoring import score_pairs
 from medunet.evaluation.settings import EvaluateSettings, Evaluation, Track
-from medunet.formats.dispatch import is_zarr
-from medunet.metrics import summarise
+from medunet.formats.omezarr.nodes import is_zarr
+from medunet.metrics.summary import summarise
 from medunet.system.files import check_free
 from medunet.system.progress import progress
 

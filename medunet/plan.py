@@ -38,8 +38,6 @@ from medunet.system.devices import free_memory
 from medunet.system.files import check_free, write_text
 from medunet.system.wording import duration, size, some
 
-__all__ = ["Budget", "Planned", "Try", "plan", "plan_data_set", "plan_measured", "write_plan"]
-
 REPLANS = 2
 """How often a network is planned anew where measured steps are slower or larger than was counted."""
 

@@ -20,7 +20,7 @@ from medunet.networks.presets import unet3d2016_settings, unet2015_settings
 from medunet.networks.unet import UNet
 from medunet.train import train_run
 from medunet.training.run_folder import TrainRequest
-from medunet.transforms.augment import Chance, ElasticGrid
+from medunet.transforms.augment.settings import Chance, ElasticGrid
 from tests.networks.external.foreign import require_packages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

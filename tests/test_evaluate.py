@@ -13,8 +13,9 @@ import pytest
 
 from medunet.datasets.labels import table_from_names, table_from_values
 from medunet.errors import ConfigError, DataError, OutputError
-from medunet.evaluate import Pair, evaluate_command, evaluate_folders, evaluate_pairs
+from medunet.evaluate import evaluate_command, evaluate_folders, evaluate_pairs
 from medunet.evaluation.files import report_page, write_evaluation
+from medunet.evaluation.pairs import Pair
 from medunet.evaluation.settings import EvaluateSettings
 from medunet.formats.dispatch import read_volume, write_volume
 from medunet.volume import Volume

@@ -14,13 +14,14 @@ from medunet.config import Config, parse_config, to_plain
 from medunet.datasets.labels import LabelTable, table_from_names
 from medunet.errors import ConfigError
 from medunet.networks.cost import step_cost, step_memory
-from medunet.plan import Budget, plan, plan_measured
+from medunet.plan import plan, plan_measured
+from medunet.planning.budget import Budget
 from medunet.planning.fingerprint import CaseFacts, Fingerprint, Intensities, ScanRange
 from medunet.planning.labelled_objects import Objects
 from medunet.planning.preprocessing import Grid
 from medunet.planning.recipe import partly_annotated, warnings
 from medunet.planning.trial import Trial
-from medunet.transforms.augment import Augmentation
+from medunet.transforms.augment.augmentation import Augmentation
 
 VALUES = Intensities(-900.0, 1200.0, 80.0, 200.0, -1024.0, 3000.0)
 SPEED = 2.4e11

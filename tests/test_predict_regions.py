@@ -14,7 +14,7 @@ from medunet.cli import run
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import DeclaredRegions
 from medunet.model import save_model
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from tests.prediction.made import make_model, make_scan
 
 PLAIN = table_from_names({"background": 0, "a": 3, "b": 5, "a+b": 200}, None)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 import medunet
-from medunet.evaluate import Pair, evaluate_pairs
+from medunet.evaluate import evaluate_pairs
 from medunet.evaluation.files import write_evaluation
+from medunet.evaluation.pairs import Pair
 from medunet.evaluation.settings import EvaluateSettings
-from medunet.metrics import LabelScores, score_case
+from medunet.metrics.case import LabelScores, score_case
 
 OUTPUT = Path(os.environ.get("TUTORIAL_OUTPUT", "tutorial_output")) / "04_reading_the_scores"
 SHAPE = (64, 64, 64)

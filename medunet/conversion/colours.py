@@ -27,7 +27,8 @@ _NONE = np.iinfo(np.uint16).max
 def packed(colours: NDArray[np.uint8]) -> Codes:
     """Codes ``(*spatial)`` of colours ``(3, *spatial)``; red is the first channel."""
     red, green, blue = colours.astype(np.uint32)
-    return red << 16 | green << 8 | blue
+    found: Codes = red << 16 | green << 8 | blue
+    return found
 
 
 def unpacked(codes: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from medunet.datasets.catalogue import LAYOUTS, by_stem, group_cases, scan_files
 from medunet.errors import DataError
-from medunet.formats.dispatch import case_stem, is_readable, is_zarr
+from medunet.formats.dispatch import case_stem, is_readable
+from medunet.formats.omezarr.nodes import is_zarr
 from medunet.system.wording import listed
 
 _MASK_WORDS = (

@@ -145,7 +145,8 @@ def _alpha_resolved(array: NDArray[Any], path: Path) -> NDArray[Any]:
             f"{path}: {clear.mean():.1%} of its pixels are transparent, and the others have several colours\n"
             "it is not clear what transparent pixels mean; save it without alpha channel"
         )
-    return alpha[np.newaxis]
+    found: NDArray[Any] = alpha[np.newaxis]
+    return found
 
 
 def _palette(path: Path) -> NDArray[np.uint8] | None:
@@ -169,4 +170,5 @@ def _palette(path: Path) -> NDArray[np.uint8] | None:
 def _looked_up(indices: NDArray[Any], palette: NDArray[np.uint8], path: Path) -> Codes:
     if int(indices.max()) >= len(palette):
         raise DataError(f"{path}: holds palette index {int(indices.max())}, but its palette has {len(palette)} colours")
-    return packed(palette.T)[indices]
+    found: Codes = packed(palette.T)[indices]
+    return found

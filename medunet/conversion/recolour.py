@@ -17,7 +17,8 @@ from medunet.datasets.catalogue import LAYOUTS, by_stem, group_cases, scan_files
 from medunet.datasets.declaration import read_declaration
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
-from medunet.formats.dispatch import case_stem, is_zarr, suffix_of, write_volume
+from medunet.formats.dispatch import case_stem, suffix_of, write_volume
+from medunet.formats.omezarr.nodes import is_zarr
 from medunet.report.colours import label_colours
 from medunet.system.files import check_new_folder, folder_written_aside, write_text
 from medunet.system.progress import progress

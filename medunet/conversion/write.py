@@ -17,7 +17,8 @@ from medunet.conversion.masks import Mask
 from medunet.conversion.meaning import ConvertRequest
 from medunet.conversion.rules import Rule
 from medunet.errors import DataError, OutputError
-from medunet.formats.dispatch import WRITABLE, case_stem, default_suffix, files_of, is_zarr, suffix_of, write_volume
+from medunet.formats.dispatch import WRITABLE, case_stem, default_suffix, files_of, suffix_of, write_volume
+from medunet.formats.omezarr.nodes import is_zarr
 from medunet.system.files import write_text
 
 _PORTION = 2**20

@@ -145,7 +145,8 @@ def _near(indices: NDArray[np.uint8], rim: float) -> NDArray[np.bool_]:
 
     objects = (indices != 0) & (indices != IGNORE)
     if rim <= 0 or not objects.any():
-        return objects
+        found: NDArray[np.bool_] = objects
+        return found
     distance: Any = distance_transform_edt(~objects)
     return np.asarray(distance <= rim)
 

@@ -147,7 +147,8 @@ class LabelTable:
     def to_values(self, indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Translate class indices back to file values, in the smallest integer type that holds them all."""
         smallest = np.result_type(np.min_scalar_type(min(self.values)), np.min_scalar_type(max(self.values)))
-        return np.asarray(self.values, dtype=smallest)[indices]
+        found: NDArray[Any] = np.asarray(self.values, dtype=smallest)[indices]
+        return found
 
     def describe(self) -> str:
         """`0 background, 1 anterior, …` for messages."""
@@ -180,7 +181,8 @@ def _as_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
             f"{where}: label values must be whole numbers, found {float(wrong.flat[0]):g} "
             f"and {wrong.size - 1} more such voxels\nthe mask was probably interpolated; save it with nearest neighbour"
         )
-    return rounded.astype(np.int64)
+    found: NDArray[np.integer[Any]] = rounded.astype(np.int64)
+    return found
 
 
 def table_from_names(named: Mapping[str, int], ignore: int | None, kind: str = "classes") -> LabelTable:

@@ -18,7 +18,8 @@ from medunet.evaluation.indices import predicted_indices, true_indices
 from medunet.evaluation.pairs import Pair, read_pair, volume_of, with_voxel_size
 from medunet.evaluation.scorecard import score_record, score_report, score_table, summary_table
 from medunet.evaluation.settings import Evaluation
-from medunet.metrics import MEASURES, object_errors
+from medunet.metrics.case import MEASURES
+from medunet.metrics.objects import object_errors
 from medunet.report.objects import MarkedObjects, object_picture
 from medunet.report.page import Picture, render_page
 from medunet.report.pictures import overlay_picture

@@ -19,7 +19,8 @@ from medunet.volume import Volume
 def true_indices(pair: Pair, labels: LabelTable, reference: Volume) -> NDArray[np.uint8]:
     """The class indices of a reference, IGNORE for what was not annotated."""
     indices = _indices(pair.reference, labels, reference)
-    return pair.annotation.marked(indices[None], labels, pair.case)[0]
+    found: NDArray[np.uint8] = pair.annotation.marked(indices[None], labels, pair.case)[0]
+    return found
 
 
 def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.uint8]:
@@ -30,7 +31,8 @@ def _indices(source: Source, labels: LabelTable, volume: Volume) -> NDArray[np.u
             f"{where}: a label map needs one channel, found {volume.channels}; "
             "turn colour-coded masks into label maps, and probabilities into labels, first"
         )
-    return labels.to_indices(volume.array, where)[0]
+    found: NDArray[np.uint8] = labels.to_indices(volume.array, where)[0]
+    return found
 
 
 def predicted_indices(source: Source, labels: LabelTable, volume: Volume, boundaries: bool) -> NDArray[np.uint8]:

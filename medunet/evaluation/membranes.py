@@ -85,10 +85,10 @@ def cell_probability(volume: Volume, labels: LabelTable, where: str) -> NDArray[
         )
     array = array[0]
     if np.isin(array, labels.values).all():
-        return array == labels.values[1 - border]
+        return np.asarray(array == labels.values[1 - border])
     largest = array.max()
     if array.dtype.kind == "u" and largest > 1:
-        return array / np.float32(np.iinfo(array.dtype).max)
+        return np.asarray(array / np.float32(np.iinfo(array.dtype).max))
     return _within_one(array, where)
 
 

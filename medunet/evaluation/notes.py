@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from medunet.datasets.labels import LabelTable
 from medunet.evaluation.membranes import border_index
 from medunet.evaluation.settings import EvaluateSettings
-from medunet.metrics import CaseScores, Summary
+from medunet.metrics.case import CaseScores
+from medunet.metrics.summary import Summary
 
 
 def notes_on(

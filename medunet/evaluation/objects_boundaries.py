@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from medunet.metrics import BOUNDARY_POLICY, OBJECT_POLICY, BoundaryCounts, ObjectCounts, Statistics, statistics_of
-from medunet.metrics.objects import THRESHOLDS
+from medunet.metrics.boundaries import BOUNDARY_POLICY, BoundaryCounts
+from medunet.metrics.objects import OBJECT_POLICY, THRESHOLDS, ObjectCounts
+from medunet.metrics.summary import Statistics, statistics_of
 from medunet.report.page import Headline, Section
 from medunet.report.table import Cell, Column, Spread, Table, cell_text
 

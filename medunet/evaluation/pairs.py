@@ -11,7 +11,8 @@ from medunet.datasets.catalogue import by_stem, group_cases, scan_files, stack_f
 from medunet.datasets.declaration import Declaration, read_declaration
 from medunet.datasets.voxel_size import VoxelSize, is_stack
 from medunet.errors import DataError
-from medunet.formats.dispatch import case_stem, is_zarr, label_axes, read_grid, read_volume, stack_files
+from medunet.formats.dispatch import case_stem, label_axes, read_grid, read_volume, stack_files
+from medunet.formats.omezarr.nodes import is_zarr
 from medunet.formats.results import PROBABILITIES
 from medunet.system.wording import listed
 from medunet.volume import Volume, corners_apart, spacing_text, tolerance

@@ -17,7 +17,7 @@ from scipy.ndimage import find_objects
 
 from medunet.datasets.labels import IGNORE, LabelTable
 from medunet.evaluation.pairs import Pair, read_pair
-from medunet.metrics import Counts, count_labels, count_overlap
+from medunet.metrics.overlap import Counts, count_labels, count_overlap
 from medunet.metrics.summary import mean_of_known
 from medunet.transforms.postprocess import PostStep, component_sizes, postprocess
 from medunet.volume import Volume

@@ -11,7 +11,8 @@ from math import isnan
 from typing import Any
 
 from medunet.evaluation.objects_boundaries import FurtherScores, boundary_scores, object_scores
-from medunet.metrics import MEASURES, POLICY, CaseScores, LabelScores, LabelSummary, Measure, Summary
+from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Measure
+from medunet.metrics.summary import LabelSummary, Summary
 from medunet.report.colours import label_colours
 from medunet.report.objects import OBJECT_LEGEND, OBJECT_PICTURES
 from medunet.report.page import Headline, Picture, Report, Section
@@ -217,7 +218,8 @@ def score_record(card: Scorecard) -> dict[str, Any]:
             for case in card.cases
         },
     }
-    return _without_nan(record)
+    found: dict[str, Any] = _without_nan(record)
+    return found
 
 
 def _label_record(label: LabelSummary) -> dict[str, Any]:

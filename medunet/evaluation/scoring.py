@@ -15,7 +15,10 @@ from medunet.evaluation.indices import predicted_indices, true_indices
 from medunet.evaluation.membranes import best_probability, border_index
 from medunet.evaluation.pairs import Pair, read_pair, require_same_grid, with_voxel_size
 from medunet.evaluation.settings import EvaluateSettings
-from medunet.metrics import CaseScores, count_objects, pixel_accuracy, score_boundaries, score_case
+from medunet.metrics.boundaries import score_boundaries
+from medunet.metrics.case import CaseScores, score_case
+from medunet.metrics.objects import count_objects
+from medunet.metrics.overlap import pixel_accuracy
 from medunet.volume import Volume
 
 
@@ -87,7 +90,8 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
 
 
 def _ids(volume: Volume) -> NDArray[Any]:
-    return volume.array[0].astype(np.int64)
+    found: NDArray[Any] = volume.array[0].astype(np.int64)
+    return found
 
 
 def _require_unit(pair: Pair, unit: str, found: str) -> None:

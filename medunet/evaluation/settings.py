@@ -9,7 +9,8 @@ from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError
 from medunet.evaluation.pairs import Pair
 from medunet.evaluation.scorecard import Scorecard
-from medunet.metrics import CaseScores, Summary
+from medunet.metrics.case import CaseScores
+from medunet.metrics.summary import Summary
 
 Track = Callable[[Sequence["Pair"]], Iterable["Pair"]]
 """Wraps the pairs while they are scored, such as `tqdm.tqdm` for a progress bar."""

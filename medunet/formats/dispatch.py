@@ -77,10 +77,11 @@ def read_volume(
     """
     path = Path(path)
     family = _family(path)
-    if _by_axes(family):
-        return family.read(path, axes, scratch, frame)
-    _refuse_frame(path, frame)
-    return family.read(path, scratch)
+    by_axes = _by_axes(family)
+    if not by_axes:
+        _refuse_frame(path, frame)
+    volume: Volume = family.read(path, axes, scratch, frame) if by_axes else family.read(path, scratch)
+    return volume
 
 
 def _by_axes(family: ModuleType) -> bool:
@@ -100,10 +101,11 @@ def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = 
     """
     path = Path(path)
     family = _family(path)
-    if _by_axes(family):
-        return family.look(path, axes, frame)
-    _refuse_frame(path, frame)
-    return family.look(path)
+    by_axes = _by_axes(family)
+    if not by_axes:
+        _refuse_frame(path, frame)
+    grid: Grid = family.look(path, axes, frame) if by_axes else family.look(path)
+    return grid
 
 
 def label_axes(path: Path | str, axes: str | None) -> str | None:

@@ -22,7 +22,8 @@ def lookup_table() -> NDArray[np.uint8]:
         # hues by the golden ratio never repeat; steps of lightness set neighbours apart without hue as well
         lightness, saturation = ((0.62, 0.85), (0.78, 0.75), (0.52, 0.60))[index % 3]
         colours.append(colorsys.hls_to_rgb((0.1 + index * _GOLDEN_RATIO) % 1, lightness, saturation))
-    return np.rint(np.array(colours).T * 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(np.array(colours).T * 255).astype(np.uint8)
+    return found
 
 
 def colour_map_tag() -> tuple[int, str, int, tuple[int, ...], bool]:

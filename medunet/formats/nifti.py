@@ -310,7 +310,8 @@ def _scaled(flat: NDArray[Any], slope: float, intercept: float, empty: Empty) ->
 
 def _laid_out(array: NDArray[Any]) -> NDArray[Any]:
     if array.shape[0] == 1:
-        return array[0]
+        found: NDArray[Any] = array[0]
+        return found
     last = np.moveaxis(array, 0, -1)
     return last if last.ndim == 4 else last[:, :, np.newaxis]
 

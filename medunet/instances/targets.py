@@ -120,7 +120,8 @@ def _at_edge(closed: NDArray[np.bool_]) -> NDArray[np.bool_]:
     from scipy.ndimage import binary_erosion, generate_binary_structure
 
     cross = generate_binary_structure(closed.ndim, 1)
-    return closed & ~binary_erosion(closed, cross, border_value=1)
+    found: NDArray[np.bool_] = closed & ~binary_erosion(closed, cross, border_value=1)
+    return found
 
 
 def _border(depth: NDArray[np.float64], width: float) -> NDArray[np.uint8]:
@@ -130,4 +131,5 @@ def _border(depth: NDArray[np.float64], width: float) -> NDArray[np.uint8]:
 
 def _rings(depth: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.uint8]:
     """1 for the rim, and one more for each share of the largest depth that is exceeded."""
-    return (1 + sum((depth > share * depth.max()).astype(np.uint8) for share in shares)).astype(np.uint8)
+    rings: NDArray[np.uint8] = 1 + sum((depth > share * depth.max()).astype(np.uint8) for share in shares)
+    return rings.astype(np.uint8)

@@ -207,7 +207,8 @@ def _touching(ids: NDArray[Any], reach: int) -> NDArray[np.bool_]:
     window, none = 2 * reach + 1, np.iinfo(ids.dtype).max
     highest = maximum_filter(ids, window, mode="constant", cval=0)
     lowest = minimum_filter(np.where(ids == 0, none, ids), window, mode="constant", cval=none)
-    return (ids > 0) & (lowest < highest)
+    found: NDArray[np.bool_] = (ids > 0) & (lowest < highest)
+    return found
 
 
 def _near_first(ndim: int, reach: int) -> list[tuple[int, ...]]:

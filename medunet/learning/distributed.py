@@ -52,7 +52,7 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, on all of them; gradients go through."""
-        return tensor if self.size == 1 else _Sum.apply(tensor)
+        return tensor if self.size == 1 else _Sum.apply(tensor)  # type: ignore[no-untyped-call]  # of torch.autograd
 
     def highest(self, value: float) -> float:
         """The highest of all processes' values, on all of them."""

@@ -188,7 +188,8 @@ _INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def placed(network: nn.Module, dimensions: int, device: torch.device) -> nn.Module:
     """The network itself, on the device, with its kernels laid out as batches are; before an optimiser is made."""
-    return network.to(device, memory_format=_INNERMOST[dimensions + 2])  # type: ignore[call-overload]
+    found: nn.Module = network.to(device, memory_format=_INNERMOST[dimensions + 2])  # type: ignore[call-overload]
+    return found
 
 
 def _forward(state: TrainState, batch: Batch, recipe: Recipe, progress: float, parts: dict[str, Tensor]) -> Tensor:

@@ -17,9 +17,7 @@ from torch import Tensor
 
 from medunet.errors import ConfigError
 from medunet.losses import terms
-from medunet.losses.targets import IGNORE, Reduce, judge_classes, judge_regions, membership_of, one_process
-
-__all__ = ["IGNORE", "Loss", "LossSettings", "balanced_weights", "deeply_supervised", "make_loss"]
+from medunet.losses.targets import Reduce, judge_classes, judge_regions, membership_of, one_process
 
 Loss: TypeAlias = Callable[..., Tensor]
 """``loss(logits, target, weight=None, progress=1.0, parts=None)``; see `make_loss`."""

@@ -112,7 +112,8 @@ def cell_ids(cells: NDArray[np.bool_]) -> NDArray[np.int32]:
     """The 4-connected parts of a section `(x, y)`, numbered from 1; 0 elsewhere."""
     from scipy.ndimage import label
 
-    return label(cells)[0].astype(np.int32)
+    found: NDArray[np.int32] = label(cells)[0].astype(np.int32)
+    return found
 
 
 _LINE, _QUEUED, _DRY, _OUTSIDE = 0, -1, -2, -3

@@ -290,7 +290,7 @@ def _best(rows: NDArray[np.int64], columns: NDArray[np.int64], iou: NDArray[np.f
     gain[row, column] = iou + min(gain.shape) + 1
     number = np.full(gain.shape, -1)
     number[row, column] = np.arange(len(rows))
-    found = number[linear_sum_assignment(gain, maximize=True)]
+    found: NDArray[np.int64] = number[linear_sum_assignment(gain, maximize=True)]
     return found[found >= 0]
 
 

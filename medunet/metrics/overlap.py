@@ -108,7 +108,8 @@ Structure = int | tuple[int, ...]
 def label_mask(labels: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
     """The mask of a structure in a label map."""
     if isinstance(structure, int):
-        return labels == structure
+        found: NDArray[np.bool_] = labels == structure
+        return found
     return labels == structure[0] if len(structure) == 1 else np.isin(labels, structure)
 
 

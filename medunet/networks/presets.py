@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 
 
 def unet2015_settings(in_channels: int = 1, classes: int = 2) -> UNetSettings:

@@ -23,8 +23,6 @@ from medunet.networks.blocks import (
 )
 from medunet.networks.settings import UNetSettings
 
-__all__ = ["UNet", "UNetSettings"]
-
 
 class UNet(nn.Module):
     """Encoder, decoder and skip connections (Ronneberger et al. 2015; Çiçek et al. 2016).

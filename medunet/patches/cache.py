@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 from medunet.datasets.catalogue import Case
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, OutputError
-from medunet.formats.dispatch import files_of, is_dicom_series, is_zarr, suffix_of
+from medunet.formats.dispatch import files_of, is_dicom_series, suffix_of
+from medunet.formats.omezarr.nodes import is_zarr
 from medunet.instances.settings import InstanceSettings
 from medunet.instances.weightmap import WeightMapSettings
 from medunet.patches.dataset import PreparedCase

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 from medunet.datasets.labels import IGNORE
 from medunet.errors import ConfigError, DataError
 from medunet.geometry.boxes import Box, read_box
-from medunet.transforms.augment import Augmentation, Draw
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import Draw
 
 _PLACE, _ORDER = 11, 12  # streams of a draw; those of the augmentation are below 10
 _TRIES = 8

@@ -35,7 +35,7 @@ from medunet.planning.rules import (
     STAIN_GAMMA,
 )
 from medunet.system.wording import share, some
-from medunet.transforms.augment import AugmentSettings
+from medunet.transforms.augment.settings import AugmentSettings
 
 
 def plan_data(found: Fingerprint, notes: Notes) -> DataSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medunet.instances.settings import Target
-from medunet.transforms.augment import AugmentSettings, Chance
+from medunet.transforms.augment.settings import AugmentSettings, Chance
 
 STEPS_OF_ONE_MINUTE, STEPS_POWER = 200.0, 0.75
 """Optimiser steps that one minute should allow, and the power of the minutes by which they grow.

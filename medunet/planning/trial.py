@@ -23,7 +23,7 @@ from medunet.patches.loader import make_loader
 from medunet.planning.preprocessing import Grid
 from medunet.system.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
 from medunet.system.wording import duration, size
-from medunet.transforms.augment import Augmentation
+from medunet.transforms.augment.augmentation import Augmentation
 
 TRIAL_SECONDS = 3.0
 _STEPS = 6

@@ -10,17 +10,9 @@ from pathlib import Path
 from medunet.datasets.catalogue import Case, group_cases, scan_files, stack_folders
 from medunet.datasets.channels import Channel
 from medunet.errors import ConfigError, DataError, OutputError
-from medunet.formats.dispatch import (
-    WRITABLE,
-    ZARR_SUFFIXES,
-    case_stem,
-    check_target,
-    enclosing,
-    is_folder_scan,
-    is_zarr,
-    stack_files,
-    suffix_of,
-)
+from medunet.formats.dispatch import WRITABLE, case_stem, check_target, is_folder_scan, stack_files, suffix_of
+from medunet.formats.omezarr.nodes import SUFFIXES as ZARR_SUFFIXES
+from medunet.formats.omezarr.nodes import enclosing, is_zarr
 from medunet.instances.files import ObjectFiles
 from medunet.instances.watershed import ObjectRule
 from medunet.system.files import check_free

@@ -93,7 +93,8 @@ def _drawn(
     inside = ids != 0
     edge = inside & (_edge(position, 1) | (_edge(position, 3) & marked))
     share = np.where(edge, 1.0, np.where(inside, _FILLED, 0.0))[..., None]
-    return (grey * (1 - share) + colours[position] * share).astype(np.uint8)
+    drawn: NDArray[np.uint8] = (grey * (1 - share) + colours[position] * share).astype(np.uint8)
+    return drawn
 
 
 def _colour(number: int) -> tuple[float, ...]:

@@ -167,7 +167,8 @@ def _plane(overlay: Overlay, cut: tuple[Any, ...], title: str) -> Plane:
         if array is None:
             return None
         flat = array[cut].T
-        return (flat[::-1, ::-1] if overlay.radiological else flat)[::stride, ::stride]
+        found: NDArray[Any] | None = (flat[::-1, ::-1] if overlay.radiological else flat)[::stride, ::stride]
+        return found
 
     column, row = across
     letters = {(0, 1): "RLAP", (0, 2): "RLSI", (1, 2): "APSI"}

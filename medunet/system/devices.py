@@ -108,7 +108,8 @@ def training_speed(device: torch.device, dtype: torch.dtype | None, dimensions: 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return operations / best
+    found: float = operations / best
+    return found
 
 
 def resident_memory() -> int:

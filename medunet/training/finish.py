@@ -22,8 +22,9 @@ from medunet.datasets.labels import IGNORE, LabelTable
 from medunet.datasets.loading import load_image, load_label_values
 from medunet.datasets.splits import Fold
 from medunet.errors import DataError, MedunetError
-from medunet.evaluate import Pair, evaluate_pairs
+from medunet.evaluate import evaluate_pairs
 from medunet.evaluation.files import case_picture, write_evaluation
+from medunet.evaluation.pairs import Pair
 from medunet.evaluation.scorecard import summary_lines
 from medunet.evaluation.settings import EvaluateSettings, Evaluation
 from medunet.formats.dispatch import default_suffix, read_grid, write_volume

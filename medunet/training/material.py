@@ -14,7 +14,7 @@ from medunet.patches.frequencies import class_voxels
 from medunet.planning.trial import recipe_of
 from medunet.training.setup import Setup
 from medunet.training.timetable import epochs_between_validations
-from medunet.transforms.augment import Augmentation
+from medunet.transforms.augment.augmentation import Augmentation
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from medunet.learning.distributed import ALONE, World
 from medunet.model import ModelCard, load_model
 from medunet.networks.build import NetworkSettings, require_library
 from medunet.networks.settings import UNetSettings
-from medunet.plan import Budget, Planned, plan_data_set, with_instances
+from medunet.plan import Planned, plan_data_set, with_instances
+from medunet.planning.budget import Budget
 from medunet.planning.fingerprint import Fingerprint, take_fingerprint
 from medunet.system.devices import find_device
 from medunet.training.checks import check_dimensions, check_objects, check_sizes, per_channel

@@ -9,7 +9,7 @@ from typing import Any
 from medunet.config import Config, to_plain
 from medunet.evaluation.objects_boundaries import OBJECT_SCORES, FurtherScores
 from medunet.evaluation.scorecard import Scorecard, shown_unit
-from medunet.metrics import MEASURES
+from medunet.metrics.case import MEASURES
 
 _HYPER_PARAMETERS = (
     "network.architecture",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.datasets.labels import IGNORE
-from medunet.metrics import Counts, count_labels
+from medunet.metrics.overlap import Counts, count_labels
 from medunet.model import Model
 from medunet.patches.dataset import PreparedCase
 from medunet.prediction.planning import PredictSettings

@@ -234,7 +234,8 @@ def _fill_holes(view: NDArray[Any], values: tuple[Any, Any]) -> int:
     value, background = values
 
     def outside(part: NDArray[Any]) -> NDArray[np.bool_]:
-        return part != value
+        found: NDArray[np.bool_] = part != value
+        return found
 
     neighbours = np.asarray(generate_binary_structure(view.ndim, 1))
     trace = _trace(view, outside, neighbours)

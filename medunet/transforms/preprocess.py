@@ -260,7 +260,7 @@ def _orientation(volume: Volume | Grid, settings: PreprocessSettings) -> Orienta
     return identity_orientation(volume.dimensions)
 
 
-def nonzero_box(array: NDArray) -> tuple[slice, ...]:
+def nonzero_box(array: NDArray[Any]) -> tuple[slice, ...]:
     """The bounding box of voxels that are not 0 in any channel; the whole array if all are 0."""
     box = bounding_box(array, lambda part: np.any(part != 0, axis=0))
     return tuple(slice(0, n) for n in array.shape[1:]) if box is None else box

@@ -70,7 +70,8 @@ class RestorableRows:
         return self._scores_in(self.box, index)
 
     def _scores_in(self, box: Box, index: int) -> NDArray[np.float32]:
-        return self._resampling.apply(self._scores[index : index + 1], self._origin, box)[0]
+        found: NDArray[np.float32] = self._resampling.apply(self._scores[index : index + 1], self._origin, box)[0]
+        return found
 
     @property
     def classes(self) -> int:

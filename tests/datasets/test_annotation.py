@@ -18,14 +18,16 @@ from medunet.datasets.catalogue import annotated, read_data_set
 from medunet.datasets.labels import IGNORE, table_from_names
 from medunet.datasets.loading import load_image, load_label
 from medunet.errors import ConfigError, DataError
-from medunet.evaluate import Pair, evaluate_folders, evaluate_pairs
+from medunet.evaluate import evaluate_folders, evaluate_pairs
+from medunet.evaluation.pairs import Pair
 from medunet.formats.dispatch import write_volume
 from medunet.inspect import inspect_path
 from medunet.patches.cache import case_key
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, find_foreground
 from medunet.patches.prepare import annotated_cases
 from medunet.planning.fingerprint import take_fingerprint
-from medunet.transforms.augment import Augmentation, AugmentSettings
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import AugmentSettings
 from medunet.transforms.preprocess import PreprocessSettings
 from medunet.volume import Volume
 

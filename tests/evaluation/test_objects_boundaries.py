@@ -16,8 +16,9 @@ from PIL import Image
 from medunet.cli import cli
 from medunet.datasets.labels import table_from_names
 from medunet.errors import ConfigError, DataError
-from medunet.evaluate import Pair, evaluate_command, evaluate_folders, evaluate_pairs
+from medunet.evaluate import evaluate_command, evaluate_folders, evaluate_pairs
 from medunet.evaluation.files import case_picture, report_page, write_evaluation
+from medunet.evaluation.pairs import Pair
 from medunet.evaluation.settings import EvaluateSettings
 from medunet.formats.dispatch import write_volume
 from medunet.volume import Volume

@@ -14,7 +14,7 @@ import pytest
 import medunet
 from medunet.cli import run
 from medunet.model import save_model
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
 from medunet.volume import Volume
 from tests.fresh import Fresh

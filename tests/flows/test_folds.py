@@ -17,7 +17,7 @@ import medunet.crossvalidate
 from medunet.cli import run
 from medunet.config import load_config
 from medunet.errors import ModelError
-from medunet.metrics import count_overlap
+from medunet.metrics.overlap import count_overlap
 from medunet.model import load_model, load_models, save_model
 from medunet.prediction.planning import PredictSettings
 from medunet.training.run_folder import TrainRequest

@@ -14,7 +14,7 @@ from medunet.cli import run
 from medunet.datasets.catalogue import Case
 from medunet.datasets.labels import table_from_names
 from medunet.model import save_model
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from medunet.patches.cache import case_key
 from medunet.transforms.preprocess import PreprocessSettings
 from tests.flows.made import LABELS, make_case

@@ -7,7 +7,7 @@ import pytest
 from medunet.errors import ConfigError
 from medunet.geometry.shapes import UNetShape
 from medunet.inference.method import Request, choose_method
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 
 PADDED, UNPADDED = UNetSettings().shape, UNetSettings(padded=False).shape
 INSTANCE = UNetSettings(norm="instance").inexact_reason

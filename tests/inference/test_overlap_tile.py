@@ -15,7 +15,8 @@ from medunet.geometry.boxes import Box, read_box
 from medunet.geometry.shapes import UNetShape
 from medunet.geometry.tiles import TilePlan, plan_tiles
 from medunet.inference.execution import Execution
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from tests.inference.oracles import overlap_tile, whole_pass
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 

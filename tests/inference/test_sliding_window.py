@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from medunet.errors import ConfigError
 from medunet.inference.execution import Passage
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from tests.networks.variants import seasoned
 
 CONFIG = UNetSettings(dimensions=2, channels=(4, 6), classes=3, norm="instance")

@@ -15,7 +15,7 @@ from medunet.inference.overlap_tile import tile_rows
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
 from medunet.inference.streaming.streamer import Streamer
 from medunet.inference.symmetries import Symmetry, mirrored, symmetries
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from tests.inference.oracles import overlap_tile, whole_pass
 from tests.networks.variants import seasoned
 

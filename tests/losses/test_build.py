@@ -14,8 +14,8 @@ from medunet.datasets import labels
 from medunet.errors import ConfigError
 from medunet.losses import build as losses
 from medunet.losses import terms
-from medunet.losses.build import IGNORE, LossSettings, balanced_weights, make_loss
-from medunet.losses.targets import judge_classes
+from medunet.losses.build import LossSettings, balanced_weights, make_loss
+from medunet.losses.targets import IGNORE, judge_classes
 
 KINDS = ["dice", "cross_entropy", "dice_cross_entropy", "focal", "tversky"]
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medunet.metrics import MEASURES, Counts, score_case, surface_scores
+from medunet.metrics.case import MEASURES, score_case
+from medunet.metrics.overlap import Counts
+from medunet.metrics.surface import surface_scores
 
 
 def label_map(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

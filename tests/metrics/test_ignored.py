@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.metrics import MEASURES, count_labels, pixel_accuracy, score_case
+from medunet.metrics.case import MEASURES, score_case
+from medunet.metrics.overlap import count_labels, pixel_accuracy
 
 IGNORE = 255
 

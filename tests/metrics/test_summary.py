@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from medunet.metrics import MEASURES, CaseScores, Summary, pixel_accuracy, score_case, summarise
+from medunet.metrics.case import MEASURES, CaseScores, score_case
+from medunet.metrics.overlap import pixel_accuracy
+from medunet.metrics.summary import Summary, summarise
 
 LABELS = {"a": 1, "b": 2}
 

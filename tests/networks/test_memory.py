@@ -8,7 +8,7 @@ import pytest
 
 from medunet.errors import ConfigError
 from medunet.networks.memory import estimate_bytes
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from tests.fresh import Fresh
 
 MEASURE = """

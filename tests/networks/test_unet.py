@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medunet.errors import ConfigError
-from medunet.networks.unet import UNet, UNetSettings, bias_for_rare, bias_from_frequencies
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet, bias_for_rare, bias_from_frequencies
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 
 SMALL: dict[str, Any] = {"channels": (4, 6, 8), "in_channels": 2, "classes": 3, "dimensions": 2}

@@ -9,7 +9,8 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 
 LARGEST = 80_000
 """Voxels of the smallest legal input beyond which a random network is too slow for a test."""

@@ -16,7 +16,8 @@ from medunet.datasets.labels import IGNORE
 from medunet.errors import ConfigError, DataError
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground
 from medunet.patches.loader import make_loader
-from medunet.transforms.augment import Augmentation, AugmentSettings, Chance
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import AugmentSettings, Chance
 
 STILL = {2: Augmentation(AugmentSettings.none(), 2), 3: Augmentation(AugmentSettings.none(), 3)}
 LIVELY = AugmentSettings(rotation=Chance(0.5, -30, 30), scaling=Chance(0.5, 0.8, 1.25), noise=Chance(0.5, 0, 0.2))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground
 from medunet.patches.loader import EpochSampler, make_loader
-from medunet.transforms.augment import Augmentation, AugmentSettings, Chance
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import AugmentSettings, Chance
 
 LIVELY = AugmentSettings(rotation=Chance(0.5, -30, 30), scaling=Chance(0.5, 0.8, 1.25), noise=Chance(0.5, 0, 0.2))
 

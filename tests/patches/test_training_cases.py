@@ -11,7 +11,8 @@ from medunet.datasets.regions import DeclaredRegions
 from medunet.losses.build import LossSettings, make_loss
 from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, collate, find_foreground
 from medunet.patches.prepare import training_case_notes
-from medunet.transforms.augment import Augmentation, AugmentSettings
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import AugmentSettings
 
 TABLE = table_from_names({"background": 0, "liver": 1, "vessel": 2, "tumour": 3}, None)
 NESTED = with_regions(TABLE, DeclaredRegions({"all": (1, 3), "tumours": (3,)}))

@@ -12,8 +12,9 @@ import pytest
 from medunet.config import parse_config
 from medunet.datasets.catalogue import read_data_set
 from medunet.errors import DataError, MedunetError
-from medunet.plan import Budget, Planned, plan_data_set, write_plan
+from medunet.plan import Planned, plan_data_set, write_plan
 from medunet.planning import fingerprint
+from medunet.planning.budget import Budget
 
 LABELS = {"background": 0, "organ": 1, "rare": 2}
 

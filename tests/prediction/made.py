@@ -6,7 +6,8 @@ import numpy as np
 
 from medunet.datasets.labels import LabelTable
 from medunet.model import Model, ModelCard
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
 from medunet.volume import Volume
 

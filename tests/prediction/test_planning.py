@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medunet.errors import ConfigError
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from medunet.prediction.planning import PredictSettings, ScanPlan
 from medunet.prediction.segmenter import Segmenter
 from medunet.transforms.preprocess import PreprocessSettings

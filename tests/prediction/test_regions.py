@@ -14,7 +14,7 @@ import medunet
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import DeclaredRegions
 from medunet.model import Model, load_model, save_model
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from medunet.predict import segment_files, segment_volume
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import PredictSettings

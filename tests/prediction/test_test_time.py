@@ -10,7 +10,7 @@ import torch
 
 from medunet.errors import ConfigError
 from medunet.geometry.tiles import plan_tiles
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from medunet.predict import segment_volume
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter

@@ -10,7 +10,8 @@ import torch
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.model import Model
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import Verification, require_verifiable, verify

@@ -7,7 +7,9 @@ import pytest
 
 from medunet.config import Config, annotated_yaml, parse_config
 from medunet.evaluation.scorecard import Scorecard
-from medunet.metrics import CaseScores, count_objects, score_case, summarise
+from medunet.metrics.case import CaseScores, score_case
+from medunet.metrics.objects import count_objects
+from medunet.metrics.summary import summarise
 from medunet.training.tensorboard_text import final_scores, hyper_parameters, plan_notes, score_markdown
 
 

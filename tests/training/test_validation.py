@@ -21,7 +21,7 @@ from medunet.evaluate import evaluate_pairs
 from medunet.evaluation.settings import EvaluateSettings
 from medunet.formats.dispatch import read_volume
 from medunet.instances.settings import InstanceSettings
-from medunet.metrics import count_labels
+from medunet.metrics.overlap import count_labels
 from medunet.model import MODEL_FILE, Model, ModelCard, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet

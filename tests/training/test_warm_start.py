@@ -17,7 +17,8 @@ from medunet.model import Model, ModelCard, load_model
 from medunet.networks.build import NetworkSettings, build_network
 from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.external.settings import DynUNetSettings, SegResNetSettings
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from medunet.training.warm_start import WarmStart, take_weights
 from medunet.transforms.preprocess import PreprocessSettings
 from tests.flows.made import make_set

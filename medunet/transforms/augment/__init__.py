@@ -4,8 +4,3 @@
 values, `augmentation` puts them together. Intensities see the image alone, and a label is only ever indexed, cropped
 and mirrored, so there is no interpolation mode that somebody could forget to set.
 """
-
-from medunet.transforms.augment.augmentation import Augmentation
-from medunet.transforms.augment.settings import AugmentSettings, Chance, Draw, ElasticGrid
-
-__all__ = ["AugmentSettings", "Augmentation", "Chance", "Draw", "ElasticGrid"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
 from medunet.inference.streaming.plan import SLABS, Budget, plan_stream, split, stream_bytes
-from medunet.networks.unet import UNetSettings
+from medunet.networks.settings import UNetSettings
 from tests.fresh import Fresh
 
 MEASURE = """

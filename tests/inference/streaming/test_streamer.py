@@ -16,7 +16,8 @@ from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Execution, Passage
 from medunet.inference.streaming.streamer import Streamer
-from medunet.networks.unet import UNet, UNetSettings
+from medunet.networks.settings import UNetSettings
+from medunet.networks.unet import UNet
 from tests.inference.oracles import whole_pass
 from tests.inference.test_overlap_tile import noise, one_pass_over_the_mirrored_scan
 from tests.networks.variants import LARGEST, seasoned, unet_settings

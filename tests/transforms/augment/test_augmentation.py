@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from medunet.datasets.labels import IGNORE
 from medunet.errors import ConfigError
-from medunet.transforms.augment import Augmentation, AugmentSettings, Chance, Draw
+from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.settings import AugmentSettings, Chance, Draw
 
 ALWAYS = AugmentSettings(
     flip_probability=0.5,

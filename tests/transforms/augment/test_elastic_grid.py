@@ -11,9 +11,10 @@ from scipy import ndimage
 
 from medunet.datasets.labels import IGNORE
 from medunet.errors import ConfigError
-from medunet.transforms.augment import Augmentation, AugmentSettings, Chance, Draw, ElasticGrid
+from medunet.transforms.augment.augmentation import Augmentation
 from medunet.transforms.augment.moves import draw_field
 from medunet.transforms.augment.sampling import spline_matrix
+from medunet.transforms.augment.settings import AugmentSettings, Chance, Draw, ElasticGrid
 
 STILL = AugmentSettings.none()
 

@@ -10,8 +10,8 @@ import torch
 from monai import transforms as m
 from monai.data import get_track_meta, set_track_meta
 
-from medunet.transforms.augment import AugmentSettings, Chance
 from medunet.transforms.augment.intensity import change_values
+from medunet.transforms.augment.settings import AugmentSettings, Chance
 
 STILL = AugmentSettings.none()
 SHAPES = [(1, 12, 9), (2, 12, 9, 10)]
