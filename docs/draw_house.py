@@ -140,7 +140,7 @@ def floors_of(units: Mapping[str, Unit], imports: Mapping[tuple[str, str], int])
     uses = without_cycles(units, imports)
     floors: dict[str, int] = {}
     ground = 0
-    for kinds in (("part", "value"), ("wing",), ("story",), ("door",)):
+    for kinds in (("part", "value"), ("wing", "story"), ("door",)):
         group = {name for name, unit in units.items() if unit.kind in kinds}
 
         def height(name: str, group: set[str] = group) -> int:
