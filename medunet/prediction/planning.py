@@ -227,7 +227,7 @@ class Planner:
 
 
 def _window_bytes(model: Model) -> int:
-    """Memory of a pass over one window: counted for a network of ours, rehearsed for those of others."""
+    """Memory of a pass over one window: counted for our own networks, estimated on meta tensors for external ones."""
     network = model.network
     if isinstance(network, UNet):
         return estimate_bytes(network.settings, model.card.patch)

@@ -187,7 +187,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
 
 
 def _with_architecture(planned: Planned, asked: NetworkSettings, say: Say) -> Planned:
-    """The plan with a network of others where one is asked for; patches, batch and minutes stay those of the U-Net."""
+    """The plan with an external network if one is asked for; patches, batch and minutes stay those of the U-Net."""
     if isinstance(asked, UNetSettings):
         return planned
     own = planned.config.network

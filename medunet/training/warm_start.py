@@ -112,7 +112,7 @@ def _head_names(network: UNet | AdaptedNetwork) -> set[str]:
 
 
 def _is_encoder(name: str, network: UNet | AdaptedNetwork, heads: set[str]) -> bool:
-    """Whether a weight belongs to the encoder; the parts of networks of others are not told apart."""
+    """Whether a weight belongs to the encoder; external networks have no known parts but their heads."""
     return name.startswith("encoder.") if isinstance(network, UNet) else name.rpartition(".")[0] not in heads
 
 

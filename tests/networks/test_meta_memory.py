@@ -1,4 +1,4 @@
-"""The memory of a pass that was rehearsed without content, against the kernel's own count."""
+"""The memory estimate on meta tensors, against the kernel's own count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEASURE = """
 import torch
 from pathlib import Path
 from medunet.networks.build import build_network
-from medunet.networks.others import ResidualUNetSettings, SegResNetSettings
+from medunet.networks.external.settings import ResidualUNetSettings, SegResNetSettings
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith(key))
@@ -40,11 +40,11 @@ print(status("VmHWM") - before, network.pass_bytes(({size},) * 3))
 @pytest.mark.parametrize(
     ("size", "settings"), [(96, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]
 )
-def test_the_rehearsal_is_not_below_the_measured_peak(size: int, settings: str) -> None:
+def test_the_estimate_is_not_below_the_measured_peak(size: int, settings: str) -> None:
     code = MEASURE.format(size=size, settings=settings)
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    measured, rehearsed = map(int, answer.stdout.split())
-    assert 1.0 <= rehearsed / measured < 2.5
+    measured, estimated = map(int, answer.stdout.split())
+    assert 1.0 <= estimated / measured < 2.5
 
 
 class _Chain(nn.Module):
@@ -62,7 +62,7 @@ def test_what_is_alive_at_once_is_added_up() -> None:
     assert meta_tensor_bytes(_Chain(), 1, (10, 20)) == (1 + 3 + 5) * voxels + HEAP_BLOCK + FIXED
 
 
-def test_a_network_in_the_midst_of_training_can_be_rehearsed() -> None:
+def test_a_network_in_the_midst_of_training_has_an_estimate() -> None:
     """A DynUNet still holds the deep logits of its last step, with their graph."""
     network = build_network(DynUNetSettings(channels=(4, 8, 8, 8), deep_supervision=True, dimensions=2))
     assert isinstance(network, AdaptedNetwork)
@@ -70,7 +70,7 @@ def test_a_network_in_the_midst_of_training_can_be_rehearsed() -> None:
     assert network.eval().pass_bytes((32, 32)) > HEAP_BLOCK + FIXED
 
 
-def test_a_rehearsal_leaves_the_network_as_it_is() -> None:
+def test_an_estimate_leaves_the_network_as_it_is() -> None:
     """Also where layers are held under two names, as in a DynUNet."""
     for settings in (DynUNetSettings(channels=(4, 8, 8)), SegResNetSettings(features=8, blocks=(1, 1))):
         network = build_network(settings).eval()
