@@ -66,6 +66,12 @@ class Box:
             tuple(s + o for s, o in zip(self.stop, offset, strict=True)),
         )
 
+    def along(self, axis: int, start: int, stop: int) -> Box:
+        """The same box with another span along one axis."""
+        return Box(
+            (*self.start[:axis], start, *self.start[axis + 1 :]), (*self.stop[:axis], stop, *self.stop[axis + 1 :])
+        )
+
     def relative_to(self, origin: Sequence[int]) -> Box:
         """The same box, counted from `origin`."""
         return self.shifted([-o for o in origin])

@@ -163,12 +163,6 @@ class Resampling:
         return result
 
 
-def resample_linear(array: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """`(channel, *spatial)` by bi- or trilinear interpolation, one axis after another, in float32."""
-    resampling = Resampling(tuple(array.shape[1:]), tuple(shape))
-    return resampling.apply(array, (0,) * len(shape), Box.of_shape(shape))
-
-
 def _linear_along(array: NDArray[np.float32], axis: int, positions: NDArray[np.float64]) -> NDArray[np.float32]:
     low = np.floor(positions).astype(np.intp)
     high = np.minimum(low + 1, array.shape[axis] - 1)

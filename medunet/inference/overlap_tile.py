@@ -1,4 +1,4 @@
-"""Results that no tiling has touched: one pass over the whole scan, or tiles that repeat it exactly."""
+"""Overlapping tiles of an unpadded network, which repeat one pass over the whole mirrored scan exactly."""
 
 from __future__ import annotations
 
@@ -7,37 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from medunet.errors import ConfigError
-from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import Tile, TilePlan
-from medunet.inference.execution import Execution, Image, Network, Progress, Slab, floating, run_network
+from medunet.inference.execution import Execution, Image, Network, Progress, Slab
 from medunet.inference.stitching import Order, PatchReader, mirrored_tiles, patch_rows
-
-
-def whole_pass(
-    network: Network, image: torch.Tensor, stride: Sequence[int], execution: Execution | None = None
-) -> torch.Tensor:
-    """Logits of a whole scan in one pass of a padded network.
-
-    The far sides are zero-padded to multiples of the stride, and the answer is cropped again.
-
-    Args:
-        network: keeps the spatial size; see `run_network`.
-        image: ``(channel, *spatial)``; not changed.
-        stride: the network's, per spatial axis.
-        execution: where and how; float32 on the CPU by default.
-
-    Returns:
-        ``(class, *spatial)`` float32 (float64 for a float64 image).
-
-    Raises:
-        ConfigError: the network's answer has another spatial size, or see `run_network`.
-    """
-    shape = tuple(image.shape[1:])
-    sides = [side for n, s in zip(reversed(shape), reversed(tuple(stride)), strict=True) for side in (0, -n % s)]
-    padded = torch.nn.functional.pad(floating(image), sides)
-    logits = run_network(network, padded[None], execution or Execution())[0]
-    _check_size(logits, tuple(padded.shape[1:]))
-    return logits[(slice(None), *Box.of_shape(shape).slices)]
 
 
 def tile_rows(

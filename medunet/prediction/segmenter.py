@@ -265,9 +265,7 @@ def _label_slabs(slabs: Iterable[Slab], part: Part, decision: LabellingRule, sin
     """Labels of scores that need no interpolation: decided on the device, and one byte a voxel leaves it."""
     for start, stop, scores in slabs:
         winners = decision.decide(scores).cpu().numpy()
-        starts = [start if a == part.axis else n for a, n in enumerate(part.kept.start)]
-        stops = [stop if a == part.axis else n for a, n in enumerate(part.kept.stop)]
-        sink(Box(tuple(starts), tuple(stops)), winners, [])
+        sink(part.kept.along(part.axis, start, stop), winners, [])
 
 
 def _method(model: Model, request: Literal["auto", "exact", "blend"]) -> Method:

@@ -190,8 +190,7 @@ def _middle(region: Box, voxels: int) -> Box:
 def _halved(region: Box, axis: int) -> Box:
     length = region.shape[axis]
     start = region.start[axis] + (length - length // 2) // 2
-    starts = tuple(start if a == axis else n for a, n in enumerate(region.start))
-    return Box(starts, tuple(start + length // 2 if a == axis else n for a, n in enumerate(region.stop)))
+    return region.along(axis, start, start + length // 2)
 
 
 def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:

@@ -41,7 +41,7 @@ class Part:
         """The part of the network's grid that a box of the kept part, by default all of it, is restored from."""
         if kept is None:
             return Part(axis, Box.of_shape(undo.kept), Box.of_shape(undo.shape))
-        return Part(axis, kept, _with_rows(undo.resampling.needs(kept), axis, (0, undo.shape[axis])))
+        return Part(axis, kept, undo.resampling.needs(kept).along(axis, 0, undo.shape[axis]))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _cut(box: Box, count: int) -> Iterator[Box]:
     axis = max(range(box.dimensions), key=lambda a: box.shape[a])
     step = max(1, -(-box.shape[axis] // count))
     for start in range(box.start[axis], box.stop[axis], step):
-        yield _with_rows(box, axis, (start, min(start + step, box.stop[axis])))
+        yield box.along(axis, start, min(start + step, box.stop[axis]))
 
 
 def restored(slabs: Iterable[Slab], undo: Undo, part: Part) -> Iterator[Piece]:
@@ -101,12 +101,12 @@ def restored(slabs: Iterable[Slab], undo: Undo, part: Part) -> Iterator[Piece]:
         held = scores if held is None else np.concatenate([held, scores], axis=axis + 1)
         ready = resampling.ready(axis, stop)
         for rows in _chunks(done, ready, part):
-            box = _with_rows(part.kept, axis, rows)
+            box = part.kept.along(axis, *rows)
             origin = tuple(first if a == axis else n for a, n in enumerate(part.scores.start))
             yield Piece(box, held, origin, resampling)
         done = ready
         if done < undo.kept[axis]:
-            following = _with_rows(part.kept, axis, (done, done + 1))
+            following = part.kept.along(axis, done, done + 1)
             kept_from = min(resampling.needs(following).start[axis], stop)
             rest = [slice(None)] * held.ndim
             rest[axis + 1] = slice(kept_from - first, None)
@@ -118,11 +118,6 @@ def _chunks(start: int, stop: int, part: Part) -> Iterator[tuple[int, int]]:
     length = part.kept.shape[part.axis]
     rows = max(1, _CHUNK // max(1, part.kept.voxels // length))
     return ((first, min(first + rows, stop)) for first in range(start, stop, rows))
-
-
-def _with_rows(box: Box, axis: int, rows: tuple[int, int]) -> Box:
-    starts = tuple(rows[0] if a == axis else n for a, n in enumerate(box.start))
-    return Box(starts, tuple(rows[1] if a == axis else n for a, n in enumerate(box.stop)))
 
 
 def restore_labels(
@@ -142,19 +137,4 @@ def restore_labels(
     kept = undo.kept_part(whole)
     for piece in restored([(0, scores.shape[1], scores)], undo, Part.of(undo, 0)):
         kept[0][piece.box.slices] = piece.winners(decision)
-    return np.ascontiguousarray(whole)
-
-
-def restore_scores(scores: NDArray[np.float32], undo: Undo, outside: int = 0) -> NDArray[np.float32]:
-    """Probabilities `(class, *spatial)` on the scan's own grid; what was cut away is surely `outside`.
-
-    Not for regions, none of which is where a scan was cut away; see `OutputBuffer`.
-    """
-    blank = np.zeros((len(scores), *undo.oriented), dtype=np.float32)
-    blank[outside] = 1.0
-    whole = undo.orientation.undo(blank)
-    kept = undo.kept_part(whole)
-    for piece in restored([(0, scores.shape[1], scores)], undo, Part.of(undo, 0)):
-        for index in range(piece.classes):
-            kept[index][piece.box.slices] = piece.scores(index)
     return np.ascontiguousarray(whole)

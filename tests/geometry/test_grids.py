@@ -14,11 +14,11 @@ from medunet.geometry.grids import (
     Resampling,
     closest_ras,
     grid_distance,
-    resample_linear,
     resample_nearest,
     resampled_length,
     sample_positions,
 )
+from tests.oracles import resample_linear
 
 LENGTHS = st.integers(1, 9)
 SHAPES = st.tuples(LENGTHS, LENGTHS, LENGTHS)

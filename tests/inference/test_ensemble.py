@@ -14,12 +14,13 @@ from medunet.errors import ConfigError
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.ensemble import averaged, mirrorings
 from medunet.inference.execution import Slab
-from medunet.inference.overlap_tile import overlap_tile, tile_rows, whole_pass
+from medunet.inference.overlap_tile import overlap_tile, tile_rows
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
 from medunet.inference.stitching import Order
 from medunet.inference.streaming.streamer import Passage, Streamer
 from medunet.networks.unet import UNetSettings
 from tests.networks.variants import seasoned
+from tests.oracles import whole_pass
 
 IMAGE = torch.randn(2, 13, 15, 18, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 Rows = Callable[[int, tuple[int, ...]], Iterator[Slab]]

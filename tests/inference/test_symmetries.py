@@ -11,13 +11,14 @@ import torch
 from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.execution import Slab
-from medunet.inference.overlap_tile import overlap_tile, tile_rows, whole_pass
+from medunet.inference.overlap_tile import overlap_tile, tile_rows
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
 from medunet.inference.stitching import Order
 from medunet.inference.streaming.streamer import Passage, Streamer
 from medunet.inference.symmetries import Symmetry, mirrored, symmetries
 from medunet.networks.unet import UNetSettings
 from tests.networks.variants import seasoned
+from tests.oracles import whole_pass
 
 IMAGE = torch.randn(2, 13, 16, 10, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 

@@ -55,7 +55,7 @@ def test_a_plan_counts_the_pass_over_a_window_and_refuses_what_does_not_fit() ->
     assert plan.method.way == "blend" and plan.bytes > model.network.pass_bytes((16, 16, 16))  # type: ignore[operator]
     assert "not medunet's own" in plan.describe()
     short = Segmenter([model], replace(FP32, memory=plan.bytes - 1))
-    with pytest.raises(ConfigError, match=r"blended windows of 16x16x16 .* need about .*\n?.*give --memory"):
+    with pytest.raises(ConfigError, match=r"blended windows of 16×16×16 .* need about .*\n?.*give --memory"):
         short.plan(short.open(make_scan(40, 30, 20)))
     just = Segmenter([model], replace(FP32, memory=plan.bytes))
     assert just.plan(just.open(make_scan(40, 30, 20))) == plan

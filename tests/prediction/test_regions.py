@@ -13,7 +13,6 @@ import torch
 import medunet
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import DeclaredRegions
-from medunet.inference.overlap_tile import whole_pass
 from medunet.model import Model, load_model, save_model
 from medunet.networks.unet import UNetSettings
 from medunet.predict import segment_files, segment_volume
@@ -22,7 +21,7 @@ from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import verify
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings, preprocess
-from medunet.transforms.restore import restore_scores
+from tests.oracles import restore_scores, whole_pass
 from tests.prediction.made import make_model, make_scan
 
 TABLE = with_regions(

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from medunet.errors import DataError
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings, ScanView, preprocess, preprocess_label
-from medunet.transforms.restore import restore_labels, restore_scores
+from medunet.transforms.restore import restore_labels
 from medunet.volume import Volume
+from tests.oracles import restore_scores
 
 NONE = (Normalisation("none"),)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from medunet.geometry.boxes import Box
 from medunet.transforms.preprocess import PreprocessSettings, ScanView
-from medunet.transforms.restore import Part, restore_labels, restore_scores, restored
+from medunet.transforms.restore import Part, restore_labels, restored
+from tests.oracles import restore_scores
 from tests.transforms.test_preprocess import NONE, random_volume
 
 

@@ -45,8 +45,7 @@ class ExternalSettings(ABC):
         in_channels: channels of the image.
         classes: channels of the logits, background included.
         dropout: the rate; 0 for none.
-        library: the package that the network comes from.
-        library_classes: the class in that package, by architecture.
+        library_classes: the class in the library, by architecture.
         head_paths: the convolutions that make the logits, finest first; their bias is that of the classes.
 
     Raises:
@@ -59,7 +58,6 @@ class ExternalSettings(ABC):
     classes: int = 2
     dropout: float = 0.0
 
-    library: ClassVar[str] = "MONAI"
     library_classes: ClassVar[dict[str, str]]
     head_paths: ClassVar[tuple[str, ...]]
 
@@ -581,7 +579,6 @@ class SmpSettings(EncoderSettings):
     dimensions: Literal[2, 3] = 2
     encoder_weights: Literal["imagenet"] | None = None
 
-    library: ClassVar[str] = "segmentation-models-pytorch"
     library_classes: ClassVar[dict[str, str]] = {
         "smp_unet": "Unet",
         "smp_unetplusplus": "UnetPlusPlus",

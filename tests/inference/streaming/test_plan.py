@@ -20,7 +20,7 @@ MEASURE = """
 import ctypes, gc, torch
 from pathlib import Path
 from medunet.inference.execution import Execution
-from medunet.inference.stream import Streamer
+from medunet.inference.streaming.streamer import Streamer
 from medunet.networks.unet import UNet, UNetSettings
 
 def status(key):

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
 from medunet.inference.execution import Execution
-from medunet.inference.overlap_tile import whole_pass
 from medunet.inference.streaming.streamer import Passage, Streamer, stream
 from medunet.networks.unet import UNet, UNetSettings
 from tests.inference.test_overlap_tile import noise, one_pass_over_the_mirrored_scan
 from tests.networks.variants import LARGEST, seasoned, unet_settings
+from tests.oracles import whole_pass
 
 PADDED = UNetSettings(dimensions=2, channels=(4, 6, 8), classes=3)
 UNPADDED = UNetSettings(dimensions=2, channels=(4, 6, 8), classes=3, padded=False)
