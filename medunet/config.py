@@ -15,10 +15,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, GetCoreSchemaHandler, GetPydanticSchema, Tag, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -32,18 +34,7 @@ from medunet.instances.weightmap import WeightMapSettings
 from medunet.learning.optimisers import OptimiserSettings
 from medunet.learning.schedules import ScheduleSettings
 from medunet.losses.build import LossSettings
-from medunet.networks.build import settings_kind
-from medunet.networks.external.settings import (
-    AttentionUNetSettings,
-    DynUNetSettings,
-    FlexibleUNetSettings,
-    ResidualUNetSettings,
-    SegResNetSettings,
-    SmpSettings,
-    SwinUNETRSettings,
-    UNetPlusPlusSettings,
-    UNETRSettings,
-)
+from medunet.networks.build import ARCHITECTURES, NetworkSettings, settings_kind
 from medunet.networks.settings import UNetSettings
 from medunet.patches.dataset import PatchSettings
 from medunet.transforms.augment.settings import AugmentSettings
@@ -60,19 +51,12 @@ def _kind_name(value: Any) -> str:
     return type(value).__name__
 
 
-Network = Annotated[
-    Annotated[UNetSettings, Tag("UNetSettings")]
-    | Annotated[UNetPlusPlusSettings, Tag("UNetPlusPlusSettings")]
-    | Annotated[AttentionUNetSettings, Tag("AttentionUNetSettings")]
-    | Annotated[ResidualUNetSettings, Tag("ResidualUNetSettings")]
-    | Annotated[SegResNetSettings, Tag("SegResNetSettings")]
-    | Annotated[DynUNetSettings, Tag("DynUNetSettings")]
-    | Annotated[UNETRSettings, Tag("UNETRSettings")]
-    | Annotated[SwinUNETRSettings, Tag("SwinUNETRSettings")]
-    | Annotated[FlexibleUNetSettings, Tag("FlexibleUNetSettings")]
-    | Annotated[SmpSettings, Tag("SmpSettings")],
-    Discriminator(_kind_name),
-]
+def _tagged_union(_: Any, handler: GetCoreSchemaHandler) -> Any:
+    kinds = (Annotated[kind, Tag(kind.__name__)] for kind in dict.fromkeys(ARCHITECTURES.values()))
+    return handler(Annotated[reduce(or_, kinds), Discriminator(_kind_name)])
+
+
+Network = Annotated[NetworkSettings, GetPydanticSchema(_tagged_union)]
 """The settings of any network; `architecture` says which, so that only those it has are read."""
 
 

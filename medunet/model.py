@@ -98,7 +98,7 @@ class Model:
     def unet(self) -> UNetSettings:
         """The settings of a network that is medunet's own, whose sizes are known layer by layer; of others an error."""
         settings = self.card.network
-        assert isinstance(settings, UNetSettings), "networks of others are never streamed, tiled or compiled"
+        assert isinstance(settings, UNetSettings), "external networks are never streamed, tiled or compiled"
         return settings
 
 

@@ -36,7 +36,7 @@ from medunet.planning.rules import BUSY, ENOUGH_STEPS, EPOCHS, TRAINING_SHARE
 from medunet.planning.trial import Trial, loaded_memory, try_plan
 from medunet.system.devices import free_memory
 from medunet.system.files import check_free, write_text
-from medunet.system.wording import duration, size, some
+from medunet.system.wording import bytes_text, duration, some
 
 REPLANS = 2
 """How often a network is planned anew where measured steps are slower or larger than was counted."""
@@ -214,7 +214,7 @@ def plan_measured(
     if trial is None:
         raise ConfigError(
             f"--memory: the machine ran out of memory in a step of {planned.choice.describe()}, although "
-            f"{size(budget.memory)} was to be had\nsay a smaller --memory, or stop what else uses the memory"
+            f"{bytes_text(budget.memory)} was to be had\nsay a smaller --memory, or stop what else uses the memory"
         )
     return _with_trial(planned, trial, budget)
 
@@ -290,7 +290,7 @@ def _iterations(budget: Budget, seconds: float) -> int:
 
 def _title(data: DataSet, found: Fingerprint, budget: Budget) -> str:
     title = f"Planned for {data.name} ({len(data.labelled)} labelled cases), {budget.minutes:g} minutes on "
-    title += f"{budget.device}, {size(budget.memory)} of memory."
+    title += f"{budget.device}, {bytes_text(budget.memory)} of memory."
     if len(found.cases) < found.total:
         first, last = found.cases[0].name, found.cases[-1].name
         title += f" Measured on {len(found.cases)} evenly spaced cases, from {first} to {last}."
@@ -301,7 +301,7 @@ def _measurements(planned: Planned, budget: Budget) -> list[str]:
     assert planned.trial is not None
     lines = [f"Expected here: {planned.trial.describe(planned.config)}."]
     if planned.resident:
-        lines[0] = f"{lines[0][:-1]}, and {size(planned.resident)} for the prepared scans."
+        lines[0] = f"{lines[0][:-1]}, and {bytes_text(planned.resident)} for the prepared scans."
     steps = budget.seconds / planned.trial.seconds
     if steps < ENOUGH_STEPS * budget.wanted_steps:
         lines.append(

@@ -21,7 +21,7 @@ from medunet.networks.unet import UNet
 from medunet.train import train_run
 from medunet.training.run_folder import TrainRequest
 from medunet.transforms.augment.settings import Chance, ElasticGrid
-from tests.networks.external.foreign import require_packages
+from tests.networks.external.examples import require_packages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(CONFIGS.glob("*.yaml"))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medunet.conversion.colours import ColourTable, Decoded, first_of, written
 from medunet.conversion.masks import Mask
 from medunet.errors import DataError
+from medunet.instances.watershed import connected
 
 MOST_OBJECTS = np.iinfo(np.uint16).max
 _FEW = 5
@@ -205,15 +206,14 @@ def grey_of(mask: Mask) -> NDArray[Any]:
 
 def parts_of(labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Ids ``(*spatial)`` of the connected parts of each value but 0; across faces, edges and corners."""
-    from scipy.ndimage import find_objects, generate_binary_structure
-    from scipy.ndimage import label as label_parts
+    from scipy.ndimage import find_objects
 
     _, inverse = np.unique(np.append(labels.ravel(), 0), return_inverse=True)  # the 0 makes background the first one
     ranks = inverse[:-1].reshape(labels.shape).astype(np.int32)
     parts = np.zeros(labels.shape, np.int64)
-    structure, count = generate_binary_structure(labels.ndim, labels.ndim), 0
+    count = 0
     for rank, box in enumerate(find_objects(ranks), 1):
-        inside, found = label_parts(ranks[box] == rank, structure)
+        inside, found = connected(ranks[box] == rank)
         parts[box] += np.where(inside > 0, inside + count, 0)
         count += found
     return parts

@@ -15,6 +15,7 @@ from medunet.errors import DataError
 from medunet.formats.dispatch import label_axes, read_grid, read_volume
 from medunet.system.blocks import copy_in_tiles
 from medunet.system.scratch import Scratch
+from medunet.system.wording import times_text
 from medunet.volume import Grid, Volume, corners_apart, spacing_text, tolerance
 
 
@@ -136,7 +137,8 @@ def _require_same_grid(case: Case, image: Scan, other: Scan, what: str) -> None:
     other = other if case.size is None else case.size.completing(other)
     if image.shape != other.shape:
         raise DataError(
-            f"{name}: {what} and image have different shapes: image {_times(image)}, {what} {_times(other)}\n"
+            f"{name}: {what} and image have different shapes: image {times_text(image.shape)}, "
+            f"{what} {times_text(other.shape)}\n"
             f"make the {what} on the image's own grid"
         )
     distance = corners_apart(image, other)
@@ -147,10 +149,6 @@ def _require_same_grid(case: Case, image: Scan, other: Scan, what: str) -> None:
             f"image spacing {spacing_text(image)}, {what} spacing {spacing_text(other)}; "
             f"resample the {what} onto the image"
         )
-
-
-def _times(scan: Volume | Grid) -> str:
-    return "×".join(str(n) for n in scan.shape)
 
 
 def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from medunet.errors import DataError
 from medunet.formats import pixel_size
+from medunet.system.wording import times_text
 
 _BARE = frozenset({"generic", "uniform", "shaped", "imagej"})
 """Kinds of series whose file is meant to be one stack; a scanner's formats hold overviews and labels besides."""
@@ -86,7 +87,7 @@ def check_one_image(file: Any, path: Path, stated: bool) -> None:
     others = [series for series in file.series[1:] if not series.keyframe.is_reduced]
     if others and first.kind in _BARE:
         found = Counter((tuple(page.shape), str(page.dtype)) for page in file.pages if not page.is_reduced)
-        parts = [f"{n} of {_times(shape)} {dtype}" for (shape, dtype), n in found.most_common(4)]
+        parts = [f"{n} of {times_text(shape)} {dtype}" for (shape, dtype), n in found.most_common(4)]
         raise DataError(
             f"{path}: its pages are not one stack: {', '.join(parts)} (height × width)\n"
             "expected pages of one size and type; save each image in a file of its own"
@@ -118,7 +119,3 @@ def channel_names(file: Any, kind: str, count: int) -> tuple[str, ...]:
         names = labels[:count] if repeated else []
     names = [" ".join(name.split()) for name in names]
     return tuple(names) if len(names) == count and all(names) and len(set(names)) == count else ()
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)

@@ -48,11 +48,6 @@ class Box:
     def voxels(self) -> int:
         return math.prod(self.shape)
 
-    def along(self, axis: int, start: int, stop: int) -> Box:
-        """The box with other ends along one axis."""
-        ends = ((*ends[:axis], end, *ends[axis + 1 :]) for ends, end in ((self.start, start), (self.stop, stop)))
-        return Box(*ends)
-
     @property
     def slices(self) -> tuple[slice, ...]:
         """Slices for an array that holds the box.
@@ -69,6 +64,12 @@ class Box:
         return Box(
             tuple(s + o for s, o in zip(self.start, offset, strict=True)),
             tuple(s + o for s, o in zip(self.stop, offset, strict=True)),
+        )
+
+    def along(self, axis: int, start: int, stop: int) -> Box:
+        """The same box with another span along one axis."""
+        return Box(
+            (*self.start[:axis], start, *self.start[axis + 1 :]), (*self.stop[:axis], stop, *self.stop[axis + 1 :])
         )
 
     def relative_to(self, origin: Sequence[int]) -> Box:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +49,12 @@ class Orientation:
     axes: tuple[int, ...]
     flips: tuple[bool, ...]
 
-    def apply(self, array: NDArray) -> NDArray:
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """Reorient `(channel, *spatial)`; a view, no copy."""
         moved = array.transpose(0, *(a + 1 for a in self.axes))
         return moved[(slice(None), *(slice(None, None, -1) if f else slice(None) for f in self.flips))]
 
-    def undo(self, array: NDArray) -> NDArray:
+    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
         """The inverse of `apply`; a view, no copy."""
         flipped = array[(slice(None), *(slice(None, None, -1) if f else slice(None) for f in self.flips))]
         return flipped.transpose(0, *(int(a) + 1 for a in np.argsort(self.axes)))
@@ -94,7 +95,7 @@ def sample_positions(source: int, target: int) -> NDArray[np.float64]:
     return np.clip(positions, 0, source - 1)
 
 
-def resample_nearest(array: NDArray, shape: tuple[int, ...]) -> NDArray:
+def resample_nearest(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """`(channel, *spatial)` by nearest neighbour: a gather, so no value and no dtype is ever invented."""
     for axis, target in enumerate(shape, start=1):
         source = array.shape[axis]
@@ -141,7 +142,7 @@ class Resampling:
             return rows
         return int(np.searchsorted(self._positions[axis], rows - 1, side="left")) if rows else 0
 
-    def apply(self, array: NDArray, origin: tuple[int, ...], box: Box) -> NDArray[np.float32]:
+    def apply(self, array: NDArray[Any], origin: tuple[int, ...], box: Box) -> NDArray[np.float32]:
         """Values of a box of the target.
 
         Args:
@@ -163,12 +164,6 @@ class Resampling:
         return result
 
 
-def resample_linear(array: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """`(channel, *spatial)` by bi- or trilinear interpolation, one axis after another, in float32."""
-    resampling = Resampling(tuple(array.shape[1:]), tuple(shape))
-    return resampling.apply(array, (0,) * len(shape), Box.of_shape(shape))
-
-
 def _linear_along(array: NDArray[np.float32], axis: int, positions: NDArray[np.float64]) -> NDArray[np.float32]:
     low = np.floor(positions).astype(np.intp)
     high = np.minimum(low + 1, array.shape[axis] - 1)
@@ -179,4 +174,5 @@ def _linear_along(array: NDArray[np.float32], axis: int, positions: NDArray[np.f
     step -= start
     step *= weight
     step += start
-    return step
+    found: NDArray[np.float32] = step
+    return found

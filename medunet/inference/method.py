@@ -31,7 +31,7 @@ def choose_method(shape: UNetShape | None, inexact_reason: str | None, request: 
     """Choose streaming, overlapping tiles or blended windows.
 
     Args:
-        shape: the network's size arithmetic; None for a network of others.
+        shape: the network's size arithmetic; None for an external network.
         inexact_reason: why its tiles cannot be exact; None where they can.
 
     Raises:

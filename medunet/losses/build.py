@@ -3,7 +3,7 @@
 MONAI's losses know no ignored voxels (a label of 255 is an index error) and no voxel weights, and read the residual
 probability of an absent class as a nearly full error; so these are our own, checked against MONAI's where both apply.
 All compute in float32, also under autocast, and all treat a voxel of weight 0 exactly like an ignored one. The terms
-are in `terms.py`, what they are made of in `agreement.py`.
+are in `terms.py`, the pairs of prediction and target in `targets.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from medunet.errors import ConfigError
 from medunet.losses import terms
-from medunet.losses.targets import Reduce, judge_classes, judge_regions, membership_of, one_process
+from medunet.losses.targets import Reduce, membership_of, one_process, pair_classes, pair_regions
 
 Loss: TypeAlias = Callable[..., Tensor]
 """``loss(logits, target, weight=None, progress=1.0, parts=None)``; see `make_loss`."""
 
 Parts: TypeAlias = MutableMapping[str, Tensor]
-"""What a loss adds up, by term: scalars without gradients, weighted as they are in the sum."""
+"""The values that a loss adds up, by term: scalars without gradients, weighted as they are in the sum."""
 
 Kind: TypeAlias = Literal[
     "dice",
@@ -42,12 +42,12 @@ Kind: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What a prediction is judged by while training.
+    """Settings of the loss.
 
     Attributes:
-        kind: `dice_cross_entropy` is the sum of both, and so on. `generalized_dice` weighs classes by the inverse
-            square of their size, `top_k` is the cross-entropy of the hardest voxels. For data with regions,
-            cross-entropy and focal loss are binary ones of each region.
+        kind: `dice_cross_entropy` is the sum of Dice and cross-entropy, and so on. `generalized_dice` weighs classes by
+            the inverse square of their size, `top_k` is the cross-entropy of the hardest voxels. For data with regions,
+            cross-entropy and focal loss are binary losses of each region.
         class_weights: for cross-entropy, top-k and focal loss; one weight per class (or region), or `balanced`:
             inverse to the number of its voxels in the data set; None weighs all voxels alike.
         include_background: whether class 0 counts in Dice and its relatives; true for data without a background class.
@@ -106,7 +106,7 @@ class LossSettings:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The names of what the loss adds up, at least one; `parts` of a loss have the same names in the same order."""
+        """The names of the terms that the loss adds up, at least one; `parts` have the same names in the same order."""
         return tuple(term.__name__ for term, _ in _weighted(self, 1.0))
 
 
@@ -120,22 +120,22 @@ def make_loss(
     """Build the loss of a network.
 
     Args:
-        settings: which loss.
+        settings: of the loss.
         classes: number of classes in the targets, background included; at least 2.
         voxels: voxels of each class in the data set; needed by `class_weights: balanced` alone.
-        regions: the classes that each region is made of. With regions the network has an output for each one, which
-            are not exclusive; without, one for each class.
+        regions: the classes that each region is made of. With regions the network has an output for each region, which
+            are not exclusive; without regions, an output for each class.
         reduce: adds a tensor of sums up over all processes of a distributed training, in a way that gradients go
-            through. All that the loss knows of other processes goes through it, equally often in each of them.
+            through. The loss knows nothing else of other processes, and calls it equally often in each of them.
 
     Returns:
         ``loss(logits, target, weight=None, progress=1.0, parts=None)``, a scalar float32 tensor. Logits are
         ``(batch, outputs, *spatial)``, or a sequence of them from fine to coarse (deep supervision,
         `deeply_supervised`); the target holds class indices of any integer type, ``(batch, 1, *spatial)`` or
         ``(batch, *spatial)``, and `IGNORE`; the weight holds one number per voxel in the target's shape; the progress
-        is the share of the training that is over; into the parts, where they are given, goes each term as it is added
-        up, the same in all processes, so that their sum is the loss but for rounding. Where every voxel is ignored,
-        loss and gradient are 0.
+        is the share of the training that is over; the parts, if given, receive each term as it is added up, the same in
+        all processes, so that their sum is the loss but for rounding. If every voxel is ignored, loss and gradient
+        are 0.
 
     Raises:
         ConfigError: there are fewer than two classes, or the weights do not fit them.
@@ -143,7 +143,7 @@ def make_loss(
     if classes < 2:
         raise ConfigError(f"a segmentation needs at least 2 classes, background included; found {classes}")
     membership = membership_of(regions, classes) if regions else None
-    how = terms.Judging(
+    term_settings = terms.TermSettings(
         weights=_class_weights(settings, classes, voxels, regions),
         first=0 if regions or settings.include_background else 1,
         smooth=settings.smooth,
@@ -164,10 +164,12 @@ def make_loss(
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             if membership is None:
-                judged = judge_classes(logits, target, weight)
+                pair = pair_classes(logits, target, weight)
             else:
-                judged = judge_regions(logits, target, weight, membership.to(logits.device))
-            values = {term.__name__: factor * term(judged, how) for term, factor in _weighted(settings, progress)}
+                pair = pair_regions(logits, target, weight, membership.to(logits.device))
+            values = {
+                term.__name__: factor * term(pair, term_settings) for term, factor in _weighted(settings, progress)
+            }
             if parts is not None:
                 parts.update({name: value.detach() for name, value in values.items()})
             return torch.stack(list(values.values())).sum()
@@ -176,7 +178,7 @@ def make_loss(
 
 
 def _weighted(settings: LossSettings, progress: float) -> list[tuple[terms.Term, float]]:
-    """Terms with their weights. Which ones there are does not depend on the progress."""
+    """Terms with their weights. The terms do not depend on the progress, the weights do."""
     added = [(term, 1.0) for term in _KINDS[settings.kind]]
     if settings.blob_weight > 0:
         added.append((terms.blob, settings.blob_weight))
@@ -188,18 +190,18 @@ def _weighted(settings: LossSettings, progress: float) -> list[tuple[terms.Term,
 
 
 def balanced_weights(voxels: Sequence[int]) -> tuple[float, ...]:
-    """Weights inverse to the class's share: ``total / (classes * voxels)``; 1 for a class without a voxel."""
+    """Weights inverse to the class frequencies: ``total / (classes * voxels)``; 1 for a class without a voxel."""
     return tuple(sum(voxels) / (len(voxels) * n) if n > 0 else 1.0 for n in voxels)
 
 
 def deeply_supervised(loss: Loss) -> Loss:
-    """Let a loss judge the logits of several resolutions, weighted 1, 1/2, 1/4, … and normalised.
+    """The loss of the logits of several resolutions, weighted 1, 1/2, 1/4, … and normalised.
 
     Targets and weights are thinned out, never interpolated: each coarse voxel takes the fine voxel at its centre. All
-    resolutions must show the same field of view, as those of padded networks do. A single tensor is judged as before.
+    resolutions must show the same field of view, as those of padded networks do. A single tensor has the plain loss.
 
     Raises:
-        ConfigError: (when called) a resolution is no whole fraction of the target's.
+        ConfigError: (when called) a resolution is not a whole fraction of the target's.
     """
 
     def supervised(

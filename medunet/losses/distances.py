@@ -1,6 +1,6 @@
-"""Distances to surfaces, for losses that weigh errors by how far they lie from where they should.
+"""Distances to surfaces, for losses that weigh errors by their distance to the true surface.
 
-By scipy on the CPU, patch by patch, as MONAI has them without cuCIM.
+scipy computes them on the CPU, patch by patch, as MONAI does without cuCIM.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def surface_distances(masks: Tensor, known: Tensor, signed: bool) -> Tensor:
-    """How many voxels each voxel is from the nearest one on the other side of a surface.
+    """The distance of each voxel to the nearest voxel on the other side of a surface, in voxels.
 
-    What is unknown takes the side of its nearest known voxel, so that no surface is made up at its border.
+    Unknown voxels take the side of their nearest known voxel, so that no surface appears at their border.
 
     Args:
         masks: ``(batch, *spatial)`` bool.
@@ -41,8 +41,8 @@ def _distances(mask: NDArray[np.bool_], signed: bool) -> NDArray[np.float32]:
 
 
 def _edt(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    found: Any = distance_transform_edt(mask)
-    return found.astype(np.float32)
+    distances: NDArray[np.float64] = distance_transform_edt(mask)
+    return distances.astype(np.float32)
 
 
 def _continued(mask: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -50,4 +50,5 @@ def _continued(mask: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.
     if known.all() or not known.any():
         return mask & known
     nearest: Any = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return mask[tuple(nearest)]
+    found: NDArray[np.bool_] = mask[tuple(nearest)]
+    return found

@@ -1,4 +1,4 @@
-"""The terms that losses are added up from, each a function of what was predicted beside what is true."""
+"""The terms that losses are added up from, each a function of a prediction and its target."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy.ndimage import label as components
 from torch import Tensor
 
 from medunet.losses.distances import surface_distances
-from medunet.losses.targets import Judged, Reduce, Sums, one_process, overlap_sums
+from medunet.losses.targets import PredictionAndTarget, Reduce, Sums, one_process, overlap_sums
 
 
 @dataclass(frozen=True)
-class Judging:
-    """What terms go by; the numbers are those of `LossSettings`.
+class TermSettings:
+    """Settings of the terms; the numbers are those of `LossSettings`.
 
     Attributes:
         weights: one per class or region, or None.
@@ -40,126 +40,127 @@ class Judging:
     top: float = 0.1
     reduce: Reduce = one_process
 
-    def sums(self, judged: Judged, squared: bool = False) -> Sums:
-        """Of the channels that are looked at."""
-        return overlap_sums(judged, self.per_patch, squared, self.reduce).without(self.first)
+    def sums(self, pair: PredictionAndTarget, squared: bool = False) -> Sums:
+        """The sums of the channels that Dice and its relatives look at."""
+        return overlap_sums(pair, self.per_patch, squared, self.reduce).without(self.first)
 
 
-Term: TypeAlias = Callable[[Judged, Judging], Tensor]
+Term: TypeAlias = Callable[[PredictionAndTarget, TermSettings], Tensor]
 
 
-def cross_entropy(judged: Judged, how: Judging) -> Tensor:
-    """Mean over voxels; with regions, of each one's binary cross-entropy."""
-    return _mean(-judged.right, _weight(judged, how), how)
+def cross_entropy(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
+    """Mean over voxels; with regions, of the binary cross-entropy of each region."""
+    return _mean(-pair.right, _weight(pair, settings), settings)
 
 
-def focal(judged: Judged, how: Judging) -> Tensor:
-    """Focal loss: cross-entropy times (1 - p of what is true) to the power gamma."""
+def focal(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
+    """Focal loss: cross-entropy times (1 - p of the truth) to the power gamma."""
     # The smallest number keeps the slope finite where p is 1 and gamma below 1.
-    missing = -torch.expm1(judged.right)
-    return _mean(missing.clamp_min(1e-7) ** how.gamma * -judged.right, _weight(judged, how), how)
+    missing = -torch.expm1(pair.right)
+    return _mean(missing.clamp_min(1e-7) ** settings.gamma * -pair.right, _weight(pair, settings), settings)
 
 
-def top_k(judged: Judged, how: Judging) -> Tensor:
-    """Cross-entropy of the hardest voxels alone: of the known ones' given share, at least one."""
-    values, weight = -judged.right.flatten(), _weight(judged, how).expand(judged.right.shape).flatten()
+def top_k(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
+    """Cross-entropy of the hardest voxels alone: the given share of the known voxels, at least one voxel."""
+    values, weight = -pair.right.flatten(), _weight(pair, settings).expand(pair.right.shape).flatten()
     known = weight > 0
-    count = max(1, math.ceil(how.top * int(known.sum())))
-    # Those that cost most, known ones before all others.
+    count = max(1, math.ceil(settings.top * int(known.sum())))
+    # The voxels that cost most; known voxels come before all others.
     hardest = torch.where(known, values.detach() * weight, -1.0).topk(count).indices
-    return _mean(values[hardest], weight[hardest], how)
+    return _mean(values[hardest], weight[hardest], settings)
 
 
-def _weight(judged: Judged, how: Judging) -> Tensor:
-    """Of voxels and classes together, as it is broadcast over `Judged.right`."""
-    _, weight = judged.per_channel
-    if how.weights is None:
+def _weight(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
+    """The weight of voxels and classes together, broadcast over `PredictionAndTarget.right`."""
+    _, weight = pair.per_channel
+    if settings.weights is None:
         return weight
-    weights = how.weights.to(weight)
-    if judged.inside is None:
-        return weight * weights[judged.target]
-    return weight * weights.reshape(1, -1, *(1,) * (judged.target.ndim - 1))
+    weights = settings.weights.to(weight)
+    if pair.inside is None:
+        return weight * weights[pair.target]
+    return weight * weights.reshape(1, -1, *(1,) * (pair.target.ndim - 1))
 
 
-def _mean(values: Tensor, weight: Tensor, how: Judging) -> Tensor:
+def _mean(values: Tensor, weight: Tensor, settings: TermSettings) -> Tensor:
     weight = weight.expand(values.shape)
-    sums = how.reduce(torch.stack([(values * weight).sum(), weight.sum()]))
+    sums = settings.reduce(torch.stack([(values * weight).sum(), weight.sum()]))
     return sums[0] / torch.where(sums[1] > 0, sums[1], 1.0)
 
 
-def dice(judged: Judged, how: Judging) -> Tensor:
+def dice(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """Soft Dice (as Tversky's with half of both errors)."""
-    return _overlap(how.sums(judged, how.squared), how, (0.5, 0.5), how.smooth / 2)
+    return _overlap(settings.sums(pair, settings.squared), settings, (0.5, 0.5), settings.smooth / 2)
 
 
-def tversky(judged: Judged, how: Judging) -> Tensor:
+def tversky(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """Tversky's index (Salehi et al. 2017)."""
-    return _overlap(how.sums(judged), how, how.errors, how.smooth)
+    return _overlap(settings.sums(pair), settings, settings.errors, settings.smooth)
 
 
-def _overlap(sums: Sums, how: Judging, errors: tuple[float, float], smooth: float) -> Tensor:
-    """Mean loss of the classes that are in the batch (or patch), plus that of those that are not.
+def _overlap(sums: Sums, settings: TermSettings, errors: tuple[float, float], smooth: float) -> Tensor:
+    """Mean loss of the classes present in the batch (or patch), plus that of the absent classes.
 
-    A class that is there costs ``1 - (hit + s) / (hit + a * false positives + b * false negatives + s)``. For one that
-    is not, that fraction would read the residual probability of 1e-5 per voxel in a batch of 200,000 as a loss of 0.5;
-    it costs the mean probability that it is given instead, which is harmless where it is rightly absent.
+    A present class costs ``1 - (hit + s) / (hit + a * false positives + b * false negatives + s)``. For an absent class
+    that fraction would read the residual probability of 1e-5 per voxel in a batch of 200,000 as a loss of 0.5; an
+    absent class costs the mean probability that it is given instead, which is harmless if it is rightly absent.
     """
     hits, here = sums.hits, sums.true > 0
     false_positives, false_negatives = errors[0] * (sums.given - hits), errors[1] * (sums.true - hits)
     # The tiny number only matters for smooth = 0, where an absent class would divide 0 by 0.
     present = 1 - (hits + smooth) / (hits + false_positives + false_negatives + smooth).clamp_min(1e-12)
-    return _mean_where(present, here, how) + _mean_where(_absent(sums), ~here, how)
+    return _mean_where(present, here, settings) + _mean_where(_absent(sums), ~here, settings)
 
 
 def _absent(sums: Sums) -> Tensor:
     return sums.given / torch.where(sums.voxels > 0, sums.voxels, 1.0)
 
 
-def _mean_where(values: Tensor, chosen: Tensor, how: Judging) -> Tensor:
+def _mean_where(values: Tensor, chosen: Tensor, settings: TermSettings) -> Tensor:
     sums = torch.stack([torch.where(chosen, values, 0.0).sum(), chosen.sum().to(values)])
     # Rows of patches are those of this process; the one row of a batch is that of all processes already.
-    total, count = how.reduce(sums) if how.per_patch else sums
-    return total / count.clamp_min(1)
+    total, count = settings.reduce(sums) if settings.per_patch else sums
+    found: Tensor = total / count.clamp_min(1)
+    return found
 
 
-def generalized_dice(judged: Judged, how: Judging) -> Tensor:
+def generalized_dice(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """One Dice of all classes together, each weighted by the inverse square of its voxels (Sudre et al. 2017).
 
-    Weights are relative to that of the smallest class that is there, so that `smooth` counts voxels of that one.
-    Absent classes cost what they cost in Dice; in the paper they would weigh infinitely much.
+    Weights are relative to that of the smallest class present, so that `smooth` counts voxels of that class. Absent
+    classes cost as much as in Dice; in the paper they would weigh infinitely much.
     """
-    sums = how.sums(judged, how.squared)
+    sums = settings.sums(pair, settings.squared)
     here = sums.true > 0
     smallest = torch.where(here, sums.true, math.inf).amin(dim=1, keepdim=True)
     share = torch.where(here, (smallest / torch.where(here, sums.true, 1.0)) ** 2, 0.0)
     hits, both = (share * sums.hits).sum(dim=1), (share * (sums.given + sums.true)).sum(dim=1)
-    present = 1 - (2 * hits + how.smooth) / (both + how.smooth).clamp_min(1e-12)
-    return _mean_where(present, here.any(dim=1), how) + _mean_where(_absent(sums), ~here, how)
+    present = 1 - (2 * hits + settings.smooth) / (both + settings.smooth).clamp_min(1e-12)
+    return _mean_where(present, here.any(dim=1), settings) + _mean_where(_absent(sums), ~here, settings)
 
 
-def blob(judged: Judged, how: Judging) -> Tensor:
+def blob(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """Soft Dice of each connected piece of each class and patch by itself (blob loss, Kofler et al. 2023).
 
-    A piece is compared with what is predicted anywhere but on the class's other pieces; small and large ones count
-    alike. Pieces that touch by a corner are one.
+    A piece is compared with the prediction anywhere but on the class's other pieces; small and large pieces count
+    alike. Pieces that touch by a corner are one piece.
     """
-    scores, count = [], judged.weight.new_zeros(())
-    for channel in range(how.first, judged.channels):
-        mask = judged.mask(channel)
+    scores, count = [], pair.weight.new_zeros(())
+    for channel in range(settings.first, pair.channels):
+        mask = pair.mask(channel)
         pieces, most = _pieces(mask)
         if not most:
             continue
-        given = judged.log_probabilities[:, channel].exp() * judged.weight
+        given = pair.log_probabilities[:, channel].exp() * pair.weight
         blank = given.new_zeros(len(mask), most + 1)
         hits = blank.scatter_add(1, pieces.flatten(1), given.flatten(1))
-        true = blank.scatter_add(1, pieces.flatten(1), judged.weight.flatten(1))
+        true = blank.scatter_add(1, pieces.flatten(1), pair.weight.flatten(1))
         beside = torch.where(mask, 0.0, given).flatten(1).sum(dim=1, keepdim=True)
         here = (true > 0) & (torch.arange(most + 1, device=true.device) > 0)
-        values = 1 - (2 * hits + how.smooth) / (hits + beside + true + how.smooth)
+        values = 1 - (2 * hits + settings.smooth) / (hits + beside + true + settings.smooth)
         scores.append(torch.where(here, values, 0.0).sum())
         count = count + here.sum()
-    total = torch.stack(scores).sum() if scores else judged.log_probabilities.sum() * 0.0
-    sums = how.reduce(torch.stack([total, count.to(total)]))
+    total = torch.stack(scores).sum() if scores else pair.log_probabilities.sum() * 0.0
+    sums = settings.reduce(torch.stack([total, count.to(total)]))
     return sums[0] / sums[1].clamp_min(1)
 
 
@@ -171,34 +172,32 @@ def _pieces(masks: Tensor) -> tuple[Tensor, int]:
     return numbers.to(masks.device), max(count for _, count in found)
 
 
-def boundary(judged: Judged, how: Judging) -> Tensor:
+def boundary(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """Boundary loss (Kervadec et al. 2019): probability times the signed distance to the true surface, in voxels.
 
     The mean over voxels, patches and classes; negative where the prediction lies inside, and only of use beside
-    another term. Patches that hold none or nothing but a class say nothing of its surface.
+    another term. Patches without a class, or full of it, say nothing of its surface.
     """
-    return _surface(
-        judged, how, lambda channel, p: surface_distances(judged.mask(channel), judged.weight > 0, True) * p
-    )
+    return _surface(pair, settings, lambda channel, p: surface_distances(pair.mask(channel), pair.weight > 0, True) * p)
 
 
-def hausdorff(judged: Judged, how: Judging) -> Tensor:
+def hausdorff(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """Squared errors times squared distances to the true and to the predicted surface (Karimi et al. 2019), in voxels.
 
     The mean over voxels, patches and classes.
     """
 
     def weighted(channel: int, p: Tensor) -> Tensor:
-        true, known = judged.mask(channel), judged.weight > 0
+        true, known = pair.mask(channel), pair.weight > 0
         far = surface_distances(true, known, False) ** 2 + surface_distances(p.detach() > 0.5, known, False) ** 2
         return far * (p - true.to(p)) ** 2
 
-    return _surface(judged, how, weighted)
+    return _surface(pair, settings, weighted)
 
 
-def _surface(judged: Judged, how: Judging, value: Callable[[int, Tensor], Tensor]) -> Tensor:
+def _surface(pair: PredictionAndTarget, settings: TermSettings, value: Callable[[int, Tensor], Tensor]) -> Tensor:
     means = []
-    for channel in range(how.first, judged.channels):
-        values = value(channel, judged.log_probabilities[:, channel].exp())
-        means.append(_mean(values, judged.weight, how))
+    for channel in range(settings.first, pair.channels):
+        values = value(channel, pair.log_probabilities[:, channel].exp())
+        means.append(_mean(values, pair.weight, settings))
     return torch.stack(means).mean()

@@ -206,21 +206,6 @@ def object_errors(prediction: Ids, reference: Ids, ignore: NDArray[np.bool_] | N
     )
 
 
-def match_objects(
-    prediction: Ids, reference: Ids, threshold: float, ignore: NDArray[np.bool_] | None = None
-) -> Matches:
-    """Pairs of objects at any IoU threshold above 0; other arguments as for `count_objects`.
-
-    Counts are StarDist's. Its sum of IoU can be smaller where several choices have as many pairs (possible up to a
-    threshold of 0.5), because it weighs in pairs below the threshold as well.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"an IoU threshold lies above 0 and at most at 1, found {threshold}")
-    table = contingency(prediction, reference, ignore)
-    iou = table.iou
-    return _matches(table, _paired(table, iou, iou >= threshold))
-
-
 _Mask = NDArray[np.bool_]
 
 

@@ -101,7 +101,8 @@ class ConvBlock(nn.Module):
         self.activation = activation_layer(layer.activation) if activated else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.norm(self.convolution(x)))
+        found: torch.Tensor = self.activation(self.norm(self.convolution(x)))
+        return found
 
 
 class LevelBlock(nn.Module):
@@ -117,7 +118,8 @@ class LevelBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.convolutions:
             x = block(x)
-        return self.dropout(x)
+        found: torch.Tensor = self.dropout(x)
+        return found
 
 
 class ResidualBlock(nn.Module):
@@ -143,7 +145,8 @@ class ResidualBlock(nn.Module):
         for block in self.convolutions:
             y = block(y)
         y = y + self.shortcut(centre_crop(x, y.shape[2:]))
-        return self.dropout(self.activation(y))
+        found: torch.Tensor = self.dropout(self.activation(y))
+        return found
 
 
 class AttentionGate(nn.Module):

@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from typing import get_args
 
 import torch
 
 from medunet.errors import ConfigError
 from medunet.networks.external.adapter import AdaptedNetwork
-from medunet.networks.external.settings import (
-    AttentionUNetSettings,
-    DynUNetSettings,
-    ExternalSettings,
-    FlexibleUNetSettings,
-    ResidualUNetSettings,
-    SegResNetSettings,
-    SmpArchitecture,
-    SmpSettings,
-    SwinUNETRSettings,
-    UNetPlusPlusSettings,
-    UNETRSettings,
-)
+from medunet.networks.external.build import build_external, import_library
+from medunet.networks.external.settings import EXTERNAL, ExternalSettings
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
 
-NetworkSettings = (
-    UNetSettings
-    | UNetPlusPlusSettings
-    | AttentionUNetSettings
-    | ResidualUNetSettings
-    | SegResNetSettings
-    | DynUNetSettings
-    | UNETRSettings
-    | SwinUNETRSettings
-    | FlexibleUNetSettings
-    | SmpSettings
-)
+NetworkSettings = UNetSettings | ExternalSettings
 """The settings of any network that can be built."""
 
-_KINDS: tuple[type[UNetSettings | ExternalSettings], ...] = get_args(NetworkSettings)
-ARCHITECTURES: dict[str, type[UNetSettings | ExternalSettings]] = {
-    name: kind
-    for kind in _KINDS
-    for name in (get_args(SmpArchitecture) if kind is SmpSettings else (str(kind.architecture),))
+ARCHITECTURES: dict[str, type[NetworkSettings]] = {
+    "unet": UNetSettings,
+    **{name: kind for kind in EXTERNAL for name in kind.library_classes},
 }
 """The settings of each architecture, by the name that a config says."""
 
 
-def settings_kind(architecture: object) -> type[UNetSettings | ExternalSettings]:
+def settings_kind(architecture: object) -> type[NetworkSettings]:
     """The class of settings of an architecture.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no architecture has this name.
     """
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         near = difflib.get_close_matches(str(architecture), ARCHITECTURES, n=1)
@@ -69,14 +44,8 @@ def require_library(settings: NetworkSettings) -> None:
     Raises:
         MissingExtra: naming what to install.
     """
-    if isinstance(settings, SmpSettings):
-        from medunet.networks.external.smp import require_smp
-
-        require_smp()
-    elif isinstance(settings, (UNETRSettings, SwinUNETRSettings)):
-        from medunet.networks.external.monai import require_einops
-
-        require_einops(settings)
+    if isinstance(settings, ExternalSettings):
+        import_library(settings)
 
 
 def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = False) -> UNet | AdaptedNetwork:
@@ -85,8 +54,8 @@ def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = F
     Args:
         settings: of any architecture.
         seed: of the initial weights, which depend on the settings and this number alone; no global generator moves.
-        pretrained: whether to load the weights that `encoder_weights` names; without, or where it names none, no
-            network connection is made.
+        pretrained: load the weights that `encoder_weights` names. Otherwise, or if it names none, no network
+            connection is made.
 
     Raises:
         MissingExtra: the architecture's library is not installed.
@@ -96,10 +65,4 @@ def build_network(settings: NetworkSettings, seed: int = 0, pretrained: bool = F
         return UNet(settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if isinstance(settings, SmpSettings):
-            from medunet.networks.external.smp import build_smp
-
-            return AdaptedNetwork(build_smp(settings, pretrained), settings)
-        from medunet.networks.external.monai import build_monai
-
-        return AdaptedNetwork(build_monai(settings, pretrained), settings)
+        return AdaptedNetwork(build_external(settings, pretrained), settings)

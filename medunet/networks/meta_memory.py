@@ -34,7 +34,8 @@ def meta_tensor_bytes(network: nn.Module, channels: int, size: Sequence[int]) ->
     hollow = copy.deepcopy(network, memo)
     with torch.no_grad(), _Alive() as alive:
         hollow(torch.empty((1, channels, *size), device="meta"))
-    return alive.peak + HEAP_BLOCK + FIXED
+    found: int = alive.peak + HEAP_BLOCK + FIXED
+    return found
 
 
 def _kept(network: nn.Module) -> list[Tensor]:
@@ -56,7 +57,7 @@ class _Alive(TorchDispatchMode):
     """Adds up the storages that operations make, until they are given back."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, Any] = {}
 

@@ -15,7 +15,8 @@ _ENOUGH = 2**20
 
 def class_voxels(cases: Iterable[PreparedCase], classes: int) -> list[int]:
     """The annotated voxels of each class, in all cases."""
-    return _count((case.label[0] for case in cases), classes).tolist()
+    found: list[int] = _count((case.label[0] for case in cases), classes).tolist()
+    return found
 
 
 def class_frequencies(cases: Iterable[PreparedCase], classes: int) -> list[float]:
@@ -25,7 +26,8 @@ def class_frequencies(cases: Iterable[PreparedCase], classes: int) -> list[float
     """
     labels = (case.label[0] for case in cases)
     counts = _count((label[:: max(1, label.size // _ENOUGH)] for label in labels), classes)
-    return (counts / max(1, counts.sum())).tolist()
+    found: list[float] = (counts / max(1, counts.sum())).tolist()
+    return found
 
 
 def _count(labels: Iterable[NDArray[np.integer]], classes: int) -> NDArray[np.int64]:

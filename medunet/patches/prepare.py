@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,7 +231,7 @@ def _placed(case: PreparedCase, job: _Job, folder: Path) -> PreparedCase:
     return replace(case, image=image, label=_saved(folder / f"{case.name}.label.npy", case.label), weight=weight)
 
 
-def _saved(path: Path, array: NDArray) -> NDArray:
+def _saved(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not written through a mapping, which kills the process where the disk ends.
@@ -239,7 +240,8 @@ def _saved(path: Path, array: NDArray) -> NDArray:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error})\nfree disk space there, or choose another -o"
         ) from error
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
 
 
 def _require_room(jobs: Sequence[_Job], folder: Path) -> None:

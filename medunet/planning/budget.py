@@ -71,4 +71,5 @@ class Budget:
     @property
     def wanted_steps(self) -> float:
         """How many optimiser steps a training of so many minutes should have."""
-        return min(STEPS_OF_ONE_MINUTE * self.minutes**STEPS_POWER, MOST_STEPS)
+        found: float = min(STEPS_OF_ONE_MINUTE * self.minutes**STEPS_POWER, MOST_STEPS)
+        return found

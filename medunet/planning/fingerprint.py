@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,7 +213,7 @@ def _facts(case: Case, image: Volume, label: NDArray[np.uint8], classes: int) ->
     )
 
 
-def _objects(values: NDArray, label: NDArray[np.uint8], labels: LabelTable) -> tuple[Objects, ...]:
+def _objects(values: NDArray[Any], label: NDArray[np.uint8], labels: LabelTable) -> tuple[Objects, ...]:
     """Per class index. Of the background nothing is measured: it is one part nearly everywhere."""
     if labels.kind == "instances":
         ids = np.where(label[0] == IGNORE, 0, np.rint(values[0]).astype(np.int64))
@@ -221,7 +222,7 @@ def _objects(values: NDArray, label: NDArray[np.uint8], labels: LabelTable) -> t
     return (*nothing, *connected_parts(label[0], labels.foreground))
 
 
-def _scan_range(channel: NDArray) -> ScanRange:
+def _scan_range(channel: NDArray[Any]) -> ScanRange:
     """Of finite voxels alone; those that are not are refused when the scan is prepared, with their count."""
     some = channel.reshape(-1)[:: max(1, channel.size // _SCAN_SAMPLES)].astype(np.float32)
     some = some[np.isfinite(some)]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.instances.watershed import connected
+
 
 @dataclass(frozen=True)
 class Objects:
@@ -33,12 +35,10 @@ def connected_parts(label: NDArray[np.uint8], classes: Sequence[int]) -> tuple[O
         label: ``(*spatial)`` class indices.
         classes: which to look at; one result for each, in this order.
     """
-    from scipy.ndimage import find_objects, generate_binary_structure
-    from scipy.ndimage import label as label_parts
+    from scipy.ndimage import find_objects
 
     everywhere = (slice(0, None),) * label.ndim
     boxes = find_objects(label, max_label=max(classes, default=0)) if max(classes, default=0) > 0 else []
-    structure = generate_binary_structure(label.ndim, label.ndim)
     result = []
     for c in classes:
         # scipy gives no box for 0, and None for classes without a voxel.
@@ -46,7 +46,7 @@ def connected_parts(label: NDArray[np.uint8], classes: Sequence[int]) -> tuple[O
         if box is None:
             result.append(Objects(0, 0, 0))
             continue
-        parts, _ = label_parts(label[box] == c, structure)
+        parts, _ = connected(label[box] == c)
         result.append(_of_sizes(np.bincount(parts.ravel())[1:]))
     return tuple(result)
 

@@ -33,7 +33,7 @@ from medunet.planning.rules import (
     TRAINING_SHARE,
     USEFUL_PATCH,
 )
-from medunet.system.wording import duration, share, size, times
+from medunet.system.wording import bytes_text, duration, share, times_text
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Choice:
     whole: bool
 
     def describe(self) -> str:
-        return f"{self.settings.channels[0]} channels and patch {times(self.patch)}"
+        return f"{self.settings.channels[0]} channels and patch {times_text(self.patch)}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def plan_network(task: Task, budget: Budget, notes: Notes) -> tuple[Choice, Patc
     notes["network.channels"] = (
         f"{settings.channels[0]} in the first level, doubled with each: the widest with a useful patch (at least "
         f"{USEFUL_PATCH[grid.dimensions]} voxels or a whole scan) that makes {budget.wanted_steps:.0f} steps in "
-        f"{TRAINING_SHARE * budget.minutes:.3g} min and fits {size(budget.memory)}; a convolution runs at "
+        f"{TRAINING_SHARE * budget.minutes:.3g} min and fits {bytes_text(budget.memory)}; a convolution runs at "
         f"{speed / 1e9:.0f} GFLOP/s here, as measured\n{_traded(task, budget, chosen)}"
     )
     notes["network.finest_convolutions"] = (
@@ -158,17 +158,17 @@ def plan_network(task: Task, budget: Budget, notes: Notes) -> tuple[Choice, Patc
     notes["network.kernels"] = "1 along axes that are at least twice as coarse as the finest at that level, 3 elsewhere"
     notes["network.strides"] = (
         f"an axis is halved while it has 8 voxels or more and is less than twice as coarse as the finest: "
-        f"{settings.levels} levels, the deepest {times(settings.shape.encoder_sizes(chosen.patch)[-1])}"
+        f"{settings.levels} levels, the deepest {times_text(settings.shape.encoder_sizes(chosen.patch)[-1])}"
     )
     notes["network.norm"] = "statistics of the training, not of the tile, so that whole scans can be computed exactly"
     notes["patches.size"] = (
-        f"a median scan has {times(grid.shape)}; "
+        f"a median scan has {times_text(grid.shape)}; "
         + ("one patch holds it whole" if chosen.whole else "the physically longest axis was shortened until it fitted")
-        + f", in multiples of {times(settings.shape.stride)}"
+        + f", in multiples of {times_text(settings.shape.stride)}"
     )
     notes["patches.batch"] = (
         f"at least 2, at most {MOST_BATCH[grid.dimensions]} and {share(BATCH_OF_DATA)} of all voxels, "
-        f"as minutes and memory allow; counted {duration(chosen.seconds)} and {size(chosen.memory)} for a step"
+        f"as minutes and memory allow; counted {duration(chosen.seconds)} and {bytes_text(chosen.memory)} for a step"
     )
     slices = {} if grid.slice_axis is None else {"slice_axis": grid.slice_axis}
     return chosen, PatchSettings(size=chosen.patch, batch=chosen.batch, **slices)
@@ -201,9 +201,9 @@ def _refuse(task: Task, budget: Budget, settings: UNetSettings, patch: tuple[int
         task.prepared if not budget.device.startswith("cuda") and _kept(task.prepared, needed + task.prepared) else 0
     )
     raise ConfigError(
-        f"--memory: {size(budget.memory)} on {budget.device} is too little: a step of the smallest network planned "
-        f"({settings.channels[0]} channels, two patches of {times(patch)}) needs {size(step)}, the prepared scans "
-        f"{size(scans)} and the process {size(budget.process)}\n"
+        f"--memory: {bytes_text(budget.memory)} on {budget.device} is too little: a step of the smallest network "
+        f"planned ({settings.channels[0]} channels, two patches of {times_text(patch)}) needs {bytes_text(step)}, "
+        f"the prepared scans {bytes_text(scans)} and the process {bytes_text(budget.process)}\n"
         f"--memory {math.ceil((needed + scans) / 2**20)}M would do"
     )
 
@@ -296,7 +296,8 @@ def _traded(task: Task, budget: Budget, chosen: Choice) -> str:
 def _minutes_for(choice: Choice) -> float:
     """Where two patches' step fits: wanted steps grow more slowly than the minutes, and not above a number."""
     step = 2 * choice.seconds / choice.batch / (60 * TRAINING_SHARE)
-    return min((step * STEPS_OF_ONE_MINUTE) ** (1 / (1 - STEPS_POWER)), step * MOST_STEPS)
+    found: float = min((step * STEPS_OF_ONE_MINUTE) ** (1 / (1 - STEPS_POWER)), step * MOST_STEPS)
+    return found
 
 
 def _same(one: Choice, other: Choice) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from medunet.planning.budget import Notes
 from medunet.planning.fingerprint import Fingerprint, Intensities
 from medunet.planning.rules import AIR, APART, COARSE, CROPPED, FEW_SLICES, MASKED, SOME_SLICES
-from medunet.system.wording import share, times
+from medunet.system.wording import share, times_text
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
 
 
@@ -115,7 +116,7 @@ def _target_spacing(found: Fingerprint, notes: Notes) -> tuple[float, ...] | Non
     low, high = spacings.min(axis=0), spacings.max(axis=0)
     text = f"median of {len(found.cases)} case(s)"
     if not np.allclose(low, high, rtol=0.01):
-        text += f", which lie between {times(low)} and {times(high)} {found.cases[0].unit}"
+        text += f", which lie between {times_text(low)} and {times_text(high)} {found.cases[0].unit}"
     worst = int(np.argmax(median))
     others = np.delete(median, worst)
     shape = np.array(found.median_shape())
@@ -149,11 +150,11 @@ def plan_grid(found: Fingerprint, preprocess: PreprocessSettings, notes: Notes) 
 def _slices(shape: tuple[int, ...], spacing: tuple[float, ...], notes: Notes) -> int | None:
     """The axis that a 2-D network is led along; None for pictures, and for volumes that are worth a third dimension."""
     if len(shape) == 2:
-        notes["network.dimensions"] = f"the cases are pictures, the median one {times(shape)}"
+        notes["network.dimensions"] = f"the cases are pictures, the median one {times_text(shape)}"
         return None
     thin, coarse = int(np.argmin(shape)), int(np.argmax(spacing))
     apart = spacing[coarse] / max(_without(spacing, coarse))
-    median = f"volumes of median shape {times(shape)}, spacing {times(spacing)}"
+    median = f"volumes of median shape {times_text(shape)}, spacing {times_text(spacing)}"
     if shape[thin] < FEW_SLICES:
         notes["network.dimensions"] = (
             f"{median}: {shape[thin]} slices along axis {thin}, of which fewer than {FEW_SLICES} cannot be pooled once"
@@ -171,5 +172,5 @@ def _slices(shape: tuple[int, ...], spacing: tuple[float, ...], notes: Notes) ->
     return None
 
 
-def _without(values: tuple, axis: int) -> tuple:
+def _without(values: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return (*values[:axis], *values[axis + 1 :])

@@ -22,7 +22,7 @@ from medunet.patches.dataset import PatchDataset, PatchSettings, PreparedCase, f
 from medunet.patches.loader import make_loader
 from medunet.planning.preprocessing import Grid
 from medunet.system.devices import autocast_type, loader_workers, peak_memory, reset_peak_memory, resident_memory
-from medunet.system.wording import duration, size
+from medunet.system.wording import bytes_text, duration
 from medunet.transforms.augment.augmentation import Augmentation
 
 TRIAL_SECONDS = 3.0
@@ -69,7 +69,7 @@ class Trial:
             text += f", {duration(60 * training.minutes)} in all"
         else:
             text += f", about {duration(self.seconds * training.iterations * training.epochs)} in all"
-        return f"{text}; peak memory {size(self.memory)} (measured over {self.steps} training step(s))"
+        return f"{text}; peak memory {bytes_text(self.memory)} (measured over {self.steps} training step(s))"
 
 
 def recipe_of(config: Config, loss: Loss, device: torch.device) -> Recipe:

@@ -43,7 +43,7 @@ def _require_square(model: Model, plane: tuple[int, int]) -> None:
     card = model.card
     spacing, network = card.preprocess.spacing, card.network
     first, second = plane
-    # Of a network of others no more is known than the windows that it was trained on.
+    # An external network is known by the windows that it was trained on alone.
     sizes = (*network.shape.kernels, *network.shape.strides) if isinstance(network, UNetSettings) else (card.patch,)
     if any(size[first] != size[second] for size in sizes):
         what = "kernels or strides" if isinstance(network, UNetSettings) else "windows"

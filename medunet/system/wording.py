@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 
-def times(numbers: Iterable[float]) -> str:
-    """`40×56×40`."""
-    return "×".join(f"{n:.4g}" for n in numbers)
+def times_text(numbers: Iterable[float]) -> str:
+    """Lengths as `40×56×40`, fractions with four digits."""
+    return "×".join(f"{n:.4g}" if isinstance(n, float) else str(n) for n in numbers)
 
 
-def size(amount: float) -> str:
-    """Bytes as `1.5 GiB` or `300 MiB`."""
-    return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{max(amount, 0) / 2**20:.0f} MiB"
+def bytes_text(amount: float) -> str:
+    """Bytes as `1.5 GiB` or `300 MiB`, the latter rounded up."""
+    return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{math.ceil(max(amount, 0) / 2**20)} MiB"
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -39,13 +39,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2g} s" if 0 < seconds < 10 else f"{max(seconds, 0):.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def bytes_text(number: int) -> str:
-    """Bytes for people."""
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{math.ceil(number / 2**20)} MiB"
-
-
-def times_text(numbers: Sequence[int]) -> str:
-    """Lengths for people."""
-    return "x".join(str(n) for n in numbers)

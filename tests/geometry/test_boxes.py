@@ -31,6 +31,7 @@ def test_boxes_are_sets_of_voxels(a: Box, b: Box, offset: tuple[int, int], margi
     assert a.shifted(offset).relative_to(offset) == a
     assert a.grown(margin).grown(-margin) == a
     assert a.grown((margin, 0)).shape == (a.shape[0] + 2 * margin, a.shape[1])
+    assert voxels(a.along(1, 3, 5)) == {(i, j) for i in range(a.start[0], a.stop[0]) for j in (3, 4)}
 
 
 @given(st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 4))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from medunet.geometry.boxes import Box
@@ -14,7 +17,6 @@ from medunet.geometry.grids import (
     Resampling,
     closest_ras,
     grid_distance,
-    resample_linear,
     resample_nearest,
     resampled_length,
     sample_positions,
@@ -22,6 +24,12 @@ from medunet.geometry.grids import (
 
 LENGTHS = st.integers(1, 9)
 SHAPES = st.tuples(LENGTHS, LENGTHS, LENGTHS)
+
+
+def resample_linear(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`(channel, *spatial)` by bi- or trilinear interpolation, one axis after another, in float32."""
+    resampling = Resampling(tuple(array.shape[1:]), tuple(shape))
+    return resampling.apply(array, (0,) * len(shape), Box.of_shape(shape))
 
 
 def rotation(seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from medunet.errors import ConfigError
 from medunet.losses import build as losses
 from medunet.losses import terms
 from medunet.losses.build import LossSettings, balanced_weights, make_loss
-from medunet.losses.targets import IGNORE, judge_classes
+from medunet.losses.targets import IGNORE, pair_classes
 
 KINDS = ["dice", "cross_entropy", "dice_cross_entropy", "focal", "tversky"]
 
@@ -264,7 +264,7 @@ def test_a_part_is_its_term_in_its_weight(term: str) -> None:
         logits, target, None, 0.25, parts
     )  # a surface term is warmed in over half of the run
     weight = {"blob": 0.5, "hausdorff": 0.1}.get(term, 1.0)
-    alone = getattr(terms, term)(judge_classes(logits, target, None), terms.Judging())
+    alone = getattr(terms, term)(pair_classes(logits, target, None), terms.TermSettings())
     torch.testing.assert_close(parts[term], weight * alone.detach())
 
 

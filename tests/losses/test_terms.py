@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from medunet.errors import ConfigError
 from medunet.losses.build import Loss, LossSettings, make_loss
-from medunet.losses.targets import IGNORE, judge_classes, judge_regions, membership_of, overlap_sums
+from medunet.losses.targets import IGNORE, membership_of, overlap_sums, pair_classes, pair_regions
 from tests.pairwise import pairwise
 
 REGIONS = ((1, 2, 3), (2, 3), (3,))
@@ -170,14 +170,14 @@ def test_targets_of_regions_are_those_of_numpy(seed: int, data: st.DataObject) -
     target = rng.choice([*range(classes), IGNORE], size=(2, 1, 4, 5)).astype(np.uint8)
     weight = rng.random((2, 1, 4, 5), dtype=np.float32)
     logits = torch.zeros(2, len(regions), 4, 5)
-    judged = judge_regions(logits, torch.from_numpy(target), torch.from_numpy(weight), membership_of(regions, classes))
+    pair = pair_regions(logits, torch.from_numpy(target), torch.from_numpy(weight), membership_of(regions, classes))
     known = target[:, 0] != IGNORE
-    assert judged.inside is not None
+    assert pair.inside is not None
     for place, indices in enumerate(regions):
         expected = np.isin(target[:, 0], indices)
-        np.testing.assert_array_equal(judged.mask(place).numpy(), expected & known & (weight[:, 0] > 0))
-        np.testing.assert_array_equal(judged.inside[:, place].numpy()[known], expected[known])
-    np.testing.assert_array_equal(judged.weight.numpy(), np.where(known, weight[:, 0], 0))
+        np.testing.assert_array_equal(pair.mask(place).numpy(), expected & known & (weight[:, 0] > 0))
+        np.testing.assert_array_equal(pair.inside[:, place].numpy()[known], expected[known])
+    np.testing.assert_array_equal(pair.weight.numpy(), np.where(known, weight[:, 0], 0))
 
 
 @pytest.mark.parametrize("how", EVERY, ids=NAMES)
@@ -379,8 +379,8 @@ def test_sums_can_be_added_up_over_processes(how: LossSettings, regions: bool) -
 
 def test_statistics_of_dice_are_in_one_place() -> None:
     logits, target = made(10, classes=3)
-    judged = judge_classes(logits, target, None)
-    whole, patch = (overlap_sums(judged, per_patch, False) for per_patch in (False, True))
+    pair = pair_classes(logits, target, None)
+    whole, patch = (overlap_sums(pair, per_patch, False) for per_patch in (False, True))
     p = logits.softmax(1)
     truth = torch.nn.functional.one_hot(target[:, 0].long(), 3).movedim(-1, 1)
     for found, expected in ((whole.hits, p * truth), (whole.true, truth), (whole.given, p)):

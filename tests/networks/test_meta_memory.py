@@ -1,4 +1,4 @@
-"""The memory of a pass that was rehearsed without content, against the kernel's own count."""
+"""The memory estimate on meta tensors, against the kernel's own count."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ print(status("VmHWM") - before, network.pass_bytes(({size},) * 3))
 @pytest.mark.parametrize(
     ("size", "settings"), [(96, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]
 )
-def test_the_rehearsal_is_not_below_the_measured_peak(fresh: Fresh, size: int, settings: str) -> None:
+def test_the_estimate_is_not_below_the_measured_peak(fresh: Fresh, size: int, settings: str) -> None:
     code = MEASURE.format(size=size, settings=settings)
     answer = fresh.run(code)
     assert answer.returncode == 0, answer.stderr
-    measured, rehearsed = map(int, answer.stdout.split())
-    assert 1.0 <= rehearsed / measured < 2.5
+    measured, estimated = map(int, answer.stdout.split())
+    assert 1.0 <= estimated / measured < 2.5
 
 
 class _Chain(nn.Module):
@@ -63,7 +63,7 @@ def test_what_is_alive_at_once_is_added_up() -> None:
     assert meta_tensor_bytes(_Chain(), 1, (10, 20)) == (1 + 3 + 5) * voxels + HEAP_BLOCK + FIXED
 
 
-def test_a_network_in_the_midst_of_training_can_be_rehearsed() -> None:
+def test_a_network_in_the_midst_of_training_has_an_estimate() -> None:
     """A DynUNet still holds the deep logits of its last step, with their graph."""
     network = build_network(DynUNetSettings(channels=(4, 8, 8, 8), deep_supervision=True, dimensions=2))
     assert isinstance(network, AdaptedNetwork)
@@ -71,7 +71,7 @@ def test_a_network_in_the_midst_of_training_can_be_rehearsed() -> None:
     assert network.eval().pass_bytes((32, 32)) > HEAP_BLOCK + FIXED
 
 
-def test_a_rehearsal_leaves_the_network_as_it_is() -> None:
+def test_an_estimate_leaves_the_network_as_it_is() -> None:
     """Also where layers are held under two names, as in a DynUNet."""
     for settings in (DynUNetSettings(channels=(4, 8, 8)), SegResNetSettings(features=8, blocks=(1, 1))):
         network = build_network(settings).eval()

@@ -1,4 +1,4 @@
-"""Networks of others segment whole scans of any size by blended windows, within the memory that is allowed."""
+"""External networks segment whole scans of any size by blended windows, within the memory that is allowed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from medunet.networks.external.settings import SegResNetSettings
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import require_verifiable
-from tests.networks.external.foreign import MONAI, SMP, TRANSFORMERS, name_of, require_packages
+from tests.networks.external.examples import MONAI, SMP, TRANSFORMERS, name_of, require_packages
 from tests.prediction.made import make_model, make_scan
 
 FP32 = PredictSettings(precision="fp32")
 SMALL = SegResNetSettings(features=8, blocks=(1, 1), classes=3)
 
 
-def foreign_model(network: NetworkSettings, patch: tuple[int, ...]) -> Model:
+def external_model(network: NetworkSettings, patch: tuple[int, ...]) -> Model:
     card: ModelCard = replace(
         make_model().card, network=network, patch=patch, slice_axis=0, labels=make_model().card.labels
     )
@@ -34,14 +34,14 @@ def test_a_whole_scan_of_an_odd_size(settings: NetworkSettings) -> None:
     """Larger than a window along one axis, smaller along another; a 2-D network goes slice by slice."""
     require_packages(settings)
     settings = replace(settings, classes=3)
-    model = foreign_model(settings, (32,) * 3 if settings.dimensions == 3 else (64, 64))
+    model = external_model(settings, (32,) * 3 if settings.dimensions == 3 else (64, 64))
     scan = make_scan(37, 19, 23) if settings.dimensions == 3 else make_scan(2, 71, 53)
     labels = Segmenter([model], FP32).indices(Segmenter([model], FP32).open(scan))
     assert labels.shape == (1, *scan.shape) and labels.max() < 3
 
 
 def test_labels_are_those_of_blended_windows() -> None:
-    model = foreign_model(SMALL, (16, 16, 16))
+    model = external_model(SMALL, (16, 16, 16))
     segmenter = Segmenter([model], FP32)
     scan = segmenter.open(make_scan(21, 17, 30))
     expected = blended_windows(model.network, scan.views[0], Windows((16, 16, 16))).argmax(0)
@@ -49,20 +49,20 @@ def test_labels_are_those_of_blended_windows() -> None:
 
 
 def test_a_plan_counts_the_pass_over_a_window_and_refuses_what_does_not_fit() -> None:
-    model = foreign_model(SMALL, (16, 16, 16))
+    model = external_model(SMALL, (16, 16, 16))
     enough = Segmenter([model], FP32)
     plan = enough.plan(enough.open(make_scan(40, 30, 20)))
     assert plan.method.way == "blend" and plan.bytes > model.network.pass_bytes((16, 16, 16))  # type: ignore[operator]
     assert "not medunet's own" in plan.describe()
     short = Segmenter([model], replace(FP32, memory=plan.bytes - 1))
-    with pytest.raises(ConfigError, match=r"blended windows of 16x16x16 .* need about .*\n?.*give --memory"):
+    with pytest.raises(ConfigError, match=r"blended windows of 16×16×16 .* need about .*\n?.*give --memory"):
         short.plan(short.open(make_scan(40, 30, 20)))
     just = Segmenter([model], replace(FP32, memory=plan.bytes))
     assert just.plan(just.open(make_scan(40, 30, 20))) == plan
 
 
 def test_exactness_and_verify_are_refused_with_the_reason() -> None:
-    model = foreign_model(SMALL, (16, 16, 16))
+    model = external_model(SMALL, (16, 16, 16))
     with pytest.raises(ConfigError, match="exact result was asked for, but the network is not medunet's own"):
         Segmenter([model], replace(FP32, method="exact"))
     with pytest.raises(ConfigError, match="not medunet's own"):

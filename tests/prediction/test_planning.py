@@ -31,7 +31,7 @@ def test_a_plan_says_how_and_how_much() -> None:
     assert said.startswith("streamed: what one pass over the whole scan gives") and "slabs of 64 along axis 0" in said
     assert said.endswith("MiB")
     said = plan_of((40, 30, 20), replace(FP32, method="blend", tta=True), mirror_axes=(0, 1)).describe()
-    assert "windows of 16x16x16, overlap 0.5; mean of 4" in said
+    assert "windows of 16×16×16, overlap 0.5; mean of 4" in said
     flat = UNetSettings(dimensions=2, channels=(4, 8), classes=3)
     assert "slice by slice along axis 1" in plan_of((40, 30, 20), network=flat, slice_axis=1).describe()
     record = plan_of((40, 30, 20)).record()
@@ -55,7 +55,7 @@ def test_a_scan_in_a_file_is_streamed_as_it_lies_there_if_that_fits() -> None:
 
 def test_a_split_that_would_take_forever_is_refused() -> None:
     deep = UNetSettings(channels=(4, 4, 4, 4, 4), classes=2)
-    with pytest.raises(ConfigError, match=r"smallest parts worth it, a scan of 300x300x300 voxels needs about"):
+    with pytest.raises(ConfigError, match=r"smallest parts worth it, a scan of 300×300×300 voxels needs about"):
         plan_of((300, 300, 300), replace(FP32, memory=22 * 2**20), network=deep)
 
 

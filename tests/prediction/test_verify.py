@@ -47,7 +47,7 @@ def test_the_middle_of_a_scan_that_one_pass_has_no_memory_for(padded: bool) -> N
     found = verified([model], (30, 160, 130), replace(FP32, memory=80 * 2**20))
     assert found.holds and not found.whole and found.difference < 1e-5
     assert min(found.shape) > 1 and found.shape != (30, 160, 130)
-    assert f"its {'x'.join(map(str, found.shape))} voxels in the middle" in found.describe()
+    assert f"its {'×'.join(map(str, found.shape))} voxels in the middle" in found.describe()
     with pytest.raises(ConfigError, match="--memory allows 49 MiB; give it more, or leave --verify out"):
         verified([model], (200, 200, 200), replace(FP32, memory=49 * 2**20))
 

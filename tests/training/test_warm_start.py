@@ -150,19 +150,19 @@ def test_planning_for_a_model_keeps_its_network_and_the_new_model_says_where_it_
 DYNUNET = DynUNetSettings(in_channels=2, classes=3, channels=(4, 8, 8, 8), deep_supervision=True, dimensions=2)
 
 
-def foreign(settings: NetworkSettings, seed: int) -> AdaptedNetwork:
+def external(settings: NetworkSettings, seed: int) -> AdaptedNetwork:
     network = build_network(settings, seed)
     assert isinstance(network, AdaptedNetwork)
     return network
 
 
-def foreign_model(settings: NetworkSettings = DYNUNET) -> Model:
+def external_model(settings: NetworkSettings = DYNUNET) -> Model:
     card = ModelCard("organs", settings, PreprocessSettings(), LABELS, ("T1", "T2"), (16, 16))
-    return Model(foreign(settings, 1), card, Path("m.safetensors"), "abc")
+    return Model(external(settings, 1), card, Path("m.safetensors"), "abc")
 
 
 def test_a_network_of_others_is_taken_as_a_whole_each_weight_counted_once() -> None:
-    model, network = foreign_model(), foreign(DYNUNET, 2)
+    model, network = external_model(), external(DYNUNET, 2)
     taken = take_weights(network, model, ("T1", "T2"), LABELS)
     source = model.network.state_dict()
     assert all(torch.equal(tensor, source[name]) for name, tensor in network.state_dict().items())
@@ -171,7 +171,7 @@ def test_a_network_of_others_is_taken_as_a_whole_each_weight_counted_once() -> N
 
 def test_heads_of_a_network_of_others_are_taken_by_the_labels_names() -> None:
     labels = table_from_names({"background": 0, "spleen": 1, "liver": 2}, None)
-    model, network = foreign_model(), foreign(DYNUNET, 2)
+    model, network = external_model(), external(DYNUNET, 2)
     take_weights(network, model, ("T1", "T2"), labels)
     for own, its in zip(network.heads, model.network.heads, strict=True):  # type: ignore[arg-type]
         assert torch.equal(own.weight[[0, 2, 1]], its.weight) and torch.equal(own.bias[[0, 2, 1]], its.bias)  # type: ignore[index]
@@ -179,7 +179,7 @@ def test_heads_of_a_network_of_others_are_taken_by_the_labels_names() -> None:
 
 def test_a_network_of_others_wants_the_same_channels_and_the_same_architecture() -> None:
     with pytest.raises(ModelError, match="has the channels T1, T2, the data T2, T1"):
-        take_weights(foreign(DYNUNET, 2), foreign_model(), ("T2", "T1"), LABELS)
-    other = foreign(SegResNetSettings(in_channels=2, classes=3, features=8, blocks=(1, 1), dimensions=2), 2)
+        take_weights(external(DYNUNET, 2), external_model(), ("T2", "T1"), LABELS)
+    other = external(SegResNetSettings(in_channels=2, classes=3, features=8, blocks=(1, 1), dimensions=2), 2)
     with pytest.raises(ModelError, match=r"dynunet, channels \(4, 8, 8, 8\), 2-D, against segresnet, channels 8, 2-D"):
-        take_weights(other, foreign_model(), ("T1", "T2"), LABELS)
+        take_weights(other, external_model(), ("T1", "T2"), LABELS)

@@ -28,6 +28,7 @@ from medunet.formats.voxels import stored_type
 from medunet.system.blocks import Empty, copy_in_tiles
 from medunet.system.files import folder_written_aside
 from medunet.system.scratch import Scratch, release
+from medunet.system.wording import times_text
 from medunet.volume import Grid, Origin, Volume
 
 FORMAT = "zarr"
@@ -176,13 +177,13 @@ def _axes(image: Image, array: StoredArray, path: Path, stated: str | None, fram
 def _details(contents: _Contents) -> dict[str, str]:
     array, image, space = contents.array, contents.image, contents.space
     found, possible = chunks.count_chunks(array)
-    shards = f" in shards of {_times(array.files)}" if array.files != array.chunks else ""
+    shards = f" in shards of {times_text(array.files)}" if array.files != array.chunks else ""
     what = "files" if shards else "chunks"
     details = {
         "Zarr": f"version {array.zarr}, " + (f"OME-NGFF {image.version}" if image.version else "no OME metadata"),
         "Zarr axes": contents.axes + (" (stated)" if contents.stated else ""),
-        "Zarr shape": _times(array.shape),
-        "chunks": _times(array.chunks) + shards,
+        "Zarr shape": times_text(array.shape),
+        "chunks": times_text(array.chunks) + shards,
         "stored": f"{found} of {possible} {what}" + ("; the others have the fill value" if found < possible else ""),
         "compression": array.codecs,
     }
@@ -199,10 +200,6 @@ def _details(contents: _Contents) -> dict[str, str]:
         details["label images"] = ", ".join(labels)
     details |= {key: said for key, said in (("pixel size", space.note), ("warning", image.warning)) if said}
     return details
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)
 
 
 def _fill(target: NDArray[Any], source: Any, contents: _Contents, path: Path) -> None:

@@ -163,10 +163,7 @@ def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts
     lengths = []
     for start, stop in split(shape[axis], parts):
         first, last = max(start - 1, 0), min(stop + 1, shape[axis])
-        region = Box(
-            tuple(first if a == axis else 0 for a in range(len(shape))),
-            tuple(last if a == axis else n for a, n in enumerate(shape)),
-        )
+        region = Box.of_shape(shape).along(axis, first, last)
         lengths.append(settings.shape.context(region, shape).shape[axis])
     return lengths
 

@@ -11,32 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medunet.errors import ConfigError
+from medunet.networks.external.build import find_heads
 from medunet.networks.external.settings import ExternalSettings, UNETRSettings
 from medunet.networks.meta_memory import meta_tensor_bytes
 
-_HEADS: dict[str, tuple[str, ...]] = {
-    "unetplusplus": ("final_conv_0_4", "final_conv_0_3", "final_conv_0_2", "final_conv_0_1"),
-    "attention_unet": ("model.2.conv",),
-    "residual_unet": ("model.2.1.conv.unit0.conv",),
-    "segresnet": ("conv_final.2.conv",),
-    "dynunet": ("output_block.conv.conv", "deep_supervision_heads.*.conv.conv"),
-    "unetr": ("out.conv.conv",),
-    "swin_unetr": ("out.conv.conv",),
-    "flexible_unet": ("segmentation_head.0",),
-}
-"""Where each network makes its logits: convolutions whose bias is that of the classes, finest first."""
-_SMP_HEAD = ("segmentation_head.0",)
-
-
 HELD = 1.15
-"""Bytes that the process holds for each that is alive: one pass was measured to take 0.94 to 1.08 times its sum."""
+"""Bytes that the process holds for each byte alive: one pass was measured to take 0.94 to 1.08 times its sum."""
 
 
 class AdaptedNetwork(nn.Module):
-    """Pads an image with zeros behind its last voxels to a size that the network takes, and crops the logits back.
+    """An external network that takes any size: zeros pad the image behind its last voxels, and the logits are cropped.
 
-    Nothing is resized, and voxel i of the image is voxel i of what the network sees. Zeros are what blended windows
-    see beyond a scan's border, too.
+    Nothing is resized, and voxel i of the image is voxel i of the network's input. Blended windows see zeros beyond a
+    scan's border, too.
 
     Args:
         network: takes ``(batch, channel, *spatial)`` of a size that is legal by `settings.shape`; its answer may be a
@@ -48,38 +35,32 @@ class AdaptedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.settings = settings
-        self._rehearsed: dict[tuple[int, ...], int] = {}
+        self._estimated: dict[tuple[int, ...], int] = {}
 
     @property
     def heads(self) -> tuple[nn.Module, ...]:
         """The convolutions that give the logits, finest first."""
-        found: list[nn.Module] = []
-        for path in _HEADS.get(self.settings.architecture, _SMP_HEAD):
-            stem, star, leaf = path.partition(".*.")
-            if star:
-                blocks = getattr(self.network, stem, ())
-                found += [block.get_submodule(leaf) for block in blocks]
-            else:
-                found.append(self.network.get_submodule(path))
+        found = find_heads(self.network, self.settings)
         return tuple(found) if self.settings.deep_supervision else tuple(found[:1])
 
     def pass_bytes(self, size: Sequence[int]) -> int:
-        """Peak memory of a pass over an image of this size, see `meta_tensor_bytes`; each size is rehearsed once."""
+        """Peak memory of a pass over an image of this size, see `meta_tensor_bytes`; each size is estimated once."""
         size = tuple(size)
-        if size not in self._rehearsed:
+        if size not in self._estimated:
             alive = meta_tensor_bytes(self, self.settings.in_channels, size)
-            self._rehearsed[size] = int(HELD * alive)
-        return self._rehearsed[size]
+            self._estimated[size] = int(HELD * alive)
+        return self._estimated[size]
 
     def freeze_unused(self) -> None:
-        """No gradient is expected any more for weights that have no part in the logits.
+        """Freeze the weights that have no part in the logits.
 
         Some encoders come with layers that only a classifier needs. Joined processes would wait for their gradients,
-        and a saved model would seem to have learned them. Tried on noise; weights, statistics and generators stay.
+        and a saved model would seem to have learned them. A pass over noise finds them; weights, statistics and
+        generators stay.
         """
         kept = {name: buffer.clone() for name, buffer in self.named_buffers()}
         size = self.size_for((1,) * self.settings.dimensions)
-        # Batch norm wants two values, of which the smallest image leaves one in the deepest level.
+        # Batch norm wants two values, and the smallest image leaves one in the deepest level.
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             answers = self.train()(torch.randn(2, self.settings.in_channels, *size))
             torch.stack([a.mean() for a in (answers if isinstance(answers, tuple) else (answers,))]).sum().backward()

@@ -1,6 +1,7 @@
 """Settings of external networks: those that all of them have, and those of each.
 
-Plain numbers and names; the networks' libraries are imported by `zoo.py` and `backbones.py` when one is built.
+Plain numbers and names; `external/build.py` imports the networks' libraries when it builds one. Each class states the
+class in its library, so no file can bring its own name, and `EXTERNAL` lists them all.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from medunet.errors import ConfigError
 from medunet.geometry.shapes import Size, UNetShape
 from medunet.networks.settings import PerAxis, per_axis
 
-EXTERNAL = "the network is not medunet's own, so its grid is unknown"
 GROUPS = 8
 """Of group norm."""
 EFFICIENTNETS = tuple(f"efficientnet-b{number}" for number in range(8))
@@ -37,14 +37,16 @@ SMP_ENCODERS = (
 
 @dataclass(frozen=True)
 class ExternalSettings(ABC):
-    """What all networks of others have.
+    """Settings that all external networks have.
 
     Attributes:
-        architecture: which one.
+        architecture: the name that a config states.
         dimensions: 2 or 3.
         in_channels: channels of the image.
         classes: channels of the logits, background included.
         dropout: the rate; 0 for none.
+        library_classes: the class in the library, by architecture.
+        head_paths: the convolutions that make the logits, finest first; their bias is that of the classes.
 
     Raises:
         ConfigError: a value is impossible.
@@ -56,7 +58,8 @@ class ExternalSettings(ABC):
     classes: int = 2
     dropout: float = 0.0
 
-    library: ClassVar[str] = "MONAI"
+    library_classes: ClassVar[dict[str, str]]
+    head_paths: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
         if self.dimensions not in (2, 3):
@@ -87,7 +90,7 @@ class ExternalSettings(ABC):
     @property
     def inexact_reason(self) -> str:
         """Why tiles of this network cannot repeat one pass over the whole scan."""
-        return EXTERNAL
+        return "the network is not medunet's own, so its grid is unknown"
 
     @property
     def exact(self) -> bool:
@@ -98,19 +101,24 @@ class ExternalSettings(ABC):
         """Whether a training starts with weights that its library downloads."""
         return False
 
+    @property
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the library's class, for fresh weights."""
+
     @cached_property
     def shape(self) -> UNetShape:
-        """Which sizes the network takes without padding: multiples of the product of its strides."""
+        """The sizes that the network takes without padding: multiples of the product of its strides."""
         strides = self._strides
         ones = ((1,) * self.dimensions,) * (len(strides) + 1)
         counts = (1,) * len(strides)
         return UNetShape(ones, strides, (*counts, 1), counts, padded=True)
 
     def settled(self, in_channels: int, classes: int, patch: Size) -> Self:
-        """With what the data set and the patch decide.
+        """The same settings with the values that the data set and the patch decide.
 
         Raises:
-            ConfigError: these settings cannot have it.
+            ConfigError: the settings do not allow them.
         """
         return replace(self, in_channels=in_channels, classes=classes)
 
@@ -126,6 +134,15 @@ class ExternalSettings(ABC):
 
     def _halvings(self, count: int) -> tuple[Size, ...]:
         return ((2,) * self.dimensions,) * count
+
+    @property
+    def _size_arguments(self) -> dict[str, Any]:
+        """The arguments that all classes of MONAI share."""
+        return {"spatial_dims": self.dimensions, "in_channels": self.in_channels, "out_channels": self.classes}
+
+    @property
+    def _norm_argument(self) -> tuple[str, dict[str, Any]]:
+        return (self.norm, {"num_groups": GROUPS} if self.norm == "group" else {"affine": True})
 
 
 @dataclass(frozen=True)
@@ -143,9 +160,21 @@ class UNetPlusPlusSettings(ExternalSettings):
     norm: Literal["batch", "instance", "group"] = "instance"
     deep_supervision: bool = False
 
+    library_classes: ClassVar[dict[str, str]] = {"unetplusplus": "BasicUNetPlusPlus"}
+    head_paths: ClassVar[tuple[str, ...]] = ("final_conv_0_4", "final_conv_0_3", "final_conv_0_2", "final_conv_0_1")
+
     def __post_init__(self) -> None:
         check_widths(self.channels, 5, exactly=True)
         super().__post_init__()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "features": (*self.channels, self.channels[0]),
+            "deep_supervision": self.deep_supervision,
+            "norm": self._norm_argument,
+            "dropout": self.dropout,
+        }
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -167,9 +196,20 @@ class AttentionUNetSettings(ExternalSettings):
     architecture: Literal["attention_unet"] = "attention_unet"
     channels: tuple[int, ...] = (32, 64, 128, 256)
 
+    library_classes: ClassVar[dict[str, str]] = {"attention_unet": "AttentionUnet"}
+    head_paths: ClassVar[tuple[str, ...]] = ("model.2.conv",)
+
     def __post_init__(self) -> None:
         check_widths(self.channels, 2)
         super().__post_init__()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "channels": self.channels,
+            "strides": (2,) * (len(self.channels) - 1),
+            "dropout": self.dropout,
+        }
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -191,11 +231,24 @@ class ResidualUNetSettings(ExternalSettings):
     norm: Literal["batch", "instance"] = "instance"
     residual_units: int = 2
 
+    library_classes: ClassVar[dict[str, str]] = {"residual_unet": "UNet"}
+    head_paths: ClassVar[tuple[str, ...]] = ("model.2.1.conv.unit0.conv",)
+
     def __post_init__(self) -> None:
         check_widths(self.channels, 2)
         if self.residual_units < 1:
             raise ConfigError(f"residual_units: found {self.residual_units}, expected 1 or more")
         super().__post_init__()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "channels": self.channels,
+            "strides": (2,) * (len(self.channels) - 1),
+            "num_res_units": self.residual_units,
+            "norm": self.norm,
+            "dropout": self.dropout,
+        }
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -217,10 +270,23 @@ class SegResNetSettings(ExternalSettings):
     blocks: tuple[int, ...] = (1, 2, 2, 4)
     norm: Literal["batch", "instance", "group"] = "group"
 
+    library_classes: ClassVar[dict[str, str]] = {"segresnet": "SegResNet"}
+    head_paths: ClassVar[tuple[str, ...]] = ("conv_final.2.conv",)
+
     def __post_init__(self) -> None:
         check_widths((self.features,), 1, name="features")
         check_widths(self.blocks, 2, name="blocks")
         super().__post_init__()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "init_filters": self.features,
+            "dropout_prob": self.dropout or None,
+            "norm": self._norm_argument,
+            "blocks_down": self.blocks,
+            "blocks_up": (1,) * (len(self.blocks) - 1),
+        }
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -252,6 +318,9 @@ class DynUNetSettings(ExternalSettings):
     residual: bool = False
     deep_supervision: bool = False
 
+    library_classes: ClassVar[dict[str, str]] = {"dynunet": "DynUNet"}
+    head_paths: ClassVar[tuple[str, ...]] = ("output_block.conv.conv", "deep_supervision_heads.*.conv.conv")
+
     def __post_init__(self) -> None:
         check_widths(self.channels, 3)
         if self.deep_supervision and len(self.channels) < 4:
@@ -267,6 +336,20 @@ class DynUNetSettings(ExternalSettings):
     @property
     def level_strides(self) -> tuple[Size, ...]:
         return per_axis("strides", self.strides, len(self.channels) - 1, self.dimensions)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "kernel_size": self.level_kernels,
+            "strides": ((1,) * self.dimensions, *self.level_strides),
+            "upsample_kernel_size": self.level_strides,
+            "filters": self.channels,
+            "dropout": self.dropout or None,
+            "norm_name": self._norm_argument,
+            "deep_supervision": self.deep_supervision,
+            "deep_supr_num": max(1, len(self.channels) - 3),
+            "res_block": self.residual,
+        }
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -298,6 +381,9 @@ class UNETRSettings(ExternalSettings):
     image_size: tuple[int, ...] | None = None
     norm: Literal["batch", "instance", "group"] = "instance"
 
+    library_classes: ClassVar[dict[str, str]] = {"unetr": "UNETR"}
+    head_paths: ClassVar[tuple[str, ...]] = ("out.conv.conv",)
+
     def __post_init__(self) -> None:
         check_widths((self.features, self.hidden, self.mlp, self.heads), 1, name="features, hidden, mlp and heads")
         if self.hidden % self.heads:
@@ -307,6 +393,20 @@ class UNETRSettings(ExternalSettings):
         super().__post_init__()
         if self.image_size is not None:
             self._require_legal("image_size", self.image_size)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        if self.image_size is None:
+            raise ConfigError("image_size: a UNETR is made for one size of images; none was given")
+        return self._size_arguments | {
+            "img_size": self.image_size,
+            "feature_size": self.features,
+            "hidden_size": self.hidden,
+            "mlp_dim": self.mlp,
+            "num_heads": self.heads,
+            "norm_name": self._norm_argument,
+            "dropout_rate": self.dropout,
+        }
 
     @property
     def _strides(self) -> tuple[Size, ...]:
@@ -351,6 +451,9 @@ class SwinUNETRSettings(ExternalSettings):
     window: int = 7
     norm: Literal["batch", "instance"] = "instance"
 
+    library_classes: ClassVar[dict[str, str]] = {"swin_unetr": "SwinUNETR"}
+    head_paths: ClassVar[tuple[str, ...]] = ("out.conv.conv",)
+
     def __post_init__(self) -> None:
         check_widths((self.features, self.window), 1, name="features and window")
         check_widths(self.depths, 4, exactly=True, name="depths")
@@ -368,12 +471,47 @@ class SwinUNETRSettings(ExternalSettings):
         super().__post_init__()
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "depths": self.depths,
+            "num_heads": self.heads,
+            "window_size": self.window,
+            "feature_size": self.features,
+            "norm_name": self.norm,
+            "drop_rate": self.dropout,
+        }
+
+    @property
     def _strides(self) -> tuple[Size, ...]:
         return self._halvings(5)
 
 
 @dataclass(frozen=True)
-class FlexibleUNetSettings(ExternalSettings):
+class EncoderSettings(ExternalSettings):
+    """Settings of a network around an encoder of its library.
+
+    Attributes:
+        encoder: its name.
+        encoder_weights: the data set that the encoder was trained on when a training starts; None starts anew.
+    """
+
+    encoder: str = "resnet34"
+    encoder_weights: str | None = None
+
+    head_paths: ClassVar[tuple[str, ...]] = ("segmentation_head.0",)
+
+    @property
+    def pretrained(self) -> bool:
+        return self.encoder_weights is not None
+
+    @property
+    @abstractmethod
+    def weights_argument(self) -> dict[str, Any]:
+        """The keyword argument that loads the pretrained encoder."""
+
+
+@dataclass(frozen=True)
+class FlexibleUNetSettings(EncoderSettings):
     """A U-Net around a ResNet or an EfficientNet: MONAI's `FlexibleUNet`, in 2-D and 3-D, with batch norm.
 
     Attributes:
@@ -384,9 +522,10 @@ class FlexibleUNetSettings(ExternalSettings):
     """
 
     architecture: Literal["flexible_unet"] = "flexible_unet"
-    encoder: str = "resnet34"
     encoder_weights: Literal["imagenet", "medicalnet"] | None = None
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+
+    library_classes: ClassVar[dict[str, str]] = {"flexible_unet": "FlexibleUNet"}
 
     def __post_init__(self) -> None:
         check_encoder(self.encoder, MONAI_ENCODERS)
@@ -408,19 +547,24 @@ class FlexibleUNetSettings(ExternalSettings):
             )
 
     @property
-    def pretrained(self) -> bool:
-        return self.encoder_weights is not None
+    def arguments(self) -> dict[str, Any]:
+        return self._size_arguments | {
+            "backbone": self.encoder,
+            "decoder_channels": tuple(reversed(self.channels)),
+            "dropout": self.dropout,
+        }
+
+    @property
+    def weights_argument(self) -> dict[str, Any]:
+        return {"pretrained": True}
 
     @property
     def _strides(self) -> tuple[Size, ...]:
         return self._halvings(5)
 
 
-SmpArchitecture = Literal["smp_unet", "smp_unetplusplus", "smp_linknet", "smp_fpn", "smp_pspnet"]
-
-
 @dataclass(frozen=True)
-class SmpSettings(ExternalSettings):
+class SmpSettings(EncoderSettings):
     """A 2-D network of segmentation-models-pytorch (extra `backbones`), with batch norm.
 
     Attributes:
@@ -431,12 +575,18 @@ class SmpSettings(ExternalSettings):
         dropout: of the decoder; FPN and PSPNet alone have it.
     """
 
-    architecture: SmpArchitecture = "smp_unet"
+    architecture: Literal["smp_unet", "smp_unetplusplus", "smp_linknet", "smp_fpn", "smp_pspnet"] = "smp_unet"
     dimensions: Literal[2, 3] = 2
-    encoder: str = "resnet34"
     encoder_weights: Literal["imagenet"] | None = None
 
-    library: ClassVar[str] = "segmentation-models-pytorch"
+    library_classes: ClassVar[dict[str, str]] = {
+        "smp_unet": "Unet",
+        "smp_unetplusplus": "UnetPlusPlus",
+        "smp_linknet": "Linknet",
+        "smp_fpn": "FPN",
+        "smp_pspnet": "PSPNet",
+    }
+    dropout_arguments: ClassVar[dict[str, str]] = {"smp_fpn": "decoder_dropout", "smp_pspnet": "psp_dropout"}
 
     def __post_init__(self) -> None:
         if self.dimensions != 2:
@@ -445,24 +595,49 @@ class SmpSettings(ExternalSettings):
                 "set network.dimensions to 2 (volumes go slice by slice), or take flexible_unet, which has a 3-D form"
             )
         check_encoder(self.encoder, SMP_ENCODERS)
-        if self.dropout and self.architecture not in ("smp_fpn", "smp_pspnet"):
+        if self.dropout and self.architecture not in self.dropout_arguments:
             raise ConfigError(f"dropout: {self.architecture} has none; found {self.dropout}, expected 0")
         super().__post_init__()
 
     @property
-    def pretrained(self) -> bool:
-        return self.encoder_weights is not None
+    def arguments(self) -> dict[str, Any]:
+        rate = self.dropout_arguments.get(self.architecture)
+        return {
+            "encoder_name": self.encoder,
+            "encoder_weights": None,
+            "in_channels": self.in_channels,
+            "classes": self.classes,
+            **({rate: self.dropout} if rate else {}),
+        }
+
+    @property
+    def weights_argument(self) -> dict[str, Any]:
+        return {"encoder_weights": self.encoder_weights}
 
     @property
     def _strides(self) -> tuple[Size, ...]:
         return self._halvings(3 if self.architecture == "smp_pspnet" else 5)
 
 
+EXTERNAL: tuple[type[ExternalSettings], ...] = (
+    UNetPlusPlusSettings,
+    AttentionUNetSettings,
+    ResidualUNetSettings,
+    SegResNetSettings,
+    DynUNetSettings,
+    UNETRSettings,
+    SwinUNETRSettings,
+    FlexibleUNetSettings,
+    SmpSettings,
+)
+"""The settings of all external networks."""
+
+
 def check_widths(numbers: tuple[int, ...], count: int, exactly: bool = False, name: str = "channels") -> None:
     """Refuse numbers below 1, and too few of them.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the numbers are refused.
     """
     if len(numbers) < count or (exactly and len(numbers) != count):
         raise ConfigError(f"{name}: found {len(numbers)} numbers, expected {count}{'' if exactly else ' or more'}")
@@ -471,7 +646,7 @@ def check_widths(numbers: tuple[int, ...], count: int, exactly: bool = False, na
 
 
 def check_encoder(name: str, known: tuple[str, ...]) -> None:
-    """Refuse an encoder that is not known.
+    """Refuse an unknown encoder.
 
     Raises:
         ConfigError: naming the nearest known ones.

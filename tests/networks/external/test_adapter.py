@@ -1,4 +1,4 @@
-"""Networks of others take any size, learn, are saved and loaded like ours."""
+"""External networks take any size, learn, are saved and loaded like ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.external.settings import DynUNetSettings, SegResNetSettings, UNETRSettings
 from medunet.networks.unet import bias_for_rare
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
-from tests.networks.external.foreign import MONAI, SMP, TRANSFORMERS, name_of, require_packages
+from tests.networks.external.examples import MONAI, SMP, TRANSFORMERS, name_of, require_packages
 
 ODD = {2: (37, 53), 3: (17, 23, 19)}
 LABELS = table_from_names({"background": 0, "bright": 1}, None)

@@ -1,10 +1,9 @@
-"""Settings of networks of others: what is impossible is refused in words that say what would do."""
+"""Settings of external networks: impossible ones are refused in words that say what would do."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 
@@ -22,7 +21,7 @@ from medunet.networks.external.settings import (
     UNETRSettings,
 )
 from medunet.networks.settings import UNetSettings
-from tests.networks.external.foreign import MONAI, SMP, TRANSFORMERS, name_of
+from tests.networks.external.examples import MONAI, SMP, TRANSFORMERS, name_of
 
 
 @pytest.mark.parametrize(
@@ -96,9 +95,8 @@ def test_a_class_name_or_a_path_is_no_architecture() -> None:
 
 
 def test_the_config_reads_every_kind_that_can_be_built() -> None:
-    union = get_args(config_module.Network)[0]
-    read = {get_args(member)[0] for member in get_args(union)}
-    assert read == set(get_args(NetworkSettings))
+    for name, kind in ARCHITECTURES.items():
+        assert type(parse_config(f"network: {{architecture: {name}}}", "t").config.network) is kind
     assert {to_plain(s)["architecture"] for s in (*MONAI, *TRANSFORMERS, *SMP)} | {"unet"} == set(ARCHITECTURES)
 
 
