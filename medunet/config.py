@@ -62,7 +62,7 @@ Network = Annotated[NetworkSettings, GetPydanticSchema(_tagged_union)]
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which cases are learned from and which are held out.
+    """The cases to train on and the cases that are held out.
 
     Attributes:
         path: the data set's folder, relative to where the command runs.
@@ -122,7 +122,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how a network is trained.
+    """Length and manner of the training.
 
     Attributes:
         epochs: how many epochs, unless `minutes` says how long.
@@ -254,7 +254,7 @@ def _validated(document: CommentedMap, lines: CommentedMap, source: str) -> Conf
 
 
 def config_file(config: Config, source: str = "defaults") -> ConfigFile:
-    """A config without a document, as `medunet train DATASET` has it."""
+    """A config without a document: that of `medunet train DATASET`."""
     return ConfigFile(config, CommentedMap(), source)
 
 
@@ -407,7 +407,7 @@ def _explain(error: ValidationError, document: CommentedMap, lines: CommentedMap
 
 
 def _holds(node: Any, key: Any) -> bool:
-    """Whether a key occurs anywhere below; pydantic puts names of union members into its locations."""
+    """True if a key occurs anywhere below; pydantic puts names of union members into its locations."""
     if isinstance(node, Mapping):
         return key in node or any(_holds(value, key) for value in node.values())
     return isinstance(node, list) and any(_holds(value, key) for value in node)
@@ -454,7 +454,7 @@ def _merge(document: CommentedMap, values: Mapping[str, Any]) -> None:
 
 
 def _new_section(value: Mapping[str, Any]) -> CommentedMap:
-    """A section on lines of its own, or in one line, `{probability: 0.3, low: -30, high: 30}`, where it is short."""
+    """A section on lines of its own; a short section in one line, `{probability: 0.3, low: -30, high: 30}`."""
     section = CommentedMap()
     if len(value) <= 3 and not any(isinstance(item, (Mapping, list)) for item in value.values()):
         section.fa.set_flow_style()
@@ -462,7 +462,7 @@ def _new_section(value: Mapping[str, Any]) -> CommentedMap:
 
 
 def _flow(value: Any) -> Any:
-    """Lists of scalars in one line, `[32, 64, 128]`; lists of records as blocks, without what they leave open."""
+    """Lists of scalars in one line, `[32, 64, 128]`; lists of records as blocks, without their empty values."""
     if not isinstance(value, list):
         return value
     if any(isinstance(item, Mapping) for item in value):
@@ -486,7 +486,7 @@ def annotated_yaml(config: Config, notes: Mapping[str, str], header: str) -> str
 
 
 def differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """What differs between two plain records, `key.path was 1, is 2`; long values are left out."""
+    """The differences between two plain records, `key.path was 1, is 2`; long values are left out."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         names = dict.fromkeys([*before, *after])
         pairs = ((before.get(n), after.get(n), f"{key}.{n}" if key else str(n)) for n in names)

@@ -39,7 +39,7 @@ _FORMAT = "1"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that prediction needs besides the weights.
+    """The facts that prediction needs besides the weights.
 
     Attributes:
         name: what the model was trained on.
@@ -139,7 +139,7 @@ def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
 
 
 def load_models(source: Path | str, device: str | torch.device = "cpu") -> list[Model]:
-    """Load the models that are averaged: the folds of a cross-validation, the runs in a folder, or a single one.
+    """Load the models to average: the folds of a cross-validation, the runs in a folder, or a single model.
 
     Args:
         source: a run folder, a model file, or a folder whose subfolders are runs.
@@ -155,7 +155,7 @@ def load_models(source: Path | str, device: str | torch.device = "cpu") -> list[
 
 
 def fold_is_finished(folder: Path) -> bool:
-    """Whether the training in a fold's folder went to its end; its report is what is written last."""
+    """True if the training in a fold's folder went to its end; the report is written last."""
     return (folder / MODEL_FILE).exists() and (folder / REPORT_FILE).exists()
 
 

@@ -56,8 +56,7 @@ class Planned:
         grid: the median scan as the network sees it.
         choice: the network, with what it was counted to cost.
         resident: bytes of prepared scans that stay in memory.
-        trial: what a few steps were measured to cost; None where nothing was measured.
-        header: what was measured of the data and of the machine, line by line.
+        header: measurements of the data and of the machine, line by line.
     """
 
     config: Config
@@ -65,7 +64,6 @@ class Planned:
     grid: Grid
     choice: Choice
     resident: float
-    trial: Trial | None = None
     header: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
@@ -73,6 +71,17 @@ class Planned:
         wrapped = {key: _wrapped(note) for key, note in self.notes.items()}
         header = self.header or ("Planned from what was measured.",)
         return annotated_yaml(self.config, wrapped, "\n".join(_wrapped(line) for line in header))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Planned):
+    """A plan whose steps were tried.
+
+    Attributes:
+        trial: the measured cost of a few steps.
+    """
+
+    trial: Trial
 
 
 def write_plan(folder: Path, output: Path, budget: Budget, axes: str | None, overwrite: bool) -> str:
@@ -130,10 +139,10 @@ def plan_data_set(
     )
 
 
-def _with_part(planned: Planned, case: Case, labels: LabelTable, axes: str | None) -> Planned:
-    """Of a single scan the part is held out that shares most classes with the rest, from the end in a tie.
+def _with_part(planned: Measured, case: Case, labels: LabelTable, axes: str | None) -> Measured:
+    """The plan with the held-out part of a single scan: the part that shares most classes with the rest, or the last.
 
-    A score of a part without the structure that is looked for says nothing.
+    A score of a part without the structure of interest says nothing.
     """
     config = planned.config
     instances = config.instances if labels.kind == "instances" else None
@@ -170,7 +179,7 @@ def with_instances(planned: Planned, instances: InstanceSettings, data: DataSet)
 def measure(
     data: DataSet, labels: LabelTable, axes: str | None, step: Callable[[str], None] = lambda _: None
 ) -> Fingerprint:
-    """The fingerprint of a data set, or of evenly spaced cases of a large one.
+    """The fingerprint of a data set, or of evenly spaced cases of a large data set.
 
     Raises:
         DataError: cases that are wrong, or that all together teach nothing.
@@ -194,7 +203,7 @@ def measure(
 
 def plan_measured(
     found: Fingerprint, channel_names: tuple[str, ...], budget: Budget, attempt: Try, replans: int = REPLANS
-) -> Planned:
+) -> Measured:
     """Plan, try a few steps, and plan again where they were slower or larger than counted.
 
     Raises:
@@ -220,7 +229,7 @@ def plan_measured(
 
 
 def _tried(planned: Planned, budget: Budget, attempt: Try) -> tuple[Trial | None, Budget | None]:
-    """What steps cost (None: more memory than there is), and a corrected budget where that is too much."""
+    """The measured cost of steps (None if memory ran out), and a corrected budget if that is too much."""
     choice = planned.choice
     try:
         trial = attempt(planned.config, planned.grid)
@@ -238,7 +247,7 @@ def _tried(planned: Planned, budget: Budget, attempt: Try) -> tuple[Trial | None
     return trial, replace(budget.after(slowness, growth), process=process)
 
 
-def _with_trial(planned: Planned, trial: Trial, budget: Budget) -> Planned:
+def _with_trial(planned: Planned, trial: Trial, budget: Budget) -> Measured:
     """Epochs as long as the measured speed makes them."""
     iterations = _iterations(budget, trial.seconds)
     config = replace(planned.config, training=replace(planned.config.training, iterations=iterations))
@@ -250,7 +259,7 @@ def _with_trial(planned: Planned, trial: Trial, budget: Budget) -> Planned:
         ),
         "training.minutes": f"as asked; about {steps:.0f} steps of {budget.wanted_steps:.0f} that so long a run wants",
     }
-    return replace(planned, config=config, notes=notes, trial=trial)
+    return Measured(config, notes, planned.grid, planned.choice, planned.resident, trial=trial)
 
 
 def plan(found: Fingerprint, channel_names: tuple[str, ...], budget: Budget) -> Planned:
@@ -297,8 +306,7 @@ def _title(data: DataSet, found: Fingerprint, budget: Budget) -> str:
     return title
 
 
-def _measurements(planned: Planned, budget: Budget) -> list[str]:
-    assert planned.trial is not None
+def _measurements(planned: Measured, budget: Budget) -> list[str]:
     lines = [f"Expected here: {planned.trial.describe(planned.config)}."]
     if planned.resident:
         lines[0] = f"{lines[0][:-1]}, and {bytes_text(planned.resident)} for the prepared scans."

@@ -93,13 +93,13 @@ class Box:
         return Box(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
     def intersection(self, other: Box) -> Box:
-        """What both boxes hold; an empty box where they do not meet."""
+        """The voxels that both boxes hold; an empty box if they do not meet."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
         stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
         return Box(start, tuple(max(a, b) for a, b in zip(start, stop, strict=True)))
 
     def contains(self, other: Box) -> bool:
-        """Whether each voxel of `other` lies in this box; an empty box lies in every box."""
+        """True if each voxel of `other` lies in this box; an empty box lies in every box."""
         return other.voxels == 0 or self.intersection(other) == other
 
 

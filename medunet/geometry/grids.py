@@ -81,12 +81,12 @@ def closest_ras(affine: Affine) -> Orientation:
 
 
 def resampled_length(length: int, spacing: float, target: float) -> int:
-    """How many voxels of about `target` spacing cover the same extent; at least one."""
+    """The number of voxels of about `target` spacing that cover the same extent; at least 1."""
     return max(1, round(length * spacing / target))
 
 
 def sample_positions(source: int, target: int) -> NDArray[np.float64]:
-    """Where `target` voxels lie on an axis of `source` voxels that covers the same extent, in source indices.
+    """The positions of `target` voxels on an axis of `source` voxels that covers the same extent, in source indices.
 
     Both axes share their outer edges, not the centre of their first voxel, so nothing is shifted and the inverse
     is the same formula with the lengths exchanged. Positions are clamped to the outermost voxel centres.
@@ -135,7 +135,7 @@ class Resampling:
         return Box(tuple(int(span[0]) for span in spans), tuple(stops))
 
     def ready(self, axis: int, rows: int) -> int:
-        """How many rows of the target along an axis need none but the first `rows` of the source."""
+        """The number of rows of the target along an axis that need only the first `rows` of the source."""
         if rows >= self.source[axis]:
             return self.target[axis]
         if self.identical:

@@ -84,7 +84,7 @@ class UNetShape:
         return tuple(self._input_of(self._smallest_bottleneck(axis), axis) for axis in range(self.dimensions))
 
     def is_legal(self, size: Sequence[int]) -> bool:
-        """Whether the network takes inputs of this spatial size."""
+        """True if the network takes inputs of this spatial size."""
         return len(size) == self.dimensions and all(
             n >= first and (n - first) % step == 0
             for n, first, step in zip(size, self.smallest, self.stride, strict=True)
@@ -157,7 +157,7 @@ class UNetShape:
         return tuple(ranges)
 
     def nearest_legal(self, size: Sequence[int]) -> Size:
-        """The legal size nearest to `size` on each axis; of two equally near ones the larger."""
+        """The legal size nearest to `size` on each axis; the larger of two equally near sizes."""
         return tuple(
             first + max(0, (2 * (n - first) + step) // (2 * step)) * step
             for n, first, step in zip(size, self.smallest, self.stride, strict=True)
@@ -171,7 +171,7 @@ class UNetShape:
         )
 
     def context(self, region: Box, scan: Sequence[int]) -> Box:
-        """What must be read so that the output of a region is that of one pass over the whole scan.
+        """The box to read so that the output of a region is that of one pass over the whole scan.
 
         For a padded network that is what the network's field of view reaches, on the network's grid, up to the padded
         scan's true borders; for an unpadded one the region itself, from a position on the grid on, as such a network

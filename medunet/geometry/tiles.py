@@ -144,7 +144,7 @@ def _check_tile(tile: Tile, network: UNetShape) -> None:
 
 
 def _check_partition(boxes: Sequence[Box], scan: Box) -> None:
-    """Each voxel of the scan lies in exactly one box, and no box reaches outside.
+    """Refuse boxes that do not hold each voxel of the scan exactly once, or that reach outside.
 
     Counted on the coarse grid that the boxes' faces span, so the cost does not grow with the number of voxels.
     """

@@ -51,7 +51,7 @@ class PredictionAndTarget:
 
     @property
     def per_channel(self) -> tuple[Tensor, Tensor]:
-        """`right`, and the weight as it is broadcast over `right`."""
+        """`right`, and the weight broadcast over `right`."""
         return self.right, self.weight if self.inside is None else self.weight[:, None]
 
     def mask(self, channel: int) -> Tensor:

@@ -25,7 +25,7 @@ GROUPS = 8
 
 @dataclass(frozen=True)
 class Layer:
-    """What all convolutions of a network share."""
+    """Settings that all convolutions of a network share."""
 
     dimensions: int
     norm: Norm
@@ -106,7 +106,7 @@ class ConvBlock(nn.Module):
 
 
 class LevelBlock(nn.Module):
-    """The convolutions of one level, then dropout where asked."""
+    """The convolutions of one level, then dropout."""
 
     def __init__(self, layer: Layer, channels: Sequence[int], kernel: Sequence[int], dropout: float) -> None:
         """Channels go in, then out of each convolution: three numbers for two convolutions."""

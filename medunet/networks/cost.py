@@ -12,7 +12,7 @@ from medunet.networks.settings import UNetSettings
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training step with one patch.
+    """The cost of one training step with one patch.
 
     Attributes:
         operations: multiplications and additions of all convolutions, forward and backward (three times the forward).
@@ -77,7 +77,7 @@ def step_memory(settings: UNetSettings, patch: Sequence[int], batch: int) -> flo
 
 
 def _parameters(settings: UNetSettings) -> float:
-    """Of all convolutions, without biases, norms, gates and shortcuts."""
+    """The weights of all convolutions, without biases, norms, gates and shortcuts."""
     total = 0.0
     for level in range(settings.levels):
         taps = math.prod(settings.shape.kernels[level])

@@ -96,7 +96,7 @@ class UNetSettings:
 
     @property
     def layer(self) -> Layer:
-        """What all convolutions share."""
+        """The settings that all convolutions share."""
         return Layer(self.dimensions, self.norm, self.activation, self.padded, self.bias)
 
     @cached_property
@@ -119,19 +119,19 @@ class UNetSettings:
 
     @property
     def inexact_reason(self) -> str | None:
-        """Why tiles of this network cannot repeat one pass over the whole scan; None where they can."""
+        """The reason why tiles cannot repeat one pass over the whole scan; None if they can."""
         if self.norm in ("instance", "group"):
             return f"{self.norm} norm takes its statistics over the tile, so the result depends on the tiling"
         return None
 
     @property
     def exact(self) -> bool:
-        """Whether a tiling on the network's grid can give exactly what one pass over the whole scan gives."""
+        """True if a tiling on the network's grid can repeat one pass over the whole scan exactly."""
         return self.inexact_reason is None
 
     @property
     def pretrained(self) -> bool:
-        """Whether a training starts with weights that are downloaded."""
+        """True if a training starts with weights that are downloaded."""
         return False
 
     def settled(self, in_channels: int, classes: int, patch: Size) -> UNetSettings:
@@ -208,7 +208,7 @@ def _per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[in
 
 
 def per_axis(name: str, value: int | tuple[PerAxis, ...], levels: int, dimensions: int) -> tuple[Size, ...]:
-    """One size for each level from a number for all, or from one number or several for each.
+    """One size for each level, from a number for all levels or from one entry for each level.
 
     Raises:
         ConfigError: too many or too few of them.

@@ -153,17 +153,17 @@ A class that is all but impossible to begin with has next to no gradient by Dice
 """
 
 
-def bias_from_frequencies(network: Headed, shares: Sequence[float]) -> None:
-    """Let an untrained network with a softmax expect each class as often as it is, not all alike.
+def bias_from_frequencies(network: Headed, frequencies: Sequence[float]) -> None:
+    """Set the output bias of an untrained network with a softmax from the class frequencies.
 
     By the bias of its heads, as `bias_for_rare`: otherwise the first hundreds of steps are spent on learning that most
     voxels are background. The table is in benchmarks/README.md.
 
     Args:
         network: whose heads are convolutions with a bias, one output for each class.
-        shares: of the voxels, by class; 0 is taken for `LEAST`.
+        frequencies: shares of the voxels, by class; those below `LEAST` count as `LEAST`.
     """
-    logits = torch.tensor(shares, dtype=torch.float32).clamp(min=LEAST).log()
+    logits = torch.tensor(frequencies, dtype=torch.float32).clamp(min=LEAST).log()
     for head in network.heads:
         with torch.no_grad():
             head.bias.copy_(logits - logits.mean())  # type: ignore[operator]

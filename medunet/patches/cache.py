@@ -86,7 +86,7 @@ _TAG = (
 
 
 def find_cache(setting: str | None) -> Cache | None:
-    """The cache that `data.cache` asks for: `auto`, a folder, or None for none at all.
+    """The cache that `data.cache` asks for: `auto`, a folder, or None for no cache.
 
     `auto` is the folder in the environment variable `MEDUNET_CACHE` or, without it, the one that the system has for
     what programs can make anew (`~/.cache/medunet` or `$XDG_CACHE_HOME/medunet`, `~/Library/Caches/medunet`,
@@ -110,7 +110,7 @@ def find_cache(setting: str | None) -> Cache | None:
 
 
 def default_folder(environment: Mapping[str, str], platform: str) -> Path | None:
-    """Where `auto` is; None without a home folder. `platform` is as `sys.platform` has it."""
+    """The folder of `auto`; None without a home folder. `platform` is that of `sys.platform`."""
     if chosen := environment.get("MEDUNET_CACHE"):
         return Path(chosen)
     try:
@@ -161,7 +161,7 @@ def case_key(
 
 
 def _content(path: Path) -> list[str]:
-    """What is in a scan, and the suffix, which decides how it is read; no other part of its name."""
+    """The content of a scan, and its suffix, which decides how it is read; no other part of its name."""
     if is_zarr(path):  # the place of a chunk is in its name
         return [suffix_of(path), *(f"{file.relative_to(path)} {_digest(file)}" for file in files_of(path))]
     digests = [_digest(file) for file in files_of(path)]
@@ -176,7 +176,7 @@ def _digest(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def makers() -> dict[str, str | int | None]:
-    """Versions of all that computes a prepared case, None for what is not installed."""
+    """Versions of all packages that compute a prepared case, None if not installed."""
     found: dict[str, str | int | None] = {"format": FORMAT, "medunet": __version__, "source": _source_digest()}
     for name in (*_PACKAGES, *_DECODERS):
         try:
@@ -187,7 +187,7 @@ def makers() -> dict[str, str | int | None]:
 
 
 def _source_digest() -> str:
-    """Of the modules that read and prepare: while they are being worked on, the version stays as it is."""
+    """Digest of the modules that read and prepare: the version stays the same while they are being worked on."""
     package = Path(__file__).parents[1]
     parts = [package / part for part in _SHAPED_BY]
     files = sorted(path for part in parts for path in ([part] if part.suffix else part.rglob("*.py")))
@@ -267,7 +267,7 @@ class Cache:
         )
 
     def describe(self) -> str:
-        """Where it is, and how full, for messages."""
+        """The cache's folder and size, for messages."""
         size = sum(entry.size for entry in self._listed())
         return f"{self.folder} ({size / 1e6:,.1f} MB of at most {self.limit / 1e6:,.0f} MB)"
 
@@ -383,7 +383,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def _manifest(entry: Path) -> bytes:
-    """What the manifest of these files has to be."""
+    """The manifest that these files must have."""
     names = (*_ARRAYS, _WEIGHT) if (entry / _WEIGHT).exists() else _ARRAYS
     files = {name: {"bytes": (entry / name).stat().st_size, "sha256": _digest(entry / name)} for name in names}
     return json.dumps({"format": FORMAT, "files": files}, indent=1).encode()
@@ -404,7 +404,7 @@ def _table(foreground: Mapping[int, NDArray[np.int32]]) -> NDArray[np.int32]:
 
 
 def _foreground(table: NDArray[np.int32]) -> dict[int, NDArray[np.int32]]:
-    """What `_table` was made of: the rows of a class follow each other."""
+    """The voxels that `_table` was made of: the rows of a class follow each other."""
     starts = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
     parts = np.split(table, starts[1:]) if len(table) else []
     return {int(rows[0, 0]): np.ascontiguousarray(rows[:, 1:]) for rows in parts}

@@ -30,7 +30,7 @@ _TRIES = 8
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """What a batch is made of.
+    """The size and the sampling of patches.
 
     Attributes:
         size: the network's input size, one number per axis; two numbers make a 2-D network of 3-D cases, too.
@@ -103,7 +103,7 @@ class PreparedCase:
 
 @dataclass(frozen=True, eq=False)
 class RawPatch:
-    """A patch as read, with all that its augmentation needs: on a GPU, where there is one.
+    """A patch before its augmentation, which happens on the GPU if there is a GPU.
 
     Attributes:
         image: ``(channel, *spatial)`` in the case's dtype; larger than a patch where its move needs surroundings. An
@@ -173,7 +173,7 @@ def collate(patches: Sequence[PatchBatch]) -> PatchBatch:
 def find_foreground(
     label: NDArray[Any], classes: Sequence[int], limit: int = 10_000, seed: int = 0
 ) -> dict[int, NDArray[np.int32]]:
-    """Where each class is: a random choice of at most `limit` of its voxels, drawn without replacement.
+    """The voxels of each class: a random choice of at most `limit` of them, drawn without replacement.
 
     Args:
         label: ``(1, *spatial)`` class indices.
@@ -261,14 +261,14 @@ class PatchDataset(Dataset[PatchBatch]):
     def read(self, number: int) -> RawPatch:
         """One patch before its augmentation."""
         draw = Draw(self.seed, *divmod(number, self.per_epoch))
-        case = self.cases[self._symmetry(number)]
+        case = self.cases[self._case_index(number)]
         frame = _Frame.of(case, self.settings, self.margin)
         start = frame.place(case, self.settings.oversample, draw.generator(_PLACE))
         image, label, weight = frame.read(case, start, self.augmentation.read_size(self.settings.size, draw))
         return RawPatch(image, label, draw, case.name, weight)
 
     def augmented(self, patches: Sequence[RawPatch]) -> PatchBatch:
-        """Augment patches, at least one, where they are: on a CPU or a GPU, each as it would be alone."""
+        """Augment patches, at least one, on their own device, each as if it were alone."""
         size, margin = self.settings.size, self.margin or (0,) * len(self.settings.size)
         weighted = patches[0].weight is not None
         images, labels = self.augmentation.batch(
@@ -286,26 +286,26 @@ class PatchDataset(Dataset[PatchBatch]):
         return PatchBatch(images, labels, [patch.case for patch in patches], weights)
 
     def _weights(self, labels: Tensor, added: Tensor) -> Tensor:
-        """Of each voxel, that of its class and what the map adds; 0 where the label is IGNORE."""
+        """The weight of each voxel: that of its class plus that of the map; 0 where the label is IGNORE."""
         table = torch.zeros(IGNORE + 1)
         table[: len(self.class_weights)] = torch.tensor(self.class_weights)
         return (table.to(added.device)[labels.long()] + added).masked_fill_(labels == IGNORE, 0)
 
-    def _symmetry(self, number: int) -> int:
-        """Which case's turn it is."""
+    def _case_index(self, number: int) -> int:
+        """The position of a patch's case."""
         turn, place = divmod(number, len(self.cases))
         return _round(self.seed, turn, len(self.cases))[place]
 
 
 @lru_cache(maxsize=2)
 def _round(seed: int, turn: int, count: int) -> tuple[int, ...]:
-    """The order of the cases in one round; kept, as the patches after this one are mostly of the same round."""
+    """The order of the cases in one round; cached, as the next patches mostly belong to the same round."""
     return tuple(Draw(seed, 0, turn).generator(_ORDER).permutation(count).tolist())
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """How a patch of the network's dimensions lies in a case of two or three.
+    """The place of a patch, of the network's dimensions, in a case of two or three dimensions.
 
     Attributes:
         output: the network's output size, in the case's dimensions.
@@ -325,7 +325,7 @@ class _Frame:
         return cls(_widened(output, across, 1), margins, across)
 
     def place(self, case: PreparedCase, oversample: float, random: np.random.Generator) -> tuple[int, ...]:
-        """Where the output's first voxel lies."""
+        """The position of the output's first voxel."""
         present = sorted(c for c, voxels in case.foreground.items() if len(voxels))
         if random.random() >= oversample or not present:
             return self._anywhere(case, random)
@@ -399,7 +399,7 @@ def _owned(array: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
 
 
 def _joined(image: NDArray[Any] | Tensor, weight: NDArray[Any] | Tensor) -> NDArray[Any] | Tensor:
-    """The weight as one more channel, so that it is moved as the image is."""
+    """The image with the weight as one more channel, so that both move alike."""
     if isinstance(image, Tensor) and isinstance(weight, Tensor):
         return torch.cat([image, weight.to(image.dtype)])
     return np.concatenate([np.asarray(image), np.asarray(weight)])

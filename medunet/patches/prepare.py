@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Preparation:
-    """How cases are prepared.
+    """Settings of the preparation of cases.
 
     Attributes:
         labels: the data set's own table, of what its label files hold.
@@ -59,7 +59,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class _Job:
-    """A case to prepare: most bytes it takes, whether they stay on the disk, and its key where there is a cache."""
+    """A case to prepare: the most bytes it takes, whether they stay on the disk, and its key in the cache."""
 
     case: Case
     size: int
@@ -193,7 +193,7 @@ def _prepared(case: Case, how: Preparation) -> PreparedCase:
 
 
 def _prepared_objects(case: Case, image: Volume, how: Preparation, instances: InstanceSettings) -> PreparedCase:
-    """Objects are taken to the network's grid first: distances in it are what is learned."""
+    """A case of objects, which are resampled first: distances are learned on the network's grid."""
     objects = _annotated_objects(case, image, how)
     array, undo = preprocess(image, how.settings)
     objects = preprocess_label(objects, undo)
@@ -217,7 +217,7 @@ def _annotated_objects(case: Case, image: Volume, how: Preparation) -> NDArray[n
 
 
 def _spacing(image: Volume, undo: Undo) -> tuple[float, ...]:
-    """Of the network's grid, in the image's unit."""
+    """The spacing of the network's grid, in the image's unit."""
     oriented = [image.spacing[axis] for axis in undo.orientation.axes]
     return tuple(s * n / m for s, n, m in zip(oriented, undo.kept, undo.shape, strict=True))
 
@@ -245,7 +245,7 @@ def _saved(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _require_room(jobs: Sequence[_Job], folder: Path) -> None:
-    """Of what does not fit into memory, on the disk of `folder`.
+    """Refuse cases that fit neither into memory nor onto the disk of `folder`.
 
     Raises:
         OutputError: with the bytes that are needed and free.

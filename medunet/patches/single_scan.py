@@ -14,7 +14,7 @@ from medunet.patches.dataset import PreparedCase, find_foreground
 
 
 def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:
-    """Where a single scan of this shape is held out: one of as many parts along its longest axis as there are folds.
+    """The held-out part of a single scan: the scan is cut along its longest axis into one part for each fold.
 
     Fold 0 is the last part, fold 1 the one before it; of five, each is a fifth.
 

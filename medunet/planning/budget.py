@@ -14,7 +14,7 @@ Notes = dict[str, str]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training may use.
+    """The resources of a training.
 
     Attributes:
         memory: bytes; of the GPU where one is used, else of the whole process.
@@ -36,7 +36,7 @@ class Budget:
 
     @staticmethod
     def of(memory: int | None, minutes: float | None, device: str) -> Budget:
-        """The budget of this machine; an hour and three quarters of the free memory where nothing is said."""
+        """The budget of this machine; an hour and three quarters of the free memory by default."""
         where = find_device(device)
         dtype = autocast_type("auto", where)
         speeds: dict[int, float] = {}
@@ -56,7 +56,7 @@ class Budget:
         )
 
     def after(self, slowness: float, growth: float) -> Budget:
-        """The same budget with steps that are so many times as slow and as large as counted with this one."""
+        """The same budget with steps that are slower and larger by these factors."""
         return replace(self, slowness=self.slowness * slowness, growth=self.growth * growth)
 
     def lasting(self, minutes: float) -> Budget:
@@ -70,6 +70,6 @@ class Budget:
 
     @property
     def wanted_steps(self) -> float:
-        """How many optimiser steps a training of so many minutes should have."""
+        """The optimiser steps that a training of these minutes should have."""
         found: float = min(STEPS_OF_ONE_MINUTE * self.minutes**STEPS_POWER, MOST_STEPS)
         return found

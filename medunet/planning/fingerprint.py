@@ -113,13 +113,13 @@ class Fingerprint:
     def median_spacing(self) -> tuple[float, ...]:
         return tuple(float(m) for m in np.median([c.spacing for c in self.cases], axis=0))
 
-    def shares(self) -> tuple[float, ...]:
-        """Share of the annotated voxels that each class has, over all cases."""
+    def class_frequencies(self) -> tuple[float, ...]:
+        """The share of each class in the annotated voxels, over all cases."""
         total = np.sum([c.voxels for c in self.cases], axis=0, dtype=float)
         return tuple(float(v) for v in total / max(total.sum(), 1.0))
 
     def present(self, index: int) -> int:
-        """How many cases have a voxel of a class."""
+        """The number of cases that have a voxel of a class."""
         return sum(case.voxels[index] > 0 for case in self.cases)
 
     def annotated(self) -> float:
@@ -133,7 +133,7 @@ class Fingerprint:
 
 
 def choose_cases(cases: Sequence[Case], axes: str | None = None) -> list[Case]:
-    """The cases to measure: all, or evenly spaced ones of a large data set, judged by the files' headers.
+    """The cases to measure: all, or evenly spaced cases of a data set that is large by its files' headers.
 
     Raises:
         DataError: a header cannot be read.
@@ -188,7 +188,7 @@ def _require_uniform(found: list[tuple[str, int, int]]) -> None:
 
 
 def _in_unit(case: CaseFacts, unit: str) -> CaseFacts:
-    """The same case with its spacing in another physical unit; as it is where either has none."""
+    """The same case with its spacing in another physical unit; unchanged if either unit is pixels."""
     if case.unit == unit or "pixel" in (case.unit, unit):
         return case
     scale = MILLIMETRES[case.unit] / MILLIMETRES[unit]
@@ -214,7 +214,7 @@ def _facts(case: Case, image: Volume, label: NDArray[np.uint8], classes: int) ->
 
 
 def _objects(values: NDArray[Any], label: NDArray[np.uint8], labels: LabelTable) -> tuple[Objects, ...]:
-    """Per class index. Of the background nothing is measured: it is one part nearly everywhere."""
+    """Objects per class index. The background is not measured: it is one part nearly everywhere."""
     if labels.kind == "instances":
         ids = np.where(label[0] == IGNORE, 0, np.rint(values[0]).astype(np.int64))
         return Objects(0, 0, 0), instance_objects(ids, labels.ignore)
@@ -223,7 +223,7 @@ def _objects(values: NDArray[Any], label: NDArray[np.uint8], labels: LabelTable)
 
 
 def _scan_range(channel: NDArray[Any]) -> ScanRange:
-    """Of finite voxels alone; those that are not are refused when the scan is prepared, with their count."""
+    """The range of the finite voxels; preparation refuses scans with other voxels, and counts them."""
     some = channel.reshape(-1)[:: max(1, channel.size // _SCAN_SAMPLES)].astype(np.float32)
     some = some[np.isfinite(some)]
     low, high = np.percentile(some, (0.5, 99.5)) if some.size else (0.0, 0.0)
@@ -231,7 +231,7 @@ def _scan_range(channel: NDArray[Any]) -> ScanRange:
 
 
 def _foreground_samples(image: Volume, label: NDArray[np.uint8], labels: LabelTable) -> NDArray[np.float32]:
-    """`(channel, n)` intensities of evenly spaced foreground voxels; of all voxels where there is no foreground."""
+    """`(channel, n)` intensities of evenly spaced foreground voxels; without foreground, of all voxels."""
     inside = np.flatnonzero(np.isin(label[0], labels.foreground))
     if not inside.size:
         inside = np.arange(label[0].size)

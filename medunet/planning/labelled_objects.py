@@ -52,7 +52,7 @@ def connected_parts(label: NDArray[np.uint8], classes: Sequence[int]) -> tuple[O
 
 
 def instance_objects(ids: NDArray[np.integer[Any]], ignore: int | None) -> Objects:
-    """The objects of an instance map ``(*spatial)``: every value above 0 but `ignore` is one.
+    """The objects of an instance map ``(*spatial)``: every value above 0 but `ignore` is an object.
 
     They touch where a voxel's face neighbour has another id above 0.
     """

@@ -102,7 +102,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Task:
-    """What networks of one data set are planned from.
+    """The facts that networks of one data set are planned from.
 
     Attributes:
         labels: of what is learned.
@@ -129,7 +129,7 @@ class Task:
 
 
 def _kept(prepared: float, memory: float) -> bool:
-    """Whether training keeps the prepared scans in memory; larger sets are read from files as they are needed."""
+    """True if training keeps the prepared scans in memory; larger sets are read from files when needed."""
     return prepared <= memory / 3
 
 
@@ -218,17 +218,17 @@ def _efficiency(base: int, dimensions: int) -> float:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one training step may cost: operations, and bytes by which the process may grow."""
+    """Limits of one training step: operations, and bytes by which the process may grow."""
 
     operations: float
     memory: float
 
     def holds(self, settings: UNetSettings, patch: tuple[int, ...], batch: int) -> bool:
-        """Whether the memory is enough."""
+        """True if the memory is enough."""
         return step_memory(settings, patch, batch) <= self.memory
 
     def allow(self, settings: UNetSettings, patch: tuple[int, ...], batch: int) -> bool:
-        """Whether time and memory are enough."""
+        """True if time and memory are enough."""
         return batch * step_cost(settings, patch).operations <= self.operations and self.holds(settings, patch, batch)
 
 
@@ -277,7 +277,7 @@ def _network(task: Task, topology: Topology, base: int) -> UNetSettings:
 
 
 def _traded(task: Task, budget: Budget, chosen: Choice) -> str:
-    """What more minutes or memory would have bought."""
+    """The network that more minutes or memory would have bought, in words."""
     free = choose(task, budget.lasting(1e9))
     if _same(free, chosen):
         wider = choose(task, Budget(2**60, 1e9, budget.speed, budget.device))
@@ -294,7 +294,7 @@ def _traded(task: Task, budget: Budget, chosen: Choice) -> str:
 
 
 def _minutes_for(choice: Choice) -> float:
-    """Where two patches' step fits: wanted steps grow more slowly than the minutes, and not above a number."""
+    """The minutes in which a step of two patches fits: wanted steps grow more slowly than minutes, up to a limit."""
     step = 2 * choice.seconds / choice.batch / (60 * TRAINING_SHARE)
     found: float = min((step * STEPS_OF_ONE_MINUTE) ** (1 / (1 - STEPS_POWER)), step * MOST_STEPS)
     return found

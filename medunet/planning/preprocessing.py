@@ -80,7 +80,7 @@ def _plan_normalisation(found: Fingerprint, channel: int, names: tuple[str, ...]
 
 
 def _is_ct(found: Fingerprint, channel: int, name: str) -> bool:
-    """By the channel's name; where there is none, by values that only Hounsfield units have."""
+    """True for CT by the channel's name, or without a name by values that only Hounsfield units have."""
     if name:
         return "ct" in re.split(r"[^a-z]+", name.lower())
     lows = [case.ranges[channel].low for case in found.cases if case.ranges]
@@ -95,7 +95,7 @@ def _inside(values: Intensities) -> str:
 
 
 def _scales(found: Fingerprint, channel: int) -> str:
-    """How much the scans' scales differ: the reason for normalising each on its own."""
+    """The differences of the scans' scales: the reason for normalising each scan on its own."""
     highs = [case.ranges[channel].high for case in found.cases if case.ranges]
     if not highs:
         return ""
@@ -148,7 +148,7 @@ def plan_grid(found: Fingerprint, preprocess: PreprocessSettings, notes: Notes) 
 
 
 def _slices(shape: tuple[int, ...], spacing: tuple[float, ...], notes: Notes) -> int | None:
-    """The axis that a 2-D network is led along; None for pictures, and for volumes that are worth a third dimension."""
+    """The axis across the slices of a 2-D network; None for pictures, and for volumes that need a third dimension."""
     if len(shape) == 2:
         notes["network.dimensions"] = f"the cases are pictures, the median one {times_text(shape)}"
         return None

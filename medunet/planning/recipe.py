@@ -62,9 +62,9 @@ def _plan_folds(found: Fingerprint, notes: Notes) -> DataSettings:
 
 
 def partly_annotated(found: Fingerprint) -> tuple[str, ...]:
-    """The case that seems to have objects nobody drew, as its background would teach that these are none.
+    """The case that seems to have objects nobody drew; training on its background would unlearn objects.
 
-    Only of object ids, and only where all other cases are alike; see `rules.PARTLY`. () where there is none.
+    Only for object ids, and only if all other cases are alike; see `rules.PARTLY`. () if there is no such case.
     """
     cases = [case for case in found.cases if case.objects]
     if found.labels.kind != "instances" or len(cases) <= OTHERS:
@@ -88,7 +88,7 @@ def _partial_note(found: Fingerprint, partial: tuple[str, ...]) -> str:
 
 
 def plan_instances(found: Fingerprint, spacing: Sequence[float] | None, notes: Notes) -> InstanceSettings:
-    """What is learned of object ids, and from which size on predicted ones are believed; of classes nothing is said.
+    """The target that is made of object ids, and the smallest size of predicted objects; the default for classes.
 
     Args:
         spacing: of the network's grid; None where nothing is resampled.
@@ -112,7 +112,7 @@ def _smallest(case: CaseFacts, spacing: Sequence[float] | None) -> float:
 
 
 def instance_note(found: Fingerprint, settings: InstanceSettings) -> str:
-    """How many objects touch, what is learned, and what could be instead."""
+    """The share of objects that touch, the target, and the alternatives, in words."""
     objects = found.objects_of(1)
     count, touching = sum(o.count for o in objects), sum(o.touching for o in objects)
     shares = " and ".join(share(depth) for depth in settings.depths)
@@ -192,7 +192,7 @@ def _flip_axes(found: Fingerprint, grid: Grid, light: bool, notes: Notes) -> tup
 
 def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
     """Dice with cross-entropy; the note says what the labels' sizes are."""
-    labels, shares = found.labels, found.shares()
+    labels, shares = found.labels, found.class_frequencies()
     rarest = sorted(labels.foreground, key=lambda index: shares[index])[:MOST_LABELS]
     sizes = "; ".join(_about(found, index, shares[index]) for index in sorted(rarest))
     if len(rarest) < len(labels.foreground):
@@ -214,7 +214,7 @@ def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
 
 def plan_oversampling(found: Fingerprint, notes: Notes) -> float:
     """The share of patches that are made to contain foreground: more of them the rarer the rarest label is."""
-    shares = {found.labels.names[i]: s for i in found.labels.foreground if (s := found.shares()[i]) > 0}
+    shares = {found.labels.names[i]: s for i in found.labels.foreground if (s := found.class_frequencies()[i]) > 0}
     rarest = min(shares, key=lambda name: shares[name])
     for below, patches in RARE:
         if shares[rarest] < below:
@@ -254,7 +254,7 @@ def _annotated(found: Fingerprint) -> str:
 
 
 def warnings(found: Fingerprint) -> list[str]:
-    """What a person should know of the data before training: absent labels, empty cases, constant scans, outliers."""
+    """Warnings about the data before training: absent labels, empty cases, constant scans, outliers."""
     labels, said = found.labels, []
     absent = [labels.names[i] for i in range(labels.classes) if not found.present(i)]
     if absent:
@@ -262,8 +262,8 @@ def warnings(found: Fingerprint) -> list[str]:
     empty = [c.name for c in found.cases if not any(c.voxels[i] for i in labels.foreground)]
     if empty:
         said.append(f"{len(empty)} case(s) without any foreground ({some(empty)}): they teach what is not one")
-    if labels.has_background and found.shares()[0] < NO_BACKGROUND:
-        part = share(found.shares()[0])
+    if labels.has_background and found.class_frequencies()[0] < NO_BACKGROUND:
+        part = share(found.class_frequencies()[0])
         said.append(f"only {part} of the voxels are background: there is hardly anything to tell apart")
     constant = [c.name for c in found.cases if any(r.constant for r in c.ranges)]
     if constant:

@@ -33,7 +33,7 @@ _CASES = 4
 
 @dataclass(frozen=True)
 class Trial:
-    """What training steps were measured to take.
+    """Measured time and memory of training steps.
 
     Attributes:
         network: seconds of one optimiser step (median).
@@ -86,7 +86,7 @@ def recipe_of(config: Config, loss: Loss, device: torch.device) -> Recipe:
 
 
 def try_steps(config: Config, recipe: Recipe, patches: PatchDataset, limit: float = TRIAL_SECONDS) -> Trial:
-    """Train a throw-away network for some seconds; nothing of the real one, nor any global generator, is touched.
+    """Train a throw-away network for some seconds; neither the real network nor a global generator is touched.
 
     Peak memory is the system's record of this process (Linux: `VmHWM`, set back before), so it includes Python,
     libraries and whatever is loaded; on a GPU it is what PyTorch reserved.
@@ -132,7 +132,7 @@ def _endless(patches: PatchDataset) -> Iterator[Any]:
 
 
 def loaded_memory() -> int:
-    """Bytes that this process has once all that training needs is loaded, which one tiny step on the CPU sees to."""
+    """Bytes of this process once training's modules are loaded, which one tiny step on the CPU does."""
     tiny = Config(
         network=UNetSettings(channels=(2, 4)),
         patches=PatchSettings(size=(8, 8, 8)),

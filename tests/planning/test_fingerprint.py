@@ -47,7 +47,7 @@ def test_facts(tmp_path: Path, rng: np.random.Generator) -> None:
     assert first.content == pytest.approx(96 / 480)
     assert first.zeros == pytest.approx(1 - 96 / 480)
     assert found.median_spacing() == (1.5, 1.5, 1.5)
-    assert sum(found.shares()) == pytest.approx(1)
+    assert sum(found.class_frequencies()) == pytest.approx(1)
     values = found.intensities[0]
     assert 80 < values.low < values.mean < values.high < 120 and values.std == pytest.approx(5, rel=0.3)
 

@@ -98,7 +98,7 @@ class ExternalSettings(ABC):
 
     @property
     def pretrained(self) -> bool:
-        """Whether a training starts with weights that its library downloads."""
+        """True if a training starts with weights that the library downloads."""
         return False
 
     @property
@@ -125,7 +125,7 @@ class ExternalSettings(ABC):
     @property
     @abstractmethod
     def _strides(self) -> tuple[Size, ...]:
-        """Between one resolution and the next, per axis."""
+        """The strides between one resolution and the next, per axis."""
 
     @property
     def _normed(self) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ class Augmentation:
         """Change one patch.
 
         Voxels that a rotation brings in from outside the patch become 0 in the image, which is what padding gives,
-        and IGNORE in the label: anatomy that was not seen is never taught.
+        and IGNORE in the label: the network never learns anatomy that it did not see.
 
         Args:
             image: ``(channel, *spatial)``, float; not written to.
@@ -115,7 +115,7 @@ class Augmentation:
         size: Sequence[int],
         moved_only: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Change several patches, which may differ in size as `read_size` has it; each becomes what it would alone.
+        """Change several patches, which may differ in size (see `read_size`), each as if it were alone.
 
         Args:
             images: ``(channel, *spatial)`` each, see `__call__`.

@@ -113,7 +113,7 @@ _AROUND, _NARROW, _WIDE = 0.2, 0.15, 0.5
 
 
 def _hazed(image: Tensor, height: float, blob: NDArray[np.float64]) -> Tensor:
-    """Add a Gaussian blob, and give the image its mean and variance back; in place. A constant image has none to get.
+    """Add a Gaussian blob, and give the image its mean and variance back; in place. A constant image has no variance.
 
     Args:
         blob: ``(axes, 2)``, from 0 to 1: where its middle lies along an axis, and how wide it is there.

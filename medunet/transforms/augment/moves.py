@@ -31,7 +31,7 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True)
 class Move:
-    """How a patch is moved; all parts share one resampling, and without `matrix` none is needed.
+    """The move of a patch; all parts share one resampling, and without `matrix` nothing is resampled.
 
     Attributes:
         order: for each axis of the output the axis of the input that it shows.
@@ -138,7 +138,7 @@ def _splined(grid: ElasticGrid, random: np.random.Generator, size: tuple[int, ..
 
 
 def _grid_places(grid: ElasticGrid, length: int) -> tuple[int, NDArray[np.float64]]:
-    """How many vectors lie along an axis, and where among them each voxel does.
+    """The number of vectors along an axis, and the position of each voxel among them.
 
     With a given spacing one vector more at each side keeps the ends of a patch from being smoother than its middle.
     """
@@ -189,7 +189,7 @@ def _planes(dimensions: int, coarse: int | None) -> list[tuple[int, int]]:
 
 
 def _rotation(angles: NDArray[np.float64], dimensions: int, coarse: int | None) -> NDArray[np.float64]:
-    """A rotation within each plane of two axes that the coarse axis is not one of; angles in radians."""
+    """A rotation within each plane of two axes, without those of the coarse axis; angles in radians."""
     matrix = np.eye(dimensions)
     for angle, (first, second) in zip(angles.tolist(), _planes(dimensions, coarse), strict=False):
         turn = np.eye(dimensions)

@@ -27,7 +27,7 @@ SLACK = 1e-3
 
 @dataclass(frozen=True)
 class Look:
-    """Where each voxel of an output looks in an input: ``centre + matrix @ (voxel - output's centre)`` + displacement.
+    """Input positions of an output's voxels: ``centre + matrix @ (voxel - output's centre)`` + displacement.
 
     Attributes:
         size: of the output.
@@ -42,7 +42,7 @@ class Look:
     displacement: Tensor | None = None
 
     def within(self, shape: Sequence[int]) -> bool:
-        """Whether every output voxel looks between the outermost voxels of an input of this shape."""
+        """True if every output voxel looks between the outermost voxels of an input of this shape."""
         if self.displacement is not None:
             return False
         half = [(n - 1) / 2 for n in self.size]
@@ -53,7 +53,7 @@ class Look:
         return True
 
     def shifted(self, voxels: float) -> Look:
-        """The same look at an input that has so many voxels more before its first."""
+        """The same look at an input that begins some voxels earlier."""
         return Look(self.size, self.matrix, tuple(c + voxels for c in self.centre), self.displacement)
 
     def positions(self, device: torch.device) -> Callable[[slice, Sequence[Tensor]], None]:
@@ -79,7 +79,7 @@ class Look:
 
 
 def resample(image: Tensor, label: Tensor, look: Look) -> tuple[Tensor, Tensor]:
-    """What an output sees of image and label. Outside them lie 0 and IGNORE.
+    """Image and label at the positions that an output looks at. Outside them lie 0 and IGNORE.
 
     Between the outermost voxels and one voxel further out the image fades to 0, as `grid_sample` does it; a label
     ends half a voxel beyond its outermost voxels.
@@ -251,7 +251,7 @@ def _b_spline_basis(length: int, positions: NDArray[np.float64]) -> NDArray[np.f
 
 
 def shrink_matrix(length: int, fewer: int) -> NDArray[np.float64]:
-    """Mean over `fewer` bins that cover the axis, as `interpolate(mode="area")` has it: bins are whole voxels."""
+    """Mean over `fewer` bins that cover the axis, like `interpolate(mode="area")`: bins are whole voxels."""
     matrix = np.zeros((fewer, length))
     for place in range(fewer):
         first, last = place * length // fewer, -(-(place + 1) * length // fewer)

@@ -39,7 +39,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Chance:
-    """How often a change happens, and the range its strength is drawn from (uniformly).
+    """The probability of a change, and the range that its strength is drawn from (uniformly).
 
     Raises:
         ConfigError: the probability lies outside 0 to 1, or the range is reversed or not finite.
@@ -105,7 +105,7 @@ class ElasticGrid:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Which changes a training patch may undergo. Intensities are thought of as normalised, about unit variance.
+    """The changes that a training patch may undergo. Intensities are normalised, with about unit variance.
 
     The ranges are nnU-Net's (Isensee et al. 2021, nnU-Net v2 `get_training_transforms`), with milder scaling.
 
@@ -200,7 +200,7 @@ class AugmentSettings:
 
     @classmethod
     def none(cls) -> AugmentSettings:
-        """Settings that leave every patch as it is."""
+        """Settings that change no patch."""
         chances = {field.name: field.default for field in fields(cls) if isinstance(field.default, Chance)}
         never = {name: replace(chance, probability=0) for name, chance in chances.items()}
         return replace(cls(flip_axes=(), flip_probability=0), **never)  # type: ignore[arg-type]

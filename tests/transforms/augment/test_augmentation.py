@@ -228,7 +228,7 @@ def test_tensors_and_meta_tensors_give_the_same_plain_tensors() -> None:
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_a_blur_keeps_a_flat_image_flat_up_to_its_rim(dimensions: int) -> None:
-    """MONAI's own blur pads with zeros; a rim darker than the rest would be taught as anatomy."""
+    """MONAI's own blur pads with zeros; a rim darker than the rest would be learned as anatomy."""
     flat = np.full((2, *(10,) * dimensions), 5, np.float32)
     label = np.zeros((1, *(10,) * dimensions), np.uint8)
     after, _ = Augmentation(only(blur=Chance(1, 1, 2)), dimensions)(flat, label, Draw(0, 0, 0))

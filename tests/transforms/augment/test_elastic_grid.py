@@ -59,7 +59,7 @@ def test_vectors_and_displacements_have_the_stated_deviation() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_a_patch_moves_with_its_label_and_nothing_from_outside_is_taught(dimensions: int) -> None:
+def test_a_patch_moves_with_its_label_and_nothing_from_outside_is_learned(dimensions: int) -> None:
     """In the one resampling that there is: an image that tells its positions shows by how much each voxel moved."""
     grid = ElasticGrid(points=3) if dimensions == 2 else ElasticGrid(spacing=16, spline="b-spline")
     augmentation = Augmentation(only(grid, Chance(1, 3, 3)), dimensions)
