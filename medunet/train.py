@@ -94,7 +94,7 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
         free_memory(torch.device("cpu")) // (3 * setup.world.local_size), find_cache(setup.config.data.cache),
         setup.instances, setup.config.weight_map if setup.config.weight_map.kind != "none" else None,
     )  # fmt: skip
-    everything = list(dict.fromkeys([*setup.learned, *setup.held]))
+    everything = list(dict.fromkeys([*setup.training_cases, *setup.held]))
     done: list[str] = []
 
     def step(name: str) -> None:
@@ -105,7 +105,7 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
     if setup.inside:
         learned, held = split_inside(prepared[everything[0].name], setup.labels, setup.inside)
         return [learned], [held]
-    return [prepared[c.name] for c in setup.learned], [prepared[c.name] for c in setup.held]
+    return [prepared[c.name] for c in setup.training_cases], [prepared[c.name] for c in setup.held]
 
 
 def _run_epochs(training: Training, patches: PatchDataset) -> None:

@@ -18,7 +18,7 @@ from torch.optim.adamw import adamw
 
 MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan's iteration, which brings singular values from (0, 1] to 0.7 to 1.2 in five rounds."""
+"""Jordan's iteration, which brings singular values from (0, 1] to 0.7 to 1.2 in five rounds."""
 _ROUNDS = 5
 _ADAM_SIZE = 0.2
 """Root mean square of Adam's steps, in learning rates, as Liu et al. measured it."""

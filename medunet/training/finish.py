@@ -46,12 +46,8 @@ from medunet.volume import Volume
 
 NO_ID = 2**32
 """The id of voxels that are not judged in a map of object ids; files of 32 bits have no such id."""
-
-
 OBJECTS = "objects"
 """The folder of numbered objects, beside the predictions of held-out cases by a model of objects."""
-
-
 _PAGE_PICTURES = 3
 """Cases in pictures on a report's page: worst, median, best."""
 

@@ -142,7 +142,7 @@ def _setup_of_fold(folds: Folds, number: int) -> Setup:
     return replace(
         setup,
         file=setup.file.resolved(folds.config(number)),
-        learned=[cases[name] for name in split.learned],
+        training_cases=[cases[name] for name in split.learned],
         held=[cases[name] for name in split.held_out],
         folder=folds.run(number),
     )

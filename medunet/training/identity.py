@@ -21,7 +21,7 @@ def run_identity(setup: Setup) -> str:
         "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
         "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
         "iterations": config.training.iterations, "labels": setup.labels,
-        "learned": [case.name for case in setup.learned], "held_out": [case.name for case in setup.held],
+        "learned": [case.name for case in setup.training_cases], "held_out": [case.name for case in setup.held],
         "part": None if setup.inside is None else [setup.inside.number, setup.inside.count],
     }  # fmt: skip
     if setup.instances is not None and setup.instances.target != "foreground":

@@ -212,7 +212,7 @@ def _take_over(setup: Setup, network: UNet | AdaptedNetwork, source: str, line: 
     for text in warm_start.lines(model.card):
         line.say(text)
     if setup.held:
-        line.say("  held-out scores are only fair if that model has not learned from the held-out cases")
+        line.say("  held-out scores are only fair if the held-out cases were no training cases of that model")
     share = round(warm_start.weights / warm_start.total, 4)
     return {"init": model.card.name, "init_checksum": (model.checksum or "")[:12], "init_share": share}
 
@@ -226,7 +226,7 @@ def _first_state(setup: Setup, network: UNet | AdaptedNetwork) -> TrainState:
 
 
 def _precision(material: Material, checkpoint: Checkpoint | None) -> torch.dtype | None:
-    """That of all processes and of earlier sessions: the result of measuring for `auto` may change within an hour."""
+    """The type for all processes; with `auto` that of earlier sessions, as measurements change within an hour."""
     dtype, setup = material.recipe.dtype, material.setup
     if checkpoint and setup.config.training.precision == "auto":
         dtype = _DTYPES[checkpoint.notes["precision"]]

@@ -45,7 +45,7 @@ class Setup:
     file: ConfigFile
     data: DataSet
     declared: LabelTable
-    learned: list[Case]
+    training_cases: list[Case]
     held: list[Case]
     device: torch.device
     folder: Path
@@ -84,7 +84,7 @@ class Setup:
             slice_axis=config.patches.slice_axis,
             mirror_axes=tuple(range(network.dimensions)) if axes is None else axes,
             instances=self.instances,
-            record={"cases": len(self.learned), "held_out": len(self.held), "version": __version__, **record},
+            record={"cases": len(self.training_cases), "held_out": len(self.held), "version": __version__, **record},
         )
 
 
@@ -111,7 +111,7 @@ def set_up(request: TrainRequest, say: Say, world: World = ALONE, resolved: Conf
         own = "; top-k losses take the hardest voxels of each one's share" if "top_k" in setup.config.loss.kind else ""
         say(f"{world.size} processes train together, each on {share} of the {share * world.size} patches a batch{own}")
     say(
-        f"{data.name}: {len(learned)} cases to learn from, {len(held)} held out"
+        f"{data.name}: {len(learned)} training cases, {len(held)} held out"
         + (f" (part {settings.fold} of {settings.folds} of the only scan, from its end)" if setup.inside else "")
         + f"; {_described(setup)}; device {device}"
     )

@@ -415,7 +415,7 @@ def test_without_a_fold_all_cases_are_learned_from_and_none_is_scored(
     command = ["train", str(config), "-o", str(out), *SMALL, "--set", f"data.path={data}"]
     command += ["--set", "training.iterations=2"]
     assert run([*command, "--fold", "none"]) == 0
-    assert "3 cases to learn from, 0 held out" in capsys.readouterr().err
+    assert "3 training cases, 0 held out" in capsys.readouterr().err
     settings = load_config(out / "config.yaml").config.data
     assert (settings.folds, settings.fold) == (0, 0)
     record = load_model(out).card.record
@@ -431,5 +431,5 @@ def test_a_single_scan_without_a_fold_is_learned_from_whole(tmp_path: Path, caps
     """The plan would hold out the part that shares most labels with the rest; there is no such part then."""
     data, out = make_set(tmp_path / "data", cases=1, shape=(16, 14, 20)), tmp_path / "run"
     assert run(["train", str(data), "-o", str(out), *SMALL, "--fold", "none", "--set", "training.iterations=2"]) == 0
-    assert "1 cases to learn from, 0 held out" in capsys.readouterr().err
+    assert "1 training cases, 0 held out" in capsys.readouterr().err
     assert load_model(out).card.record["held_out"] == 0

@@ -38,7 +38,7 @@ def test_from_scans_to_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Expected here: " in capsys.readouterr().out
     assert run(["train", str(config), "-o", str(out), *SMALL, *steps(3, 30)]) == 0
     printed = capsys.readouterr()
-    assert "mean Dice" in printed.out and "balls: 4 cases to learn from, 1 held out" in printed.err
+    assert "mean Dice" in printed.out and "balls: 4 training cases, 1 held out" in printed.err
     for name in ("config.yaml", "model.safetensors", "last.ckpt", "metrics.csv", "report.html", "tensorboard"):
         assert (out / name).exists(), name
     assert "# " in (out / "config.yaml").read_text()
