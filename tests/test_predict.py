@@ -19,6 +19,7 @@ import medunet.predict
 from medunet.datasets.labels import table_from_names
 from medunet.errors import ConfigError, DataError, MedunetError, OutputError
 from medunet.geometry.tiles import plan_tiles
+from medunet.inference.overlap_tile import overlap_tile
 from medunet.inference.sliding_window import Windows, blended_windows
 from medunet.model import Model, ModelCard, load_model, save_model
 from medunet.networks.settings import UNetSettings
@@ -30,7 +31,7 @@ from medunet.prediction.segmenter import Segmenter
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings, preprocess
 from medunet.transforms.restore import restore_labels
 from medunet.volume import Volume
-from tests.inference.oracles import overlap_tile, whole_pass
+from tests.inference.oracles import whole_pass
 
 LABELS = table_from_names({"background": 0, "dark": 32, "bright": 255}, None)
 

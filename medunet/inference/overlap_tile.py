@@ -90,6 +90,17 @@ def tile_rows(
     return patch_rows(tiles, passage.axis, answer)
 
 
+def overlap_tile(
+    network: Network,
+    image: Image,
+    plan: TilePlan,
+    execution: Execution | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Logits ``(class, *spatial)`` of a whole scan at once; see `tile_rows`."""
+    return torch.cat([rows for _, _, rows in tile_rows(network, image, plan, execution, progress=progress)], dim=1)
+
+
 def _check_size(logits: torch.Tensor, expected: tuple[int, ...]) -> None:
     if tuple(logits.shape[1:]) != expected:
         raise ConfigError(f"the network answered with a size of {tuple(logits.shape[1:])}, expected {expected}")

@@ -1,4 +1,4 @@
-"""Whole results that streams, tiles and windows are compared with."""
+"""One pass over a whole scan, which streams, tiles and windows are compared with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from medunet.geometry.boxes import Box
-from medunet.geometry.tiles import TilePlan
-from medunet.inference.execution import Execution, Image, Network, Progress, floating, run_network
-from medunet.inference.overlap_tile import tile_rows
+from medunet.inference.execution import Execution, Network, floating, run_network
 
 
 def whole_pass(
@@ -25,14 +23,3 @@ def whole_pass(
     logits = run_network(network, padded[None], execution or Execution())[0]
     assert logits.shape[1:] == padded.shape[1:], "a padded network keeps the size"
     return logits[(slice(None), *Box.of_shape(shape).slices)]
-
-
-def overlap_tile(
-    network: Network,
-    image: Image,
-    plan: TilePlan,
-    execution: Execution | None = None,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """Logits ``(class, *spatial)`` of a whole scan at once; see `tile_rows`."""
-    return torch.cat([rows for _, _, rows in tile_rows(network, image, plan, execution, progress=progress)], dim=1)

@@ -14,11 +14,11 @@ from medunet.errors import ConfigError
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.ensemble import averaged, mirrorings
 from medunet.inference.execution import Passage, Slab
-from medunet.inference.overlap_tile import tile_rows
+from medunet.inference.overlap_tile import overlap_tile, tile_rows
 from medunet.inference.sliding_window import Windows, blended_rows, blended_windows
 from medunet.inference.streaming.streamer import Streamer
 from medunet.networks.settings import UNetSettings
-from tests.inference.oracles import overlap_tile, whole_pass
+from tests.inference.oracles import whole_pass
 from tests.networks.variants import seasoned
 
 IMAGE = torch.randn(2, 13, 15, 18, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

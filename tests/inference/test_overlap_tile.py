@@ -15,9 +15,10 @@ from medunet.geometry.boxes import Box, read_box
 from medunet.geometry.shapes import UNetShape
 from medunet.geometry.tiles import TilePlan, plan_tiles
 from medunet.inference.execution import Execution
+from medunet.inference.overlap_tile import overlap_tile
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
-from tests.inference.oracles import overlap_tile, whole_pass
+from tests.inference.oracles import whole_pass
 from tests.networks.variants import LARGEST, seasoned, unet_settings
 
 UNPADDED = UNetSettings(dimensions=2, channels=(4, 6, 8), padded=False, classes=3)

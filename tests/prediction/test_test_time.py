@@ -10,13 +10,14 @@ import torch
 
 from medunet.errors import ConfigError
 from medunet.geometry.tiles import plan_tiles
+from medunet.inference.overlap_tile import overlap_tile
 from medunet.networks.settings import UNetSettings
 from medunet.predict import segment_volume
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.test_time import symmetries_of
 from medunet.transforms.preprocess import PreprocessSettings, preprocess
-from tests.inference.oracles import overlap_tile, whole_pass
+from tests.inference.oracles import whole_pass
 from tests.prediction.made import make_model, make_scan
 
 ROTATED = PredictSettings(precision="fp32", rotations=True)
