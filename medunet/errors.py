@@ -33,7 +33,7 @@ class OutputError(MedunetError, OSError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, PyTorch's on a GPU, or its plain RuntimeError on the CPU."""
+    """True for an error of memory that ran out: Python's, PyTorch's on a GPU, or its plain RuntimeError on the CPU."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)

@@ -79,7 +79,7 @@ class Opened:
 
     @property
     def assumed(self) -> bool:
-        """Whether the voxel size, or a part of it, is not the file's own."""
+        """True where the voxel size, or a part of it, is not the file's own."""
         return self.grid is not self.volume
 
     @property
