@@ -47,6 +47,7 @@ def broken_set(folder: Path, how: str) -> Path:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
@@ -85,6 +86,7 @@ def test_a_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_an_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Not by permissions, which do not bind root: below a file nothing can be made."""

@@ -73,6 +73,7 @@ def test_tags_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "HACKED").exists()
 
 
+@pytest.mark.slow
 def test_overrides_win_and_are_checked() -> None:
     file = parse_config(TEXT, "c", ["training.epochs=9", "network.channels=[4, 8, 16]", "optimiser.kind=sgd"])
     assert file.config.training.epochs == 9
@@ -86,6 +87,7 @@ def test_overrides_win_and_are_checked() -> None:
             parse_config(TEXT, "c", [f"training.seed={value}"])
 
 
+@pytest.mark.slow
 def test_the_resolved_config_keeps_comments_and_reads_back_equal() -> None:
     file = parse_config(TEXT, "c", ["training.epochs=9"])
     text = file.to_yaml()

@@ -109,6 +109,7 @@ def test_there_is_an_experiment_for_each_kind_of_data() -> None:
     assert names == {small.config for small in SMALL}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_config_loads_and_its_patch_is_legal(path: Path) -> None:
     config = load_config(path).config
@@ -116,6 +117,7 @@ def test_a_config_loads_and_its_patch_is_legal(path: Path) -> None:
     assert config.network.shape.is_legal(config.patches.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_the_commands_in_a_config_are_valid(path: Path) -> None:
     """Each names the file it stands in, and its --set values are accepted and give a legal patch."""
@@ -131,12 +133,14 @@ def test_the_commands_in_a_config_are_valid(path: Path) -> None:
         assert config.network.shape.is_legal(config.patches.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_config_leaves_to_the_data_set_what_the_data_set_decides(path: Path) -> None:
     stated = load_config(path).stated
     assert not stated & {"data.path", "network.in_channels", "network.classes"}
 
 
+@pytest.mark.slow
 def test_unet2015_is_the_published_network() -> None:
     config = load_config(CONFIGS / "unet2015.yaml").config
     assert config.network == unet2015_settings()
@@ -149,6 +153,7 @@ def test_unet2015_is_the_published_network() -> None:
     assert network(torch.empty(1, 1, *config.patches.size, device="meta")).shape == (1, 2, 388, 388)
 
 
+@pytest.mark.slow
 def test_unet3d2016_is_the_published_network() -> None:
     config = load_config(CONFIGS / "unet3d2016.yaml", ["network.in_channels=3", "network.classes=3"]).config
     assert config.network == unet3d2016_settings()

@@ -178,6 +178,7 @@ def scans_of_slices(folder: Path, scans: Mapping[str, str]) -> dict[str, np.ndar
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [True, False])
 def test_a_dicom_series_stays_a_folder_and_the_originals_stay_as_they_are(tmp_path: Path, link: bool) -> None:
     source, data = tmp_path / "scans", tmp_path / "data"
@@ -478,6 +479,7 @@ def test_a_stack_in_colours_keeps_its_axes_and_pixel_size(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     source = street(tmp_path / "street")
     program = (

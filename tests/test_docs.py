@@ -116,6 +116,7 @@ def house() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_picture_has_every_unit_once_and_is_always_the_same(house: ModuleType) -> None:
     package = ROOT / "medunet"
     picture = house.draw(package)
@@ -134,6 +135,7 @@ EDGES = st.sets(
 )
 
 
+@pytest.mark.slow
 @given(EDGES)
 def test_what_is_left_out_of_the_picture_is_implied(house: ModuleType, edges: set[tuple[str, str]]) -> None:
     """The same units can be reached as before (by powers of the matrix), and without any arrow fewer could."""
@@ -150,6 +152,7 @@ def reached(edges: object) -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("abcde"), st.sampled_from("abcde")).filter(lambda e: e[0] != e[1]), st.integers(1, 9)

@@ -78,6 +78,7 @@ def test_folder_against_data_set(tmp_path: Path, data_set: Path) -> None:
     assert evaluation.pairs["a"].image == data_set / "images" / "a.nii.gz"
 
 
+@pytest.mark.slow
 def test_regions_beside_the_references_are_scored_as_unions(tmp_path: Path) -> None:
     """A core that is taken for rim is a wrong core and a right whole."""
     folder = tmp_path / "data"
@@ -93,6 +94,7 @@ def test_regions_beside_the_references_are_scored_as_unions(tmp_path: Path) -> N
     assert set(record["labels"]) == {"whole", "inner"}
 
 
+@pytest.mark.slow
 def test_a_bad_case_and_a_missing_one_do_not_stop_the_others(tmp_path: Path, data_set: Path) -> None:
     predictions = save(tmp_path / "pred", a=cube())
     (predictions / "b.nii.gz").write_bytes(b"no scan")
@@ -201,6 +203,7 @@ def test_labels_found_in_all_references_are_scored_without_a_declaration() -> No
         evaluate_pairs([(volume(cube(0)), volume(cube(0)))])
 
 
+@pytest.mark.slow
 def test_instances_are_scored_as_one_label_and_the_page_says_so(tmp_path: Path) -> None:
     declare(tmp_path, labels={"background": 0, "cell": 1}, label_kind="instances")
     references = save(tmp_path / "labels", a=cube(3) + 200 * cube(1, 8, 3))
@@ -219,6 +222,7 @@ def test_ignored_voxels_are_not_scored(tmp_path: Path) -> None:
     assert evaluation.summary.mean["dice"] == 1.0 and evaluation.summary.pixel_accuracy == 1.0
 
 
+@pytest.mark.slow
 def test_written_files_agree_with_the_scores(tmp_path: Path, data_set: Path) -> None:
     evaluation = evaluate_folders(save(tmp_path / "pred", a=cube(), b=np.roll(cube(), 1, 1), c=cube(5)), data_set)
     out = tmp_path / "out"
@@ -234,6 +238,7 @@ def test_written_files_agree_with_the_scores(tmp_path: Path, data_set: Path) -> 
     assert record["label_table"] == {"names": {"background": 0, "core": 1, "rim": 5}, "ignore": 255, "kind": "classes"}
 
 
+@pytest.mark.slow
 def test_the_page_shows_worst_median_and_best_without_a_network(tmp_path: Path, data_set: Path) -> None:
     declare(data_set, labels={"background": 0, "<script>x</script>": 1, "rim": 5})
     evaluation = evaluate_folders(save(tmp_path / "pred", a=cube(), b=np.roll(cube(), 1, 1), c=cube(5)), data_set)
@@ -246,11 +251,13 @@ def test_the_page_shows_worst_median_and_best_without_a_network(tmp_path: Path, 
     assert page.count("data:image/png;base64,") == 4
 
 
+@pytest.mark.slow
 def test_pictures_need_no_image(data_set: Path) -> None:
     pair = Pair("a", data_set / "labels" / "a.nii.gz", data_set / "labels" / "a.nii.gz", data_set / "dataset.json")
     assert "best case" in report_page(evaluate_pairs([pair]))
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_unasked_and_nothing_half_written(tmp_path: Path) -> None:
     evaluation = evaluate_pairs([(volume(cube()), volume(cube()))])
     (tmp_path / "out").mkdir()
@@ -262,6 +269,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_written(tmp_path: Path)
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_command_says_what_came_out_and_fails_with_a_case(tmp_path: Path, data_set: Path) -> None:
     predictions = save(tmp_path / "pred", a=cube(), b=cube())
     lines, failed = evaluate_command(

@@ -263,6 +263,7 @@ def test_every_unit_has_one_floor() -> None:
     assert sorted(named) == sorted({unit(module) for module in MODULES})
 
 
+@pytest.mark.slow
 def test_no_import_runs_against_the_rules() -> None:
     problems = [line for name in sorted(MODULES) for line in import_problems(name, SOURCES[name], MODULES)]
     assert problems == []
@@ -295,6 +296,7 @@ def test_no_part_is_larger_than_a_seventh_of_the_house() -> None:
     assert max(sizes.values()) <= 0.15 * sum(lines.values())
 
 
+@pytest.mark.slow
 def test_every_module_says_what_it_is_and_begins_with_the_noun() -> None:
     first = {name: docstring_of(name).split(" ")[0] for name in MODULES}
     assert [name for name, word in first.items() if word in {"", "What", "Which", "How", "Where", "Whether"}] == []
@@ -304,6 +306,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [module for module in MODULES if VAGUE & set(module.split("."))] == []
 
 
+@pytest.mark.slow
 def test_no_file_can_bring_code_along() -> None:
     assert [problem for module in sorted(MODULES) for problem in forbidden_calls(module, SOURCES[module])] == []
 

@@ -54,6 +54,7 @@ def test_a_small_cube_gets_one_patch_for_the_whole_scan() -> None:
     assert config.network.exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2048, 2048), (700, 700, 500)])
 def test_the_time_that_the_widest_network_would_need_is_named_and_is_enough_for_it(shape: tuple[int, ...]) -> None:
     found = fingerprint(facts(shape, (1,) * len(shape)))
@@ -107,6 +108,7 @@ def test_masked_heads_are_normalised_inside_the_mask_and_cropped() -> None:
     assert config.preprocess.crop == "nonzero" and config.preprocess.normalise[0].nonzero
 
 
+@pytest.mark.slow
 def test_less_time_or_memory_means_less_work() -> None:
     found = fingerprint(facts((180, 200, 180), (1, 1, 1)))
     work = [step_cost(c.network, c.patches.size).operations * c.patches.batch for c in
@@ -203,6 +205,7 @@ def test_hounsfield_units_are_known_without_a_name() -> None:
     assert [n.kind for n in both.preprocess.normalise] == ["ct", "zscore"]
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_refused_with_what_would_do() -> None:
     found = fingerprint(facts((180, 200, 180), (1, 1, 1)))
     with pytest.raises(ConfigError, match=r"16.0 MiB|16 MiB") as refused:

@@ -124,6 +124,7 @@ def parts(model: Model, volume: Volume, settings: PredictSettings) -> int:
 WIDE = UNetSettings(channels=(4, 8), classes=3)
 
 
+@pytest.mark.slow
 def test_a_wide_scan_is_split_to_fit_the_memory_and_gives_the_same() -> None:
     model = make_model(network=WIDE)
     volume = volume_of((40, 120, 90), "LPS")
@@ -138,6 +139,7 @@ def test_a_wide_scan_is_split_to_fit_the_memory_and_gives_the_same() -> None:
     assert len(np.unique(plain)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["auto", "blend"])
 def test_too_little_memory_is_an_error_that_says_how_much_would_do(way: str) -> None:
     model, volume = make_model(network=WIDE), volume_of((30, 60, 60))
@@ -148,6 +150,7 @@ def test_too_little_memory_is_an_error_that_says_how_much_would_do(way: str) -> 
     assert answer.shape == volume.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("tight", [False, True])
 def test_resampled_scans_are_interpolated_as_one_would_by_hand(tta: bool, tight: bool) -> None:
@@ -202,6 +205,7 @@ def test_an_array_lies_on_the_models_own_grid() -> None:
     np.testing.assert_array_equal(answer[0], LABELS.to_values(scores.argmax(0).numpy()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False])
 def test_networks_with_instance_norm_go_by_patches_and_say_so(padded: bool) -> None:
     model = make_model(
@@ -303,6 +307,7 @@ def test_a_folder_of_scans_with_one_bad_one(run: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array([0, 32, 255])[probabilities.argmax(axis=0)], labels[0])
 
 
+@pytest.mark.slow
 def test_one_scan_to_a_named_file(run: Path, tmp_path: Path) -> None:
     scan = save_scan(tmp_path / "a.nii.gz")
     segment_files(str(run), PredictRequest([scan], tmp_path / "result.mha"), PredictSettings())
@@ -325,6 +330,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REFUSALS)
 def test_refusals_before_any_work(run: Path, tmp_path: Path, what: str) -> None:
     first, second = save_scan(tmp_path / "x" / "a.nii.gz"), save_scan(tmp_path / "y" / "a.nii.gz")
@@ -422,6 +428,7 @@ def small_model(path: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_channel_is_found_by_name_or_chosen(tmp_path: Path) -> None:
     """A file of several channels gives what its one channel alone gives; a coloured picture is refused with advice."""
     rng = np.random.default_rng(0)

@@ -106,6 +106,7 @@ def overlap(found: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.array(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["separated", "border", "cores"])
 @pytest.mark.parametrize("shape", [(90, 80), (30, 40, 36)])
 def test_touching_objects_come_back(target: str, shape: tuple[int, ...]) -> None:
@@ -206,6 +207,7 @@ def test_tiffs_keep_axes_and_pixel_size_and_the_record_counts(trained: Path, tmp
     assert (ids.T[probabilities.argmax(axis=0) == 0] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_table_and_rois_describe_the_ids_beside_them(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -233,6 +235,7 @@ def test_a_table_and_rois_describe_the_ids_beside_them(
     assert not (output / "a.tif").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["RAS", "LPI", "PIR"])
 def test_nifti_objects_lie_where_the_scan_lies(code: str, tmp_path: Path) -> None:
     """Another orientation in the file, the same objects in space; numbers follow the file's own order."""

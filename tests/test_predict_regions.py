@@ -37,6 +37,7 @@ def predicted(model: Path, *more: object) -> int:
     return run(["predict", str(model), *map(str, more), "--device", "cpu", "--region-masks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "masks"),
     [
@@ -77,6 +78,7 @@ def test_pictures_have_pictures_of_masks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out" / f"a_{name}.png")), np.isin(found, values))
 
 
+@pytest.mark.slow
 def test_existing_masks_are_kept_unless_said_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, source, out = saved_model(tmp_path / "run", CROSSING), scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
     out.mkdir()
@@ -89,6 +91,7 @@ def test_existing_masks_are_kept_unless_said_otherwise(tmp_path: Path, capsys: p
     assert old.read_bytes() != before and len(list(out.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_voxel_files_beside_headers_are_kept_unless_said_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_folder_with_foreign_files_is_left_alone(data: Path, tmp_path: Path, a
     assert precious.read_text() == "mine" and len(list((tmp_path / "project").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(trained: tuple[Path, Path], copied: Path) -> None:
     data, out = trained[0], copied
     (out / "notes.txt").write_text("mine")
@@ -76,6 +77,7 @@ def test_overwriting_replaces_a_run_and_keeps_what_is_not_of_it(trained: tuple[P
     assert (out / "notes.txt").exists() and (out / "model.safetensors").read_bytes() != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -99,6 +101,7 @@ def test_what_is_wrong_is_said_before_an_old_run_is_touched(
     assert [p.read_bytes() for p in files] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -118,6 +121,7 @@ def test_a_resume_that_is_another_run_is_refused(
     assert "cannot be resumed, because" in (error := capsys.readouterr().err) and named in error
 
 
+@pytest.mark.slow
 def test_more_epochs_can_be_asked_for_and_are_written_down(copied: Path) -> None:
     out = copied
     assert run(["train", str(out.parent / "c.yaml"), "-o", str(out), "--resume", "--set", "training.epochs=3"]) == 0
@@ -172,6 +176,7 @@ def test_a_training_of_many_classes_starts_with_them_as_frequent_as_they_are(
     torch.testing.assert_close(bias, expected / expected.sum(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_data_is_read_touches_nothing(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +228,7 @@ def test_cases_with_other_channels_are_named(data: Path, tmp_path: Path, capsys:
     assert "case_2: has 2 channel(s) and 3 dimensions, case_0 has 1 and 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_object_ids_of_a_single_scan_are_all_scored(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", cases=1, shape=(20, 9, 8))
     label = medunet.read_volume(data / "labels" / "case_0.nii.gz")
@@ -294,6 +300,7 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once_and_the_last_end(data: 
         assert min(terms) > 0 and sum(terms) == pytest.approx(float(row["loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_without_held_out_cases_has_a_model_and_no_scores(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

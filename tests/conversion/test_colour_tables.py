@@ -23,6 +23,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     names=st.lists(st.from_regex(r"[A-Za-z]{1,6}( [a-z]{1,4})?", fullmatch=True), min_size=1, max_size=6, unique=True),

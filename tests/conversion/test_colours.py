@@ -22,6 +22,7 @@ def tables(draw: st.DrawFn) -> ColourTable:
     return ColourTable(tuple(f"class {n}" for n in range(len(colours))), tuple(colours), tuple(values))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(table=tables(), seed=st.integers(0, 999), shape=st.lists(st.integers(1, 5), min_size=2, max_size=3))
 def test_a_label_map_comes_back_from_its_colours(table: ColourTable, seed: int, shape: list[int]) -> None:
@@ -48,6 +49,7 @@ def slowly(table: ColourTable, colours: np.ndarray, tolerance: float) -> tuple[n
     return labels, changed, unknown
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(table=tables(), seed=st.integers(0, 999), tolerance=st.sampled_from([0.0, 1.0, 7.5, 60.0, 255.0]))
 def test_the_nearest_class_is_that_of_a_slow_version(table: ColourTable, seed: int, tolerance: float) -> None:
@@ -62,6 +64,7 @@ def test_the_nearest_class_is_that_of_a_slow_version(table: ColourTable, seed: i
         assert table.decode(packed(colours), math.ceil(table.farthest(unknown))).unknown == {}
 
 
+@pytest.mark.slow
 @given(colours=st.lists(COLOUR, min_size=1, max_size=5))
 def test_codes_are_colours(colours: list[tuple[int, int, int]]) -> None:
     array = np.array(colours, np.uint8).T

@@ -45,6 +45,7 @@ def make_source(folder: Path, naming: tuple[str, str, tuple[str, ...]] = BRATS20
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", [BRATS20, BRATS23, UPPER])
 @pytest.mark.parametrize("link", [False, True])
 def test_there_and_read_back(
@@ -93,6 +94,7 @@ def test_a_dry_run_names_the_channels_and_writes_nothing(tmp_path: Path, capsys:
     assert "dry run: nothing written" in text and not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "expected"),
     [

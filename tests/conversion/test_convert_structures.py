@@ -51,6 +51,7 @@ def make_source(folder: Path, form: str = "beside", overlap: bool = True) -> Pat
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["beside", "inside"])
 def test_structures_that_overlap_become_regions(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, data = make_source(tmp_path / "masks", form), tmp_path / "data"
@@ -193,6 +194,7 @@ def test_folders_that_are_passed_over_are_named(tmp_path: Path, capsys: pytest.C
     assert "left out, folders with an image and masks of their own: 1: old" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "expected"),
     [

@@ -33,6 +33,7 @@ def mask(values: np.ndarray, name: str = "liver") -> Mask:
     return Mask(Path(f"case/{name}.nii.gz"), Volume(values[np.newaxis]), values, None)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 9999), count=st.integers(1, 6), cases=st.integers(1, 3), share=st.sampled_from([0, 0.1, 0.6])

@@ -137,6 +137,7 @@ def test_scores_look_at_what_was_annotated_alone(tmp_path: Path) -> None:
     assert evaluate_pairs([pair]).cases[0].labels[0].dice < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("oversample", [0.0, 1.0])
 @pytest.mark.parametrize("known", ["slice", "corner", "scattered"])

@@ -11,6 +11,7 @@ from medunet.datasets.labels import IGNORE, LabelTable, table_from_names, table_
 from medunet.errors import DataError
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(values=st.sets(st.integers(-300, 70_000), min_size=2, max_size=12), seed=st.integers(0, 99), data=st.data())
 def test_there_and_back_is_identity(values: set[int], seed: int, data: st.DataObject) -> None:

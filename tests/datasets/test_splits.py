@@ -40,6 +40,7 @@ def data_set(folder: Path, *names: str) -> DataSet:
     return DataSet(folder, "set", tuple(named(names)), (), None)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(2, 7), st.integers(0, 2**32 - 1))
 def test_every_case_is_held_out_once_and_no_patient_is_divided(owners: list[int], folds: int, seed: int) -> None:
     owners = [*owners, 10]
@@ -55,6 +56,7 @@ def test_every_case_is_held_out_once_and_no_patient_is_divided(owners: list[int]
     assert splits == all_splits(everything, folds, seed, patients)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(2, 7))
 def test_folds_are_as_even_as_the_patients_allow(owners: list[int], folds: int) -> None:
     owners = [*owners, 10]
@@ -65,6 +67,7 @@ def test_folds_are_as_even_as_the_patients_allow(owners: list[int], folds: int) 
     assert max(sizes) - min(sizes) <= max(Counter(owners).values())
 
 
+@pytest.mark.slow
 @given(st.integers(2, 60), st.integers(2, 8), st.integers(0, 99))
 def test_without_patients_folds_differ_by_one_case_and_are_those_of_earlier_runs(n: int, folds: int, seed: int) -> None:
     everything = cases(n)
@@ -97,6 +100,7 @@ def test_one_patient_cannot_be_held_out_from_himself() -> None:
     assert count_folds(cases(1), 5, {"c0": "anna"}) == 5
 
 
+@pytest.mark.slow
 @given(st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30)), st.integers(2, 6))
 def test_parts_of_a_single_scan_cover_it_once(shape: tuple[int, ...], folds: int) -> None:
     if max(shape) < folds:
@@ -195,6 +199,7 @@ def test_patterns_that_may_not(pattern: str, message: str) -> None:
         DataSettings(patient_pattern=pattern)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["(a*a*a*)b", r"(.*.*.*)\1\1b", r"(\w+\w+\w+)$x"])
 def test_the_slowest_patterns_that_pass_come_to_an_end(tmp_path: Path, pattern: str) -> None:
     """In less than a second; a pattern with repeated groups would take longer than anybody waits."""

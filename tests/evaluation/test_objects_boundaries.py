@@ -61,6 +61,7 @@ def cells(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_declared_ids_are_compared_as_objects_and_every_output_says_so(tmp_path: Path, cells: Path) -> None:
     predictions = save(tmp_path / "pred", a=grid_of_cells(merge=True), b=grid_of_cells(drop=True))
     evaluation = evaluate_folders(predictions, cells)
@@ -143,6 +144,7 @@ def test_what_is_no_map_of_ids_is_refused(array: np.ndarray, message: str) -> No
         evaluate_pairs([(volume, flat(grid_of_cells()))], EvaluateSettings(labels=CELLS))
 
 
+@pytest.mark.slow
 def test_the_annotated_share_is_stated_and_hidden_objects_are_not_judged(tmp_path: Path) -> None:
     """A third of the picture is ignored; a prediction there, and one with the ignore value as its id, are no errors."""
     labels = table_from_names({"background": 0, "cell": 1}, 255, "instances")
@@ -161,11 +163,13 @@ def test_the_annotated_share_is_stated_and_hidden_objects_are_not_judged(tmp_pat
     assert record["cases"]["c"]["annotated_share"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_a_fully_annotated_set_does_not_speak_of_it(tmp_path: Path, cells: Path) -> None:
     evaluation = evaluate_folders(save(tmp_path / "pred", a=grid_of_cells()) / "a.png", cells)
     assert evaluation.summary.annotated_share == 1.0 and "annotated" not in report_page(evaluation).split("<section")[0]
 
 
+@pytest.mark.slow
 def test_pictures_of_objects_show_partners_in_one_colour_and_errors_in_red(cells: Path) -> None:
     pairs = [Pair("a", flat(grid_of_cells(drop=True)), flat(grid_of_cells()))]
     evaluation = evaluate_pairs(pairs, EvaluateSettings(labels=CELLS))
@@ -176,6 +180,7 @@ def test_pictures_of_objects_show_partners_in_one_colour_and_errors_in_red(cells
     assert red[:, half:].sum() == 0, "nothing was invented"
 
 
+@pytest.mark.slow
 def test_volumes_are_compared_and_drawn(rng: np.random.Generator) -> None:
     ids = np.zeros((12, 10, 8), np.int32)
     ids[1:5, 1:5, 1:5], ids[6:11, 2:8, 2:7] = 4, 9
@@ -201,6 +206,7 @@ def membranes(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_membrane_maps_are_compared_as_partitions(tmp_path: Path, membranes: Path) -> None:
     gap = membrane_map()
     gap[11:13, 2:5] = 255
@@ -218,6 +224,7 @@ def test_membrane_maps_are_compared_as_partitions(tmp_path: Path, membranes: Pat
     assert "V_rand" in page and "Vincent" not in page and "watershed" in page
 
 
+@pytest.mark.slow
 def test_probabilities_of_membrane_maps_are_read_in_every_form(membranes: Path) -> None:
     truth = membrane_map()
     labels = table_from_names({"membrane": 0, "cell": 255}, None)

@@ -98,6 +98,7 @@ def sized(place: Path, array: np.ndarray, distance: float | None = None) -> Path
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize(
     ("predicted", "true"), [(None, None), (0.05, None), (None, 0.05), (0.05, 0.05), (0.004, None), (None, 0.004)]
@@ -168,6 +169,7 @@ def single(folder: Path) -> None:
     sections(folder, truth(0)[..., :1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "words"),
     [

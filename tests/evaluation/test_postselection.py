@@ -103,6 +103,7 @@ def test_holes_are_filled_and_specks_removed_in_the_scans_unit() -> None:
     assert sum(trial["chosen"] for trial in record["tried"]) == len(selection.steps) and record["margin"] == MARGIN
 
 
+@pytest.mark.slow
 def test_steps_follow_each_other_for_one_label() -> None:
     def predict(prediction: np.ndarray, number: int) -> None:
         hole(prediction, number)
@@ -134,6 +135,7 @@ def test_a_gain_within_the_margin_is_no_reason() -> None:
     assert 0 < gain < MARGIN and selection.steps == ()
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_applying_the_steps_to_whole_maps() -> None:
     """Trials look at bounding boxes only; this does not."""
     random = np.random.default_rng(0)
@@ -180,6 +182,7 @@ def test_few_cases_and_no_background_choose_nothing() -> None:
     assert "no background" in chosen(islands, table=table).reason
 
 
+@pytest.mark.slow
 def test_a_label_that_nobody_has_is_not_a_reason_to_fail() -> None:
     table = table_from_names({"background": 0, "liver": 7, "spots": 32, "spleen": 40}, None)
     selection = chosen(islands, table=table)

@@ -51,6 +51,7 @@ def test_nan_and_infinity_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [path.name for path in out.iterdir()] == ["good.nii.gz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 2, 1), (1, 1, 1), (40, 30, 1), (1, 30, 40)])
 @pytest.mark.parametrize("padded", [True, False])
 def test_scans_smaller_than_the_stride_and_single_slices(tmp_path: Path, shape: tuple[int, ...], padded: bool) -> None:
@@ -83,6 +84,7 @@ def test_a_much_finer_target_spacing_is_announced_before_it_is_computed(
     assert case["network_shape"] == [22, 20, 18] and set(case["seconds"]) == {"read", "preprocess", "network", "write"}
 
 
+@pytest.mark.slow
 def test_verification_is_printed_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, place = save(tmp_path / "run"), scan(tmp_path / "a.nii.gz", 19, 18, 17)
     more = ("--verify", "--record", str(tmp_path / "r.json"))

@@ -63,6 +63,7 @@ def write_series(
     return array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [STRAIGHT, TILTED, -STRAIGHT, STRAIGHT[::-1]])
 def test_order_step_and_affine_come_from_positions(tmp_path: Path, axes: np.ndarray) -> None:
     array = write_series(tmp_path / "series", axes=axes)
@@ -77,6 +78,7 @@ def test_order_step_and_affine_come_from_positions(tmp_path: Path, axes: np.ndar
         np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], lps * [-1, -1, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     slope=st.sampled_from([1, 2, 0.5, 1.0]),
@@ -176,6 +178,7 @@ def broken(folder: Path, how: str) -> None:
     data.save_as(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

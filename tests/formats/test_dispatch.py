@@ -145,6 +145,7 @@ def test_a_pair_counts_once_but_reads_under_both_names(tmp_path: Path) -> None:
     assert read_volume(tmp_path / "a.img").shape == read_volume(str(tmp_path / "a.hdr")).shape
 
 
+@pytest.mark.slow
 def test_importing_the_formats_is_quick() -> None:
     """`medunet --help` must not wait for readers: none of their libraries is imported with this package."""
     code = (

@@ -42,6 +42,7 @@ def rotation(angles: list[float]) -> np.ndarray:
     return turn
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     dtype=st.sampled_from(["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"]),
@@ -75,6 +76,7 @@ def test_written_is_read_back_and_a_second_time_exactly(
     np.testing.assert_allclose(again.affine, back.affine, rtol=0, atol=0 if suffix in (".mha", ".mhd") else 1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("compressed", [True, False])
 def test_reads_what_itk_writes(tmp_path: Path, suffix: str, compressed: bool) -> None:
@@ -198,6 +200,7 @@ def zipped_meta(array: np.ndarray) -> bytes:
     return (META + "CompressedData = True\nElementDataFile = LOCAL\n").encode() + zlib.compress(array.tobytes())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), suffix=st.sampled_from([".mha", ".nrrd"]))
 def test_no_damaged_voxels_pass_unseen(

@@ -63,6 +63,7 @@ def stack(suffix: str, dtype: str = "int16", channels: int = 1) -> Volume:
     )
 
 
+@pytest.mark.slow
 @in_small_blocks
 @pytest.mark.parametrize(("suffix", "dtype", "channels"), pairwise(STACKS, ("uint8", "int16", "float32"), (1, 3)))
 def test_read_into_a_file_is_read(tmp_path: Path, suffix: str, dtype: str, channels: int) -> None:
@@ -110,6 +111,7 @@ def unusual_files(folder: Path) -> Iterator[Path]:
     yield from (path for path in folder.iterdir() if path.suffix != ".raw")
 
 
+@pytest.mark.slow
 def test_unusual_files_are_read_alike_in_one_block_and_in_many(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """What is read in one block, the tests of each format compare with what was written."""
     whole = [read_volume(path) for path in unusual_files(tmp_path)]
@@ -162,6 +164,7 @@ def laid_out(array: np.ndarray, layout: str, empty: blocks.Empty) -> np.ndarray:
     return view
 
 
+@pytest.mark.slow
 @in_small_blocks
 @pytest.mark.parametrize(("suffix", "layout", "channels"), pairwise(STACKS, LAYOUTS, (1, 3)))
 def test_written_files_do_not_depend_on_where_an_array_lives(
@@ -187,6 +190,7 @@ def test_written_files_do_not_depend_on_where_an_array_lives(
     assert not list((tmp_path / "scratch").iterdir())
 
 
+@pytest.mark.slow
 @in_small_blocks
 @pytest.mark.parametrize(
     ("suffix", "types", "layout"), pairwise(STACKS, CASTS, ("C order", "flipped Fortran order")), ids=str
@@ -218,6 +222,7 @@ def test_the_range_of_values_is_that_of_all_blocks(tmp_path: Path) -> None:
         write_volume(Volume(array), tmp_path / "labels.nii", overwrite=True)
 
 
+@pytest.mark.slow
 @in_small_blocks
 @pytest.mark.parametrize("suffix", STACKS)
 def test_a_label_map_in_a_file_lies_on_the_scan_that_was_read_into_one(tmp_path: Path, suffix: str) -> None:
@@ -261,6 +266,7 @@ def full_disk() -> Callable[[], AbstractContextManager[None]]:
     return limited
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", STACKS)
 def test_a_full_disk_is_an_error_and_leaves_the_old_file_whole(
     tmp_path: Path, suffix: str, full_disk: Callable[[], AbstractContextManager[None]]
@@ -312,6 +318,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @linux_only
 def test_memory_does_not_grow_with_the_scan(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -29,6 +29,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = OBLIQUE, hea
     return path
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]),
@@ -59,6 +60,7 @@ def test_written_is_read_back(
     np.testing.assert_allclose(back.affine, scale @ affine, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", "i8"])
@@ -72,6 +74,7 @@ def test_reads_what_nibabel_reads(tmp_path: Path, suffix: str, order: str, dtype
     check_label_grid(path, tmp_path / f"labels{suffix}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2), (1, 4), (2, 1)])
 @pytest.mark.parametrize("units", [("mm", "sec"), ("unknown", "unknown"), ("micron", "msec")])
 def test_a_label_map_keeps_every_geometric_field(
@@ -270,6 +273,7 @@ def test_damage_is_named(tmp_path: Path, how: str, said: str) -> None:
     assert "bad.nii.gz" in str(caught.value) and str(caught.value).count("\n") < 3
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_no_damaged_byte_passes_unseen(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

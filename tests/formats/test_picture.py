@@ -18,6 +18,7 @@ from medunet.volume import Volume
 from tests.formats.agreement import check_label_grid, read_checked, write_and_read
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     width=st.integers(1, 9),

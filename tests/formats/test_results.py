@@ -48,6 +48,7 @@ def test_a_folder_where_a_voxel_file_would_be_is_named_and_kept(tmp_path: Path) 
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".nii.gz", ".mhd", ".hdr", ".ome.zarr"])
 @pytest.mark.parametrize("there", [True, False], ids=["over old ones", "anew"])
 def test_where_a_later_file_cannot_be_placed_none_is(

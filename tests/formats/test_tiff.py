@@ -27,6 +27,7 @@ def save(path: Path, array: np.ndarray, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(
     dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]),
@@ -80,6 +81,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_becomes_channel_x_y_z(tmp_path: Path, name: str, dtype: str) -> None:
@@ -134,6 +136,7 @@ SIZES: list[tuple[dict[str, Any], tuple[float, ...], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "spacing", "unit"), SIZES)
 def test_pixel_sizes(tmp_path: Path, options: dict[str, Any], spacing: tuple[float, ...], unit: str) -> None:
     path = save(tmp_path / "scan.tif", counted((5, 6, 7)), **options)
@@ -240,6 +243,7 @@ def test_complex_pixels_are_refused(tmp_path: Path) -> None:
         read_volume(save(tmp_path / "scan.tif", np.zeros((6, 7), np.complex64)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     kind=st.sampled_from(["imagej", "ome", "plain", "tiled", "pages"]),
@@ -280,6 +284,7 @@ def test_what_is_no_tiff_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "bad.tif")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(kind=st.sampled_from(["imagej", "ome", "plain"]), at=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_an_altered_byte_is_never_a_crash(

@@ -25,6 +25,7 @@ def save(path: Path, array: np.ndarray, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     axes=st.sampled_from(["TYX", "TZYX", "TZCYX", "CTZYX", "TCYX", "CTYX", "ZTYX", "TZYXS"]),

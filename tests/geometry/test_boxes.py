@@ -21,6 +21,7 @@ def voxels(box: Box) -> set[tuple[int, int]]:
     return {(i, j) for i in range(box.start[0], box.stop[0]) for j in range(box.start[1], box.stop[1])}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(boxes, boxes, starts, st.integers(0, 3))
 def test_boxes_are_sets_of_voxels(a: Box, b: Box, offset: tuple[int, int], margin: int) -> None:
@@ -34,6 +35,7 @@ def test_boxes_are_sets_of_voxels(a: Box, b: Box, offset: tuple[int, int], margi
     assert voxels(a.along(1, 3, 5)) == {(i, j) for i in range(a.start[0], a.stop[0]) for j in (3, 4)}
 
 
+@pytest.mark.slow
 @given(st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 4))
 def test_grown_slices_end_where_the_array_does(start: tuple[int, int], margin: int) -> None:
     shape, length = (7, 9), 2
@@ -63,6 +65,7 @@ def test_mirrored_indices_by_hand() -> None:
         mirrored_indices(0, 1, 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),

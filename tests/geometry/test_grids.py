@@ -37,6 +37,7 @@ def rotation(seed: int) -> np.ndarray:
     return orthogonal
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), shape=SHAPES)
 def test_orientation_is_nibabels_and_undo_undoes(seed: int, shape: tuple[int, ...]) -> None:
@@ -62,6 +63,7 @@ def test_orthogonal_orientations_agree_with_nibabel(code: str) -> None:
     np.testing.assert_array_equal(closest_ras(affine).apply(array)[0], oracle)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(source=SHAPES, target=SHAPES, seed=st.integers(0, 999))
 def test_linear_resampling_is_trilinear_interpolation(source, target, seed) -> None:
@@ -71,6 +73,7 @@ def test_linear_resampling_is_trilinear_interpolation(source, target, seed) -> N
     np.testing.assert_allclose(resample_linear(array, target), oracle, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(source=SHAPES, target=SHAPES, seed=st.integers(0, 999), data=st.data())
 def test_a_box_is_a_part_of_the_whole_and_needs_no_more_than_it_says(source, target, seed, data) -> None:
@@ -84,6 +87,7 @@ def test_a_box_is_a_part_of_the_whole_and_needs_no_more_than_it_says(source, tar
     np.testing.assert_array_equal(resampling.apply(part, needed.start, box), whole)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(source=LENGTHS, target=LENGTHS)
 def test_rows_are_ready_as_soon_as_what_they_need_is_there(source: int, target: int) -> None:
@@ -94,6 +98,7 @@ def test_rows_are_ready_as_soon_as_what_they_need_is_there(source: int, target: 
     assert resampling.ready(0, source) == target
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(source=SHAPES, target=SHAPES, seed=st.integers(0, 999))
 def test_nearest_invents_no_value_and_picks_the_nearest(source, target, seed) -> None:

@@ -52,6 +52,7 @@ def walk(network: UNetShape, axis: int, size: int) -> int | None:
     return size
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(network_shapes())
 def test_every_size_agrees_with_the_walk(network: UNetShape) -> None:

@@ -16,6 +16,7 @@ from medunet.geometry.tiles import Tile, TilePlan, fitting_tile, plan_tiles
 from tests.geometry.test_shapes import UNET2015, UNET2016, network_shapes
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(network_shapes(), st.lists(st.integers(1, 70), min_size=3, max_size=3), st.lists(st.integers(0, 4), min_size=3))
 def test_each_voxel_is_written_once(network: UNetShape, lengths: list[int], more: list[int]) -> None:
@@ -85,6 +86,7 @@ def test_a_plan_cannot_exist_with_gaps_overlaps_or_off_the_grid() -> None:
         TilePlan(plan.scan, UNET2015, (replace(first, read=Box(first.read.start, (500, 480))), second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [10**9, 132**3, 110**3, 100**3])
 def test_the_fitting_tile_fits_and_covers(limit: int) -> None:
     scan = (300, 200, 40)

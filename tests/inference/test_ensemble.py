@@ -52,6 +52,7 @@ def the_ways() -> dict[str, tuple[Rows, Whole]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stream", "stream, unpadded", "tiles", "blend"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_average_over_all_mirror_images(way: str, axis: int) -> None:
@@ -76,6 +77,7 @@ def test_mirrorings_are_all_combinations() -> None:
     assert len(set(mirrorings((0, 1, 2)))) == 8
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data())
 def test_opinions_cut_at_any_places_are_averaged(data: st.DataObject) -> None:

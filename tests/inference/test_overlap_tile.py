@@ -87,6 +87,7 @@ def test_a_tile_off_the_grid_differs() -> None:
     assert errors[1] > 1e-3
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(unet_settings(padded=True, deep_supervision=False), st.lists(st.integers(1, 20), min_size=3, max_size=3))
 def test_a_whole_pass_is_the_network_on_the_padded_scan(config: UNetSettings, lengths: list[int]) -> None:

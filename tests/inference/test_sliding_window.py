@@ -40,6 +40,7 @@ def test_blending_is_monais(shape: tuple[int, int], batch: int) -> None:
     assert calls[-1][0] == calls[-1][1] == len(Windows((16, 16)).tiles(shape))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 60), st.integers(1, 60)),
@@ -60,6 +61,7 @@ def test_windows_and_weights_are_monais(shape: tuple[int, int], size: tuple[int,
     torch.testing.assert_close(windows.weight(), expected_weight, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rows_come_in_order_along_any_axis(axis: int) -> None:
     network, image = seasoned(CONFIG).float(), noise(1, 50, 43)

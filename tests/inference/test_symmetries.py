@@ -89,6 +89,7 @@ def the_ways() -> dict[str, tuple[Rows, Whole]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stream", "stream, unpadded", "tiles", "blend"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("plane", [(0, 1), (1, 2)])

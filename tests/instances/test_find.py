@@ -83,6 +83,7 @@ def _by_first_voxel(ids: np.ndarray) -> np.ndarray:
     return names[ids]
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(17, 13), (1, 9), (9, 1), (7, 6, 8), (6, 1, 9)]),
@@ -120,6 +121,7 @@ def plain_necks(mask: np.ndarray, depth: float) -> np.ndarray:
     return _by_first_voxel(segmentation.watershed(height, seeds, connectivity=mask.ndim, mask=mask))
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([1, 40, 10**6]),
@@ -135,6 +137,7 @@ def test_necks_are_those_of_the_whole_scan_at_once(seed: int, chunk: int, depth:
     np.testing.assert_array_equal(found, plain_necks(mask, depth))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 2), st.sampled_from([1, 40]))
 @settings(max_examples=30, deadline=None)
 def test_gaps_close_across_slabs(seed: int, reach: int, chunk: int) -> None:
@@ -147,6 +150,7 @@ def test_gaps_close_across_slabs(seed: int, reach: int, chunk: int) -> None:
     assert (whole > 0).sum() > mask.sum()
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(17, 13), (7, 6, 8)]),
@@ -177,6 +181,7 @@ def test_specks_and_rims_without_a_core_are_left_out_and_what_the_border_cuts_ma
     np.testing.assert_array_equal(found, _by_first_voxel(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 300, 10**6])
 def test_cores_are_objects_where_the_ridge_between_them_is_high_enough(
     chunk: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch

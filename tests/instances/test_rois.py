@@ -40,6 +40,7 @@ def drawn_again(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return ids
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(ids=arrays(np.uint32, st.tuples(*[st.integers(1, 8)] * 3), elements=st.sampled_from([0, 1, 2, 4_000_000_000])))
 def test_outlines_drawn_again_are_the_objects(tmp_path_factory: pytest.TempPathFactory, ids: np.ndarray) -> None:

@@ -85,6 +85,7 @@ def test_targets_are_those_of_the_slow_version_on_the_whole_picture(target: str,
     np.testing.assert_array_equal(make_target(objects, spacing, how), plain_target(objects, spacing, how, True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["border", "cores"])
 @quick
 @given(objects=maps(unknown=True), spacing=spacings)
@@ -95,6 +96,7 @@ def test_where_some_is_unknown_the_edge_is_looked_for_in_the_box_and_a_voxel_aro
     np.testing.assert_array_equal(make_target(objects, spacing, how), plain_target(objects, spacing, how, False))
 
 
+@pytest.mark.slow
 @quick
 @given(objects=maps(unknown=True))
 def test_objects_are_parted_where_any_neighbour_is_of_another(objects: np.ndarray) -> None:
@@ -109,6 +111,7 @@ def test_objects_are_parted_where_any_neighbour_is_of_another(objects: np.ndarra
     np.testing.assert_array_equal(part_touching(part_touching(objects)), expected[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @quick
 @given(data=st.data())

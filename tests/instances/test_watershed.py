@@ -106,6 +106,7 @@ def separate_basins(elevation: np.ndarray, mask: np.ndarray, depth: float) -> in
     return count + 1
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(9, 11), (1, 20), (5, 6, 4)]),
@@ -221,6 +222,7 @@ def test_impossible_rules_are_refused(wrong: dict) -> None:
         ObjectRule(**wrong)
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(1, 1), (9, 12), (1, 7), (6, 5, 7), (1, 8, 3), (2, 2, 2)]),
@@ -253,6 +255,7 @@ def flooded_with_whole_seeds(elevation: np.ndarray, seeds: np.ndarray, mask: np.
     return np.asarray(watershed(height, seeds, connectivity=mask.ndim, mask=mask))
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(17, 14), (8, 9, 7)]),
@@ -272,6 +275,7 @@ def test_seeds_without_their_insides_flood_as_whole_ones(
     np.testing.assert_array_equal(_flooded(elevation, seeds, mask), expected)
 
 
+@pytest.mark.slow
 def test_a_cluster_takes_no_more_arrays_than_it_is_planned_for() -> None:
     """Of numpy's memory, which is all but the flood's queue."""
     x, y, z = np.indices((64, 64, 64)) / 64

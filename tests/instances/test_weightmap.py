@@ -45,6 +45,7 @@ def plain(objects: np.ndarray, pitch: tuple[float, ...], how: WeightMapSettings)
     return np.where((volume > 0) | (objects[0] == UNKNOWN), 0, weights)[None]
 
 
+@pytest.mark.slow
 @quick
 @given(
     objects=scattered(),
@@ -63,6 +64,7 @@ def test_the_map_is_the_formula_within_the_bound_that_is_stated(
     assert (expected - found <= w0 * math.exp(-(REACH**2) / 2) + rounding).all()
 
 
+@pytest.mark.slow
 @quick
 @given(objects=scattered(), seed=st.integers(0, 1000))
 def test_it_does_not_depend_on_numbers_nor_on_which_way_round_the_picture_is(objects: np.ndarray, seed: int) -> None:

@@ -54,6 +54,7 @@ def train(state: TrainState, items: list[Batch], total: int = 40) -> float:
     return run_epoch(state, items, RECIPE, lambda: state.step / total, lambda facts: False)
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     state = fresh_state()
     first = train(state, batches(20), 200)

@@ -16,6 +16,7 @@ from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.integers(1, 40),

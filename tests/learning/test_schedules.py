@@ -19,6 +19,7 @@ from medunet.learning.schedules import ResumePoint, ScheduleSettings, learning_r
 KINDS = ["cosine", "poly", "constant"]
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(KINDS),
     warmup=st.floats(0, 0.9),
@@ -198,6 +199,7 @@ def test_impossible_settings_are_refused(make: object, words: str) -> None:
         make()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(KINDS),
     warmup=st.floats(0, 0.5),

@@ -55,6 +55,7 @@ def numpy_loss(kind: str, logits: torch.Tensor, target: torch.Tensor, given: Los
     return 1 - float(np.mean(scores))
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 10_000),
@@ -176,6 +177,7 @@ def test_an_absent_class_wrongly_predicted_costs() -> None:
     assert logits.grad is not None and (logits.grad[:, 1:] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perfect_prediction_costs_almost_nothing_and_learning_reaches_it(kind: str) -> None:
     _, target = batch(6, shape=(1, 3, 6, 6))
@@ -227,6 +229,7 @@ def test_deep_supervision_halves_the_weight_per_level() -> None:
     assert torch.isfinite(weighted) and weighted != expected
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(list(losses._KINDS)),
     blob=st.sampled_from([0.0, 0.4]),

@@ -27,6 +27,7 @@ def made(seed: int, classes: int, shape: tuple[int, ...], sparse: bool) -> tuple
     return target, unknown
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(get_args(Kind)),
     regions=st.booleans(),

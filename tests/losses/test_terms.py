@@ -142,6 +142,7 @@ def naive_generalized(settings_: LossSettings, p: Array, y: Array, known: Array,
     return float(np.mean(scores))
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(list(KINDS)),
     regions=st.booleans(), seed=st.integers(0, 10_000), ignored=st.sampled_from([0.0, 0.3]),
@@ -160,6 +161,7 @@ def test_terms_are_the_textbook_formulas(
     assert loss(logits.float(), target).item() == pytest.approx(found.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 9999), data=st.data())
 def test_targets_of_regions_are_those_of_numpy(seed: int, data: st.DataObject) -> None:
@@ -200,6 +202,7 @@ def test_a_weight_of_zero_is_an_ignored_voxel_and_what_lies_there_is_of_no_accou
     assert nothing == 0 and not gradient.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", EVERY, ids=NAMES)
 @pytest.mark.parametrize("regions", [False, True])
 def test_gradients_are_those_of_differences(how: LossSettings, regions: bool) -> None:
@@ -224,6 +227,7 @@ def test_half_precision_and_extreme_logits_stay_finite(how: LossSettings, region
     assert torch.isfinite(found) and half.grad is not None and torch.isfinite(half.grad).all() and half.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", EVERY, ids=NAMES)
 @pytest.mark.parametrize("regions", [False, True])
 def test_learning_goes_towards_the_truth(how: LossSettings, regions: bool) -> None:
@@ -314,6 +318,7 @@ def test_the_weight_of_a_surface_term_grows_with_the_training() -> None:
     torch.testing.assert_close(at_once(logits, target, progress=0.0) - plain, full)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 9999), regions=st.booleans(), smooth=st.sampled_from([0.0, 1.0]))
 def test_blobs_are_scored_one_by_one(seed: int, regions: bool, smooth: float) -> None:

@@ -104,6 +104,7 @@ def information_slowly(prediction: np.ndarray, reference: np.ndarray) -> tuple[f
     return t + s - joint, s, t
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SEGMENTS)
 def test_agrees_with_pairs_counted_one_by_one(maps: tuple[np.ndarray, np.ndarray]) -> None:
@@ -117,6 +118,7 @@ def test_agrees_with_pairs_counted_one_by_one(maps: tuple[np.ndarray, np.ndarray
     assert found.info_merge == pytest.approx(mutual / of_reference if of_reference > 1e-12 else 1.0, abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(SEGMENTS)
 def test_scikit_image_counts_unordered_pairs_and_bits(maps: tuple[np.ndarray, np.ndarray]) -> None:
@@ -143,6 +145,7 @@ def test_scikit_image_counts_unordered_pairs_and_bits(maps: tuple[np.ndarray, np
             assert ours == pytest.approx(1 - lost / entropy, abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.int64, (4, 5), elements=st.integers(1, 3)), arrays(np.int64, (4, 5), elements=st.integers(1, 3)))
 def test_sides_change_split_into_merge(one: np.ndarray, other: np.ndarray) -> None:
@@ -180,6 +183,7 @@ def test_thinning_keeps_partitions_and_drops_lines_that_part_nothing() -> None:
     assert (flooded_ids(np.zeros((3, 4), bool)) == 1).all() and (flooded_ids(np.ones((3, 4), bool)) == 1).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(arrays(bool, (7, 8)))
 def test_flooding_keeps_cells_and_leaves_lines_only_between_them(cells: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from medunet.metrics.overlap import count_labels, pixel_accuracy
 IGNORE = 255
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), dimensions=st.integers(2, 3), every=st.integers(1, 4), share=st.floats(0, 0.8))
 @settings(deadline=None, max_examples=60)
 def test_predictions_at_ignored_voxels_change_no_score(seed: int, dimensions: int, every: int, share: float) -> None:

@@ -81,6 +81,7 @@ def true_positives_like_stardist(iou: np.ndarray, threshold: float) -> int:
     return int((iou[rows, columns] >= threshold).sum())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(ID_MAPS)
 def test_agrees_with_the_definitions_written_out(maps: tuple[np.ndarray, np.ndarray]) -> None:
@@ -115,6 +116,7 @@ def test_low_thresholds_find_the_best_of_all_matchings(maps: tuple[np.ndarray, n
     assert (match.true_positives, match.iou_sum) == (best[0], pytest.approx(best[1]))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(ID_MAPS, st.permutations([17, 3, 70_000, 255, 1]))
 def test_ids_and_the_order_of_voxels_do_not_matter(maps: tuple[np.ndarray, np.ndarray], names: list[int]) -> None:
@@ -126,6 +128,7 @@ def test_ids_and_the_order_of_voxels_do_not_matter(maps: tuple[np.ndarray, np.nd
     assert scores(third) == pytest.approx(scores(first), nan_ok=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(ID_MAPS)
 def test_matching_and_pq_are_symmetric_and_errors_change_their_names(maps: tuple[np.ndarray, np.ndarray]) -> None:
@@ -141,6 +144,7 @@ def test_matching_and_pq_are_symmetric_and_errors_change_their_names(maps: tuple
     )
 
 
+@pytest.mark.slow
 @given(arrays(np.uint16, (4, 5, 3), elements=st.integers(0, 3)))
 def test_a_map_is_perfect_for_itself(ids: np.ndarray) -> None:
     counts = count_objects(ids, ids)

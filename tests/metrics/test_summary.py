@@ -39,6 +39,7 @@ def averages(summary: Summary) -> dict[tuple[str, str], tuple[float, bool]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(pairs=pairs, data=st.data())
 def test_a_missed_structure_never_improves_an_average(pairs: list, data: st.DataObject) -> None:

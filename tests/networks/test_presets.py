@@ -8,6 +8,7 @@ from torch import nn
 from medunet.networks.presets import unet3d2016, unet2015
 
 
+@pytest.mark.slow
 def test_unet2015() -> None:
     network = unet2015()
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
@@ -40,6 +41,7 @@ def test_unet3d2016_turns_132_132_116_into_44_44_28() -> None:
     assert network(torch.empty(1, 4, 132, 132, 116, device="meta")).shape == (1, 2, 44, 44, 28)
 
 
+@pytest.mark.slow
 def test_the_original_runs_on_a_small_image() -> None:
     with torch.inference_mode():
         logits = unet2015().eval()(torch.randn(1, 1, 188, 188))

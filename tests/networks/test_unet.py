@@ -50,6 +50,7 @@ def an_image(config: UNetSettings, steps: int = 1, batch: int = 2) -> torch.Tens
     return torch.randn(batch, config.in_channels, *size, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(unet_settings(), st.lists(st.integers(0, 1), min_size=3, max_size=3))
 def test_predicted_sizes_are_the_networks(config: UNetSettings, steps: list[int]) -> None:
@@ -70,6 +71,7 @@ def test_predicted_sizes_are_the_networks(config: UNetSettings, steps: list[int]
         assert isinstance(answer, torch.Tensor)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(unet_settings(), st.integers(0, 2), st.integers(1, 20))
 def test_illegal_sizes_are_refused_with_the_legal_ones_named(config: UNetSettings, axis: int, off: int) -> None:
@@ -131,6 +133,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
     config = variant(**changes)
@@ -143,6 +146,7 @@ def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_the_input_is_not_modified_and_strides_do_not_matter(changes: dict[str, Any]) -> None:
     config = variant(**changes)
@@ -156,6 +160,7 @@ def test_the_input_is_not_modified_and_strides_do_not_matter(changes: dict[str, 
     assert torch.equal(image, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_state_survives_saving(changes: dict[str, Any]) -> None:
     config = variant(**changes)
@@ -170,6 +175,7 @@ def test_state_survives_saving(changes: dict[str, Any]) -> None:
         assert torch.equal(other(image), network(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch", "voxel"])
 @pytest.mark.parametrize("changes", [{}, {"attention": True, "residual": True}, {"upsampling": "interpolated"}])
 def test_a_shift_by_the_stride_shifts_the_answer(norm: str, changes: dict[str, Any]) -> None:
@@ -197,6 +203,7 @@ def test_norms_over_space_are_inexact_and_say_so(norm: Any) -> None:
     assert (here[:, :, stride:] - there[:, :, :-stride]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"residual": True}, {"attention": True}, {"downsampling": "stride", "upsampling": "interpolated"}],

@@ -70,6 +70,7 @@ def key(
 contents = st.lists(st.binary(min_size=1, max_size=40), min_size=2, max_size=4)
 
 
+@pytest.mark.slow
 @quick
 @given(contents=contents, data=st.data())
 def test_any_changed_byte_of_any_file_changes_the_key(contents: list[bytes], data: st.DataObject) -> None:
@@ -84,6 +85,7 @@ def test_any_changed_byte_of_any_file_changes_the_key(contents: list[bytes], dat
         assert key(case) != before
 
 
+@pytest.mark.slow
 @quick
 @given(contents=contents)
 def test_files_that_end_elsewhere_have_another_key(contents: list[bytes]) -> None:
@@ -93,6 +95,7 @@ def test_files_that_end_elsewhere_have_another_key(contents: list[bytes]) -> Non
         assert key(written(Path(folder, "a"), contents)) != key(written(Path(folder, "b"), moved))
 
 
+@pytest.mark.slow
 @quick
 @given(contents=contents, when=st.integers(0, 2**31), stem=st.text("abcXYZ019-_", min_size=1, max_size=12))
 def test_equal_content_has_an_equal_key_wherever_it_lies_whatever_its_name_and_time(
@@ -148,6 +151,7 @@ def one_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return written(tmp_path_factory.mktemp("case"), [b"image", b"label"])
 
 
+@pytest.mark.slow
 @quick
 @given(a=all_settings, data=st.data())
 def test_any_changed_setting_changes_the_key(one_case: Case, a: PreprocessSettings, data: st.DataObject) -> None:
@@ -189,6 +193,7 @@ def test_changed_source_changes_the_key(tmp_path: Path, monkeypatch: pytest.Monk
     assert cache_module._source_digest() != before
 
 
+@pytest.mark.slow
 def test_the_key_covers_all_code_that_shapes_a_case() -> None:
     """All that preparing imports, directly or through others, but for errors and the version, which is in the key."""
     package = Path(cache_module.__file__).parents[1]
@@ -249,6 +254,7 @@ def test_a_dicom_series_counts_with_all_its_slices_but_not_their_names(tmp_path:
     )
 
 
+@pytest.mark.slow
 @quick
 @given(
     label=hnp.arrays(
@@ -272,6 +278,7 @@ def test_what_is_kept_is_found_again_to_the_last_bit(label: np.ndarray, channels
     assert cache.find("b" * 64, "made", mapped) is None
 
 
+@pytest.mark.slow
 @quick
 @given(file=st.sampled_from(["image.npy", "label.npy", "foreground.npy", "manifest.json"]), data=st.data())
 def test_any_damage_is_noticed_and_what_is_damaged_removed(file: str, data: st.DataObject) -> None:

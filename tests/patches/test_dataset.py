@@ -38,6 +38,7 @@ def dataset(*cases: PreparedCase, size: tuple[int, ...], **changes: object) -> P
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @given(
     shape=st.lists(st.integers(1, 12), min_size=2, max_size=3),
     size=st.integers(1, 15),
@@ -67,6 +68,7 @@ def test_a_patch_is_a_piece_of_the_scan_with_zeros_and_ignore_around(
         assert abs(shown[0] - (size - 1 - shown[-1])) <= 1 or n >= size
 
 
+@pytest.mark.slow
 def test_uniform_patches_reach_every_position_evenly() -> None:
     data = dataset(numbered((9, 6)), size=(4, 6))
     starts = Counter(int((data[i].image[0, 0, 0, 0].item() - 1) // 6) for i in range(1200))
@@ -74,6 +76,7 @@ def test_uniform_patches_reach_every_position_evenly() -> None:
     assert max(starts.values()) < 1.4 * min(starts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("margin", [(), (2, 2, 2)])
 def test_oversampled_patches_contain_foreground_of_each_class_alike(margin: tuple[int, ...]) -> None:
     data = dataset(numbered((30, 30, 30)), size=(8, 8, 8), oversample=1.0, margin=margin)
@@ -85,6 +88,7 @@ def test_oversampled_patches_contain_foreground_of_each_class_alike(margin: tupl
     assert len(places) >= 8, "the foreground must not always lie at one place of the patch"
 
 
+@pytest.mark.slow
 def test_the_share_of_oversampled_patches_is_as_asked() -> None:
     data = dataset(numbered((40, 40, 40)), size=(4, 4, 4), oversample=1 / 3)
     hits = np.mean([bool((data[i].label > 0).any()) for i in range(600)])
@@ -264,6 +268,7 @@ BALANCE = (0.5, 1.0, 3.0)
 TURNS = replace(AugmentSettings.none(), flip_axes=None, flip_probability=0.5, quarter_turns=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("margin", [(), (2, 2)])
 @pytest.mark.parametrize("shape", [(30, 26), (9, 11), (24, 24, 7)])
 def test_weights_move_with_the_labels_and_are_0_where_nothing_is_known(

@@ -94,6 +94,7 @@ def test_batches_join_patches_in_order() -> None:
     assert torch.equal(batch.image[1], data[1].image[0]) and batch.cases == [*data[0].cases, *data[1].cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_a_device_augments_as_workers_do(workers: int, dtype: type) -> None:

@@ -46,6 +46,7 @@ def planned(folder: Path) -> Planned:
     return plan_data_set(read_data_set(folder), budget(), None)
 
 
+@pytest.mark.slow
 def test_a_plan_is_measured_written_and_read(tmp_path: Path) -> None:
     data, config = make(tmp_path / "data", [cube(1), cube(2), cube(1)]), tmp_path / "plan.yaml"
     said = write_plan(data, config, budget(), None, overwrite=False)
@@ -57,12 +58,14 @@ def test_a_plan_is_measured_written_and_read(tmp_path: Path) -> None:
         write_plan(data, config, budget(), None, overwrite=False)
 
 
+@pytest.mark.slow
 def test_an_absent_label_and_an_empty_case_are_noted(tmp_path: Path) -> None:
     header = "\n".join(planned(make(tmp_path, [cube(1), cube(0)])).header)
     assert "NOTE: no measured case has a voxel of rare" in header
     assert "NOTE: 1 case(s) without any foreground (c1)" in header
 
 
+@pytest.mark.slow
 def test_a_constant_scan_is_noted_and_nothing_but_constants_refused(tmp_path: Path) -> None:
     flat, noise = np.full((16, 14, 12), 7, np.int16), np.random.default_rng(0).normal(0, 1, (16, 14, 12))
     one = make(tmp_path / "one", [cube(1), cube(2)], [flat, noise.astype(np.float32)])
@@ -86,6 +89,7 @@ def test_what_cannot_be_learned_from_is_refused(
         planned(make(tmp_path, [label], None if image is None else [image]))
 
 
+@pytest.mark.slow
 def test_touching_instances_and_unannotated_voxels_are_noted(tmp_path: Path) -> None:
     label = cube(5)
     label[9:12, 4:9, 4:9] = 6
@@ -99,6 +103,7 @@ def test_touching_instances_and_unannotated_voxels_are_noted(tmp_path: Path) -> 
     assert "94 % of the voxels are annotated" in result.notes["loss.kind"]
 
 
+@pytest.mark.slow
 def test_a_large_data_set_is_measured_in_part_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make(tmp_path, [cube(1 + n % 2) for n in range(7)])
     monkeypatch.setattr(fingerprint, "MOST_CASES", 3)
@@ -109,6 +114,7 @@ def test_a_large_data_set_is_measured_in_part_and_says_which(tmp_path: Path, mon
     assert result.config.data.folds == 5
 
 
+@pytest.mark.slow
 def test_of_a_single_scan_a_part_is_held_out_that_holds_what_the_rest_does(tmp_path: Path) -> None:
     label = cube(1, (12, 40, 12))  # along the second axis, ten parts of four voxels; the cube lies in 4 to 8
     label[2:10, 6:22, 2:10] = 1

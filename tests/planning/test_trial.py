@@ -29,6 +29,7 @@ def config(channels: tuple[int, ...], patch: tuple[int, ...], **training: float)
     )
 
 
+@pytest.mark.slow
 def test_larger_steps_take_longer_and_global_generators_stand_still() -> None:
     torch.manual_seed(7)
     before, numbers = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002

@@ -29,6 +29,7 @@ def external_model(network: NetworkSettings, patch: tuple[int, ...]) -> Model:
     return Model(build_network(network).eval(), card)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*MONAI[::3], *TRANSFORMERS, *SMP[:1]], ids=name_of)
 def test_a_whole_scan_of_an_odd_size(settings: NetworkSettings) -> None:
     """Larger than a window along one axis, smaller along another; a 2-D network goes slice by slice."""
@@ -40,6 +41,7 @@ def test_a_whole_scan_of_an_odd_size(settings: NetworkSettings) -> None:
     assert labels.shape == (1, *scan.shape) and labels.max() < 3
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_blended_windows() -> None:
     model = external_model(SMALL, (16, 16, 16))
     segmenter = Segmenter([model], FP32)

@@ -44,6 +44,7 @@ def test_scans_that_differ_in_size_alone_are_announced_once() -> None:
     assert small.kind != plan_of((40, 30, 20), replace(FP32, method="blend")).kind
 
 
+@pytest.mark.slow
 def test_a_scan_in_a_file_is_streamed_as_it_lies_there_if_that_fits() -> None:
     shape, settings = (600, 40, 40), replace(FP32, memory=2**27)
     assert plan_of(shape).axis == 0
@@ -53,6 +54,7 @@ def test_a_scan_in_a_file_is_streamed_as_it_lies_there_if_that_fits() -> None:
     assert plan.axis == 0 and len(plan.parts) == 1 and plan.bytes <= settings.memory
 
 
+@pytest.mark.slow
 def test_a_split_that_would_take_forever_is_refused() -> None:
     deep = UNetSettings(channels=(4, 4, 4, 4, 4), classes=2)
     with pytest.raises(ConfigError, match=r"smallest parts worth it, a scan of 300×300×300 voxels needs about"):

@@ -77,6 +77,7 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("spacing", [None, (0.8, 1.2, 1.5)])
 @pytest.mark.parametrize(("models", "tta"), [(1, False), (1, True), (3, False)])
@@ -92,6 +93,7 @@ def test_regions_are_painted_in_order_or_decided_together(
     assert len(np.unique(expected)) > 1
 
 
+@pytest.mark.slow
 def test_parts_of_a_scan_and_small_memory_change_nothing() -> None:
     """Overlapping regions are decided on piece by piece."""
     model = region_model(labels=CROSSING, preprocess=PreprocessSettings(spacing=(0.8, 1.2, 1.5)))
@@ -101,6 +103,7 @@ def test_parts_of_a_scan_and_small_memory_change_nothing() -> None:
     assert (whole != small).mean() < 1e-4
 
 
+@pytest.mark.slow
 @KINDS
 def test_pieces_are_right_and_verification_holds(table: LabelTable, decided: Decided) -> None:
     model, volume = region_model(labels=table), make_scan(30, 25, 28)
@@ -113,6 +116,7 @@ def test_pieces_are_right_and_verification_holds(table: LabelTable, decided: Dec
     assert verified.holds and verified.precision < 1e-4 and verified.blended is not None and 0 < verified.blended < 1
 
 
+@pytest.mark.slow
 def test_verification_counts_painted_labels() -> None:
     """bf16 changes some of them; the argmax over regions would be another number."""
     segmenter = Segmenter([region_model()], replace(FP32, precision="bf16"))
@@ -131,6 +135,7 @@ def test_slices_of_a_two_dimensional_network(table: LabelTable, decided: Decided
     assert (answer.array[0] != decided(np.stack(scores, axis=2))).mean() < 1e-3
 
 
+@pytest.mark.slow
 @KINDS
 def test_probabilities_have_a_channel_per_region_and_labels_follow_from_them(
     table: LabelTable, decided: Decided, tmp_path: Path

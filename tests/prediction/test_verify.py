@@ -26,6 +26,7 @@ def verified(models: list[Model], shape: tuple[int, ...], settings: PredictSetti
     return verify(segmenter, scan, segmenter.plan(scan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False])
 def test_a_whole_scan(padded: bool) -> None:
     found = verified([make_model(UNetSettings(channels=(4, 8), classes=3, padded=padded))], (30, 41, 22))
@@ -41,6 +42,7 @@ def test_a_whole_scan(padded: bool) -> None:
         assert found.blended is None and "blended" not in found.describe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_middle_of_a_scan_that_one_pass_has_no_memory_for(padded: bool) -> None:
     model = make_model(UNetSettings(channels=(4, 8), classes=3, padded=padded))

@@ -30,6 +30,7 @@ def square(low: int, high: int) -> np.ndarray:
     return labels
 
 
+@pytest.mark.slow
 def test_the_outline_has_the_labels_colour_and_place() -> None:
     """Without an image there is one panel: the picture fills the width, so places can be computed."""
     picture = drawn(Overlay({"cell": 3}, (1.0, 1.0), reference=square(10, 30)), legend=False)
@@ -39,6 +40,7 @@ def test_the_outline_has_the_labels_colour_and_place() -> None:
     assert (rows.max() - rows.min()) == pytest.approx(columns.max() - columns.min(), abs=2)
 
 
+@pytest.mark.slow
 def test_physical_proportions() -> None:
     """Voxels three times as high as wide make the square mask three times as high as wide."""
     picture = drawn(Overlay({"cell": 3}, (1.0, 3.0), reference=square(10, 30)), legend=False)
@@ -46,6 +48,7 @@ def test_physical_proportions() -> None:
     assert np.ptp(rows) / np.ptp(columns) == pytest.approx(3.0, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_prediction_changes_the_picture_and_its_legend_names_it() -> None:
     overlay = Overlay({"cell": 3}, (1.0, 1.0), square(0, 20), square(10, 30), square(12, 32))
     alone = Overlay({"cell": 3}, (1.0, 1.0), square(0, 20), square(10, 30))
@@ -53,6 +56,7 @@ def test_a_prediction_changes_the_picture_and_its_legend_names_it() -> None:
     assert drawn(overlay).shape[0] > drawn(overlay, legend=False).shape[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image",
     [np.zeros((12, 9, 5)), np.full((12, 9, 5), np.nan), np.ones((12, 9, 5), bool), None],
@@ -65,6 +69,7 @@ def test_odd_images_and_absent_labels_are_drawn(image: np.ndarray | None) -> Non
     assert Image.open(io.BytesIO(png)).format == "PNG"
 
 
+@pytest.mark.slow
 def test_drawing_leaves_no_figure_in_pyplot() -> None:
     import matplotlib.pyplot
 
@@ -81,6 +86,7 @@ def test_every_label_has_a_colour_of_its_own(count: int) -> None:
     assert tinted(colours[0], 1.0) == "#ffffff" and tinted(colours[0], 0.0) == colours[0]
 
 
+@pytest.mark.slow
 def test_plots_take_missing_values_and_odd_names() -> None:
     values = {"$a$_b": [0.9, float("nan"), 0.7], "_hidden": [], "x" * 80: [0.2]}
     dice = ScorePanel("Dice", values, {"_hidden": 2})
@@ -88,6 +94,7 @@ def test_plots_take_missing_values_and_odd_names() -> None:
     assert Image.open(io.BytesIO(score_plot([dice, distances]))).width == 1440
 
 
+@pytest.mark.slow
 def test_curves_of_short_and_unvalidated_runs() -> None:
     for epochs in (
         [EpochRecord(0, 1.2, 1e-3)],

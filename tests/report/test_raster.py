@@ -56,6 +56,7 @@ def test_planes_go_through_most_wrong_voxels_and_ignored_ones_are_not_wrong() ->
     assert disagreeing_planes(right, 255)[0].title == "XY plane 2 of 10", "nothing is wrong: the largest area"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [1, 30, 100])
 @pytest.mark.parametrize("shape", [(300, 20, 4), (5, 6, 7), (200, 3), (1, 1)])
 def test_any_shape_and_many_long_names_keep_the_width(

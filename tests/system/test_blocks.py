@@ -75,6 +75,7 @@ def arrays(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]] = SHAPES)
     return view, base
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pair=arrays(), whole=st.integers(0, 4))
 def test_blocks_are_the_array_cut_into_small_views(pair: tuple[np.ndarray, np.ndarray], whole: int) -> None:
@@ -98,6 +99,7 @@ def test_blocks_are_not_smaller_than_need_be() -> None:
     assert [part.shape for part in blocks(np.zeros((2, 8, 16), np.uint8), whole=2)] == [(1, 8, 16)] * 2
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pair=arrays(), dtype=st.sampled_from([None, "<i2", "float32"]))
 def test_ordered_blocks_are_the_bytes_of_the_array_in_c_order(
@@ -109,6 +111,7 @@ def test_ordered_blocks_are_the_bytes_of_the_array_in_c_order(
     assert b"".join(part.tobytes() for part in parts) == array.astype(dtype or array.dtype).tobytes()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), shape=SHAPES)
 def test_copies_by_tiles_reach_every_element_and_no_other(data: st.DataObject, shape: tuple[int, ...]) -> None:
@@ -122,6 +125,7 @@ def test_copies_by_tiles_reach_every_element_and_no_other(data: st.DataObject, s
     assert (source != 0).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pair=arrays())
 def test_gathered_arrays_are_the_same_and_copied_only_out_of_files(
@@ -166,6 +170,7 @@ def test_the_slowest_axis_is_a_spatial_one_and_longer_than_one() -> None:
     assert slowest_axis(array[:, :1]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_memory_does_not_grow_with_arrays_in_files(tmp_path: Path, channels: int) -> None:

@@ -113,6 +113,7 @@ def test_disk_space_is_taken_at_once(tmp_path: Path) -> None:
     assert len(array) == MIB and max(taken) >= MIB
 
 
+@pytest.mark.slow
 def test_no_room_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: both fail where the space is taken, not where it is used."""
     pytest.importorskip("resource")

@@ -113,6 +113,7 @@ def held_out(data: DataSet, labels: LabelTable, folder: Path) -> Setup:
     return Setup(parse_config("", "a test"), data, labels, [], list(data.labelled), torch.device("cpu"), folder)
 
 
+@pytest.mark.slow
 def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real scans, predictions and scores; nothing is left behind, and a case that cannot be scored stops nothing."""
     data = read_data_set(make_set(tmp_path / "data", cases=3))
@@ -146,6 +147,7 @@ def test_the_end_is_measured_on_single_cases_in_turn(tmp_path: Path, monkeypatch
     assert not fresh.known
 
 
+@pytest.mark.slow
 def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) -> None:
     """Random weights that answer inside and border; both are the object in the mask that is scored."""
     settings = InstanceSettings("border")

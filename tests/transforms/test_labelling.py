@@ -61,6 +61,7 @@ def declarations(draw: st.DrawFn) -> LabelTable:
     return with_regions(table, DeclaredRegions({name: held for name, held in regions.items() if held}))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(table=declarations(), seed=st.integers(0, 9999), noise=st.sampled_from([0.0, 3.9]))
 def test_masks_of_regions_of_a_label_map_decide_for_that_label_map(table: LabelTable, seed: int, noise: float) -> None:

@@ -54,18 +54,21 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return np.isin(ids, np.flatnonzero((counts == counts.max()) & (counts > 0)))
 
 
+@pytest.mark.slow
 @given(maps(), st.sampled_from([1, 20, 10**9]))
 def test_the_largest_component_of_a_label_stays(array: np.ndarray, rows: int) -> None:
     expected = np.where((array == A) & ~largest(array == A), BACKGROUND, array)
     np.testing.assert_array_equal(applied(array, PostStep("keep_largest", "a"), rows=rows), expected)
 
 
+@pytest.mark.slow
 @given(maps(), st.sampled_from([1, 20, 10**9]))
 def test_the_largest_component_of_all_foreground_stays(array: np.ndarray, rows: int) -> None:
     expected = np.where(largest(array != BACKGROUND), array, BACKGROUND)
     np.testing.assert_array_equal(applied(array, PostStep("keep_largest"), rows=rows), expected)
 
 
+@pytest.mark.slow
 @given(maps(), st.integers(1, 8), st.sampled_from([1, 20, 10**9]))
 def test_small_components_go_as_in_scikit_image(array: np.ndarray, least: int, rows: int) -> None:
     ids = skimage_label(array == A, connectivity=array.ndim)
@@ -74,6 +77,7 @@ def test_small_components_go_as_in_scikit_image(array: np.ndarray, least: int, r
     np.testing.assert_array_equal(applied(array, PostStep("remove_small", "a", least), rows=rows), expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(maps(), st.sampled_from([1, 20, 10**9]))
 def test_holes_are_filled_as_in_scipy_and_other_labels_stay(array: np.ndarray, rows: int) -> None:
@@ -81,6 +85,7 @@ def test_holes_are_filled_as_in_scipy_and_other_labels_stay(array: np.ndarray, r
     np.testing.assert_array_equal(applied(array, PostStep("fill_holes", "a"), rows=rows), expected)
 
 
+@pytest.mark.slow
 @given(maps())
 def test_sizes_of_components(array: np.ndarray) -> None:
     ids = skimage_label(array == A, connectivity=array.ndim)
@@ -153,6 +158,7 @@ def test_steps_in_words() -> None:
     assert PostStep("keep_largest").describe() == "keep the largest component of all foreground together"
 
 
+@pytest.mark.slow
 def test_an_array_in_a_file_is_changed_there_and_little_of_it_is_held(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -32,6 +32,7 @@ def one_hot(indices: np.ndarray, classes: int) -> np.ndarray:
     return np.stack([indices[0] == c for c in range(classes)]).astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
@@ -55,6 +56,7 @@ def test_undo_is_exact_without_resampling(seed, shape, crop, orientation) -> Non
     np.testing.assert_array_equal(restored[inside], volume.array[0][inside])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), target=st.tuples(*[st.floats(0.4, 4)] * 3))
 def test_resampled_labels_are_a_closed_set_and_come_back_in_shape(seed, target) -> None:
@@ -81,6 +83,7 @@ def test_a_ball_survives_resampling_there_and_back() -> None:
         np.testing.assert_allclose(centres[0], centres[1], atol=0.2)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),

@@ -33,6 +33,7 @@ def test_names_of_files() -> None:
     assert mask_path(Path("out/a.b.nii.gz"), "liver") == Path("out/a.b_liver.nii.gz")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(names=st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=6, unique=True))
 def test_names_are_whole_and_apart_whatever_regions_are_called(names: list[str]) -> None:
@@ -42,6 +43,7 @@ def test_names_are_whole_and_apart_whatever_regions_are_called(names: list[str])
     assert all(name and not set(name) & set('/\\:*?"<>| \n\0') and not name.startswith(".") for name in named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("large", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from tests.transforms.restoring import restore_scores
 from tests.transforms.test_preprocess import NONE, random_volume
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     seed=st.integers(0, 10_000),

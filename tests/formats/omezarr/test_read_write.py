@@ -46,6 +46,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]),
@@ -84,6 +85,7 @@ def test_written_is_read_back(
 AXES = ["YX", "ZYX", "CYX", "CZYX", "TCZYX", "TYX", "ZCYX", "YXC", "XYZ", "XZYC"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("axes", AXES)
 def test_every_order_of_axes_becomes_channel_x_y_z(tmp_path: Path, axes: str, zarr_format: int) -> None:
@@ -136,6 +138,7 @@ UNITS: list[tuple[list[str | None], tuple[float, ...], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "spacing", "unit"), UNITS)
 def test_units(tmp_path: Path, units: list[str | None], spacing: tuple[float, ...], unit: str) -> None:
     path = tmp_path / "scan.zarr"
@@ -168,6 +171,7 @@ def drop_transformations(ome: dict[str, Any]) -> None:
     del ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.1", "0.2", "0.3"])
 def test_old_versions_are_read_and_answered_in_the_first_with_sizes(tmp_path: Path, version: str) -> None:
     image: dict[str, Any] = {"version": version, "datasets": [{"path": "0"}]}
@@ -214,6 +218,7 @@ def test_channels_have_the_names_of_omero(tmp_path: Path) -> None:
 DTYPES = ["bool", "uint8", "int64", "uint64", "float16", "float64"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*DTYPES, ">u2", ">f4"])
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_types_are_read_in_native_order(tmp_path: Path, zarr_format: int, dtype: str) -> None:
@@ -262,6 +267,7 @@ PACKED |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKED)
 def test_usual_codecs_and_layouts_are_read(tmp_path: Path, name: str) -> None:
     zarr_format, options = PACKED[name]
@@ -272,6 +278,7 @@ def test_usual_codecs_and_layouts_are_read(tmp_path: Path, name: str) -> None:
     assert stored == ("8 of 8 files" if "shards" in name else "27 of 27 chunks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKED)
 def test_a_cut_chunk_is_noticed_whatever_it_is_packed_with(tmp_path: Path, name: str) -> None:
     zarr_format, options = PACKED[name]
@@ -292,6 +299,7 @@ def test_blosc_below_another_codec_is_refused_as_its_length_is_not_known(tmp_pat
         read_volume(path, axes="ZYX")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_a_plain_array_must_say_its_axes(tmp_path: Path, zarr_format: int) -> None:
     array = counted((5, 6, 7))
@@ -416,6 +424,7 @@ def test_a_folder_counts_as_one_scan(tmp_path: Path) -> None:
         read_volume(tmp_path / "file.zarr")
 
 
+@pytest.mark.slow
 def test_labels_are_marked_chunked_and_have_lower_resolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyramid, "SMALL", 8)
     monkeypatch.setattr(pyramid, "CHUNK", {2: 8, 3: 8})
@@ -522,6 +531,7 @@ def reversion(path: Path, version: str) -> None:
     change(path / "zarr.json", lambda found: found["attributes"]["ome"].update(version=version))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_damaged_is_named(tmp_path: Path, name: str) -> None:
     zarr_format, harm, said = BROKEN[name]

@@ -44,6 +44,7 @@ def test_complete_maps_have_the_sizes_of_the_network(schedule: AxisSchedule) -> 
     assert [(maps[-1],) for maps in schedule.lengths.decoder] == list(schedule.shape.decoder_sizes(sizes))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(flows(), st.integers(1, 20))
 def test_steps_go_on_until_all_wanted_rows_are_out(schedule: AxisSchedule, slab: int) -> None:

@@ -143,6 +143,7 @@ def test_without_onednn_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(plain, fast, rtol=0, atol=5e-6 * float(fast.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [(1, 1), (1, 30), (30, 1), (2, 3), (3, 2)])
 @pytest.mark.parametrize("config", [PADDED, UNPADDED])
 def test_scans_smaller_than_the_stride(config: UNetSettings, scan: tuple[int, int]) -> None:

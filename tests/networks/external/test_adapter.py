@@ -69,6 +69,7 @@ def test_it_learns_gives_the_image_s_size_and_comes_back_from_its_file(
         assert torch.equal(model.network(image), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*MONAI, *TRANSFORMERS, *SMP], ids=name_of)
 def test_its_heads_are_those_that_give_the_logits(settings: NetworkSettings) -> None:
     network = made(settings).eval()

@@ -56,6 +56,7 @@ def test_what_is_impossible_is_refused(make: Callable[[], object], words: str) -
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*MONAI, *TRANSFORMERS, *SMP], ids=name_of)
 def test_a_config_keeps_every_setting(settings: NetworkSettings) -> None:
     file = parse_config("", "t")
@@ -94,6 +95,7 @@ def test_a_class_name_or_a_path_is_no_architecture() -> None:
         parse_config("network: {_target_: os.getcwd}", "t")
 
 
+@pytest.mark.slow
 def test_the_config_reads_every_kind_that_can_be_built() -> None:
     for name, kind in ARCHITECTURES.items():
         assert type(parse_config(f"network: {{architecture: {name}}}", "t").config.network) is kind

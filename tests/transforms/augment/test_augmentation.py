@@ -67,6 +67,7 @@ def test_labels_stay_labels_over_a_thousand_augmentations() -> None:
     assert moved > 900
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("crop", [0, 3, 4])
 def test_image_and_label_move_together(dimensions: int, crop: int) -> None:
@@ -169,6 +170,7 @@ def test_elastic_displacement_has_the_stated_size() -> None:
     assert np.mean(squares) ** 0.5 == pytest.approx(2, rel=0.15)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**40), epoch=st.integers(0, 2**20), index=st.integers(0, 2**20))
 @settings(deadline=None, max_examples=20)
 def test_a_draw_depends_on_its_three_numbers_alone(seed: int, epoch: int, index: int) -> None:
@@ -285,6 +287,7 @@ def test_only_the_named_axes_are_mirrored(axes: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(classes, np.flip(label, [a + 1 for a in axes]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_a_batch_becomes_what_its_patches_become_alone(dimensions: int) -> None:
     augmentation, size = Augmentation(ALWAYS, dimensions), (9, 12, 10)[:dimensions]
@@ -301,6 +304,7 @@ def test_a_batch_becomes_what_its_patches_become_alone(dimensions: int) -> None:
         augmentation.batch([], [], [], size)
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_a_moved_patch() -> None:
     image, label = blob((80, 80, 80), centre=(30, 40, 50))
     before, found = torch.get_num_threads(), []
@@ -314,6 +318,7 @@ def test_threads_do_not_change_a_moved_patch() -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("moving", [False, True])
 def test_quarter_turns_are_exact_turns_of_the_patch(dimensions: int, moving: bool) -> None:

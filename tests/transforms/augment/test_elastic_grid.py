@@ -24,6 +24,7 @@ def only(grid: ElasticGrid | None, elastic: Chance, coarse: int | None = None) -
     return AugmentSettings(**names | {"elastic": elastic, "elastic_grid": grid, "coarse_axis": coarse})
 
 
+@pytest.mark.slow
 @given(st.integers(2, 9), st.booleans(), st.integers(0, 999))
 @settings(deadline=None)
 def test_splines_are_scipys(length: int, through: bool, seed: int) -> None:
@@ -47,6 +48,7 @@ def test_the_field_of_2015_is_a_bicubic_spline_over_three_by_three_vectors(splin
         np.testing.assert_allclose(field[:, ::20, ::30], vectors, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vectors_and_displacements_have_the_stated_deviation() -> None:
     """Of 2015 the vectors themselves; of 2016 what a B-spline leaves of them: (1/6, 4/6, 1/6) per axis, at a vector."""
     through, smooth = (

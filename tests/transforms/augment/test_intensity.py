@@ -94,6 +94,7 @@ def test_a_change_does_not_move_another_ones_draw() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 64, 64, 64), (2, 130, 127)])
 def test_the_number_of_threads_changes_nothing(shape: tuple[int, ...]) -> None:
     """Workers have one thread, the training process several; their patches must be equal to the last bit."""

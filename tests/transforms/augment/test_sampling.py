@@ -14,6 +14,7 @@ from medunet.transforms.augment import sampling
 from medunet.transforms.augment.sampling import Look, along_axes, blur_matrix, linear_matrix, resample, shrink_matrix
 
 
+@pytest.mark.slow
 @given(
     dimensions=st.integers(2, 3),
     channels=st.integers(1, 2),
@@ -74,6 +75,7 @@ def test_a_blur_matrix_is_scipys_gaussian(length: int, sigma: float) -> None:
     np.testing.assert_allclose(blur_matrix(length, sigma) @ values, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(length=st.integers(1, 40), share=st.floats(0.02, 1), seed=st.integers(0, 100))
 @settings(deadline=None, max_examples=50)
 def test_shrinking_and_enlarging_are_torchs(length: int, share: float, seed: int) -> None:
