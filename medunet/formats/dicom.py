@@ -21,7 +21,6 @@ from pydicom.errors import InvalidDicomError
 
 from medunet.errors import DataError
 from medunet.system.blocks import Empty, blocks
-from medunet.system.scratch import Scratch
 from medunet.volume import Grid, Origin, Volume
 
 UNEVEN = 1e-2
@@ -93,7 +92,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name.upper() != "DICOMDIR" and is_dicom(path))
 
 
-def read(folder: Path, scratch: Scratch | None = None) -> Volume:
+def read(folder: Path, empty: Empty = np.empty) -> Volume:
     """Read one series as ``(1, x, y, z)`` in millimetres, RAS+; z grows along the normal of the slices.
 
     The order and the slice step come from the positions, never from file names, InstanceNumber or SliceThickness
@@ -105,7 +104,6 @@ def read(folder: Path, scratch: Scratch | None = None) -> Volume:
             geometry, colour, a compression without decoder, or damaged pixels.
     """
     series = _series(folder)
-    empty: Empty = scratch or np.empty
     planes = empty(series.shape[::-1], series.dtype)
     slices = iter(series.slices)
     for block in blocks(planes, whole=2):

@@ -10,6 +10,9 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from medunet.errors import DataError, OutputError
 from medunet.formats.omezarr.nodes import SUFFIXES as ZARR_SUFFIXES
@@ -77,20 +80,17 @@ def read_volume(
     """
     path = Path(path)
     family = _family(path)
-    by_axes = _by_axes(family)
-    if not by_axes:
-        _refuse_frame(path, frame)
-    volume: Volume = family.read(path, axes, scratch, frame) if by_axes else family.read(path, scratch)
+    volume: Volume = family.read(path, empty=scratch or np.empty, **_choices(family, path, axes, frame))
     return volume
 
 
-def _by_axes(family: ModuleType) -> bool:
-    return family.__name__.removeprefix("medunet.formats.") in _BY_AXES
-
-
-def _refuse_frame(path: Path, frame: int | None) -> None:
+def _choices(family: ModuleType, path: Path, axes: str | None, frame: int | None) -> dict[str, Any]:
+    """The arguments by which a family that leaves axes unsaid is read; empty for others, which have no frames."""
+    if family.__name__.removeprefix("medunet.formats.") in _BY_AXES:
+        return {"axes": axes, "frame": frame}
     if frame is not None:
         raise DataError(f"{path}: --frame {frame}: only TIFF and OME-Zarr are read by time points; leave --frame out")
+    return {}
 
 
 def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = None) -> Grid:
@@ -101,10 +101,7 @@ def read_grid(path: Path | str, *, axes: str | None = None, frame: int | None = 
     """
     path = Path(path)
     family = _family(path)
-    by_axes = _by_axes(family)
-    if not by_axes:
-        _refuse_frame(path, frame)
-    grid: Grid = family.look(path, axes, frame) if by_axes else family.look(path)
+    grid: Grid = family.look(path, **_choices(family, path, axes, frame))
     return grid
 
 
@@ -156,11 +153,8 @@ def write_volume(volume: Volume, path: Path | str, *, overwrite: bool = False, l
     suffix = suffix_of(path)
     if suffix not in _FAMILIES:
         raise OutputError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose one of {_list(WRITABLE)}")
-    family = _module(_FAMILIES[suffix])
-    if _by_axes(family):
-        family.write(volume, path, overwrite, labels)
-    else:
-        family.write(volume, path, overwrite)
+    family = _FAMILIES[suffix]
+    _module(family).write(volume, path, overwrite, *([labels] if family in _BY_AXES else []))
 
 
 def check_target(path: Path, overwrite: bool) -> None:

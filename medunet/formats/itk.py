@@ -26,7 +26,6 @@ from medunet.errors import DataError, OutputError
 from medunet.formats.voxels import DEFLATE_LIMIT, inflated, read_voxels, stored_type
 from medunet.system.blocks import Empty, copy_in_tiles, ordered_blocks
 from medunet.system.files import check_free, written_aside
-from medunet.system.scratch import Scratch
 from medunet.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
 
 SCALARS = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -47,6 +46,10 @@ _NRRD_TYPES = {
     "longlong": "i8", "long long": "i8", "long long int": "i8", "signed long long": "i8",
     "signed long long int": "i8", "int64": "i8", "ulonglong": "u8", "unsigned long long": "u8",
     "unsigned long long int": "u8", "uint64": "u8", "float": "f4", "double": "f8",
+}  # fmt: skip
+_NRRD_PACKINGS = {
+    "raw": "raw", "gzip": "deflate", "gz": "deflate", "bzip2": "bzip2", "bz2": "bzip2", "ascii": "text", "text": "text",
+    "txt": "text",
 }  # fmt: skip
 _HEADER_END = {True: re.compile(rb"^\s*ElementDataFile\s*=[^\n]*\n", re.MULTILINE), False: re.compile(rb"\n\r?\n")}
 """Of MetaImage, and of NRRD."""
@@ -101,7 +104,7 @@ class _VoxelData:
         return 1 if self.channel_axis is None else self.sizes[self.channel_axis]
 
 
-def read(path: Path, scratch: Scratch | None = None) -> Volume:
+def read(path: Path, empty: Empty = np.empty) -> Volume:
     """Read one image in millimetres, RAS+; vector components become channels.
 
     Raises:
@@ -109,7 +112,7 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
             spacing, or a layout that is not supported.
     """
     data, pose = _parsed(path)
-    flat = _voxels(data, path, scratch or np.empty)
+    flat = _voxels(data, path, empty)
     array = flat.reshape(data.sizes, order="F")
     array = array[np.newaxis] if data.channel_axis is None else np.moveaxis(array, data.channel_axis, 0)
     return Volume(array, pose.affine, "mm", Origin(path, "itk", pose))
@@ -148,42 +151,29 @@ def write(volume: Volume, path: Path, overwrite: bool = False) -> None:
         header, file = _header_for(volume, dtype, pose, path)
         if file == path:
             with aside.open("wb") as local:
-                local.write(header.text(0))
+                local.write(_with_size(header, 0))
                 size = _deflate(voxels, local, path)
                 local.seek(0)
-                local.write(header.text(size))
+                local.write(_with_size(header, size))
             return
         with written_aside(file, overwrite) as beside:  # both are written before either takes its place
             with beside.open("wb") as companion:
                 size = _deflate(voxels, companion, path)
-            aside.write_bytes(header.text(size))
+            aside.write_bytes(_with_size(header, size))
 
 
-@dataclass(frozen=True)
-class _Header:
-    """ITK's header of an image of one voxel, and what else is to stand there.
-
-    Attributes:
-        sizes: of the axes that the header counts, fastest first.
-    """
-
-    one_voxel: bytes
-    sizes: tuple[int, ...]
-
-    def text(self, size: int) -> bytes:
-        """The header; it has the same length for every `size`, the bytes of the compressed voxels."""
-        sizes = " ".join(str(n) for n in self.sizes).encode()
-        text = re.sub(rb"^(DimSize =|sizes:) .*$", rb"\1 " + sizes, self.one_voxel, flags=re.MULTILINE)
-        return re.sub(rb"^(CompressedDataSize =) .*$", b"\\1 %-20d" % size, text, flags=re.MULTILINE)
+def _with_size(header: bytes, size: int) -> bytes:
+    """The header with the bytes of the compressed voxels; it has the same length for every `size`."""
+    return re.sub(rb"^(CompressedDataSize =) .*$", b"\\1 %-20d" % size, header, flags=re.MULTILINE)
 
 
-def _header_for(volume: Volume, dtype: np.dtype[Any], pose: _Pose, path: Path) -> tuple[_Header, Path]:
+def _header_for(volume: Volume, dtype: np.dtype[Any], pose: _Pose, path: Path) -> tuple[bytes, Path]:
     """The header, and the file where it says that voxels are: its own, or one beside it.
 
     ITK only writes headers together with voxels, and names a separate voxel file after the header; so it writes one
     voxel into a folder of its own.
     """
-    meta = path.suffix.lower() in (".mha", ".mhd")
+    meta = _is_meta(path)
     channels, *spatial = volume.array.shape
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         made = Path(folder) / path.name
@@ -193,8 +183,9 @@ def _header_for(volume: Volume, dtype: np.dtype[Any], pose: _Pose, path: Path) -
         text = made.read_bytes()[:length]
     if not text:  # ITK does not always notice a full disk
         raise OutputError(f"{path}: cannot be written; check the free disk space")
-    sizes = spatial if meta or channels == 1 else [channels, *spatial]
-    return _Header(text, tuple(sizes)), path.with_name(beside[0]) if beside else path
+    sizes = " ".join(str(n) for n in (spatial if meta or channels == 1 else [channels, *spatial])).encode()
+    header = re.sub(rb"^(DimSize =|sizes:) .*$", rb"\1 " + sizes, text, flags=re.MULTILINE)
+    return header, path.with_name(beside[0]) if beside else path
 
 
 def _write_one_voxel(made: Path, pose: _Pose, dtype: np.dtype[Any], channels: int, path: Path) -> None:
@@ -213,8 +204,7 @@ def _write_one_voxel(made: Path, pose: _Pose, dtype: np.dtype[Any], channels: in
 
 def _deflate(voxels: Iterator[NDArray[Any]], file: IO[bytes], path: Path) -> int:
     """Write compressed voxels, zlib's stream in MetaImage and gzip's in NRRD; returns their bytes."""
-    gzip = path.suffix.lower() not in (".mha", ".mhd")
-    packer = zlib.compressobj(LEVEL, wbits=31 if gzip else 15)
+    packer = zlib.compressobj(LEVEL, wbits=15 if _is_meta(path) else 31)
     size = sum(file.write(packer.compress(block.data)) for block in voxels)
     return size + file.write(packer.flush())
 
@@ -320,12 +310,9 @@ def _meta_voxel_data(path: Path) -> _VoxelData:
     packing = "deflate" if _true(header.get("CompressedData", "False")) else "raw"
     if not _true(header.get("BinaryData", "True")):
         packing = "text"
-    local = name.upper() == "LOCAL"
-    file = path if local else _companion(path, name)
-    sizes = (channels, *sizes) if channels > 1 else sizes
-    first = start if local else skipped
-    dtype = dtype.newbyteorder(">" if _true(order) else "<")
-    return _VoxelData(file, first, packing, dtype, sizes, 0 if channels > 1 else None)
+    file, first = (path, start) if name.upper() == "LOCAL" else (_companion(path, name), skipped)
+    sizes, channel_axis = ((channels, *sizes), 0) if channels > 1 else (sizes, None)
+    return _VoxelData(file, first, packing, dtype.newbyteorder(">" if _true(order) else "<"), sizes, channel_axis)
 
 
 def _true(value: str) -> bool:
@@ -352,14 +339,10 @@ def _nrrd_voxel_data(path: Path) -> _VoxelData:
         sizes = tuple(int(n) for n in header["sizes"].split())
         dtype = np.dtype(_NRRD_TYPES[header["type"].lower().removesuffix("_t")])
         encoding = header["encoding"].lower()
-        packing = {"raw": "raw", "gzip": "deflate", "gz": "deflate", "bzip2": "bzip2", "bz2": "bzip2"}.get(encoding)
-        packing = "text" if encoding in ("ascii", "text", "txt") else packing
-        skips = (
-            int(header.get("line skip", header.get("lineskip", 0))),
-            int(header.get("byte skip", header.get("byteskip", 0))),
-        )
+        skips = tuple(int(header.get(f"{what} skip", header.get(f"{what}skip", 0))) for what in ("line", "byte"))
     except (KeyError, ValueError) as error:
         raise DataError(f"{path}: truncated, or a broken NRRD header ({error}); copy it again") from error
+    packing = _NRRD_PACKINGS.get(encoding)
     if packing is None or skips[0] != 0 or (skips[1] != 0 and packing != "raw"):
         raise DataError(
             f"{path}: NRRD with encoding {encoding} and line or byte skip {skips} is not supported; resave it"
@@ -394,7 +377,6 @@ def _stream(data: _VoxelData) -> Iterator[tuple[IO[bytes], int]]:
         elif data.packing == "bzip2":
             with bz2.open(handle) as stream:
                 yield stream, size * BZIP2_LIMIT
-        # bzip2 packs at most about 45 MB into 45 bytes per block, tens of thousands
         else:
             yield handle, size
 

@@ -26,7 +26,7 @@ from medunet.errors import DataError
 from medunet.formats.voxels import DEFLATE_LIMIT, inflated, read_voxels, stored_type
 from medunet.system.blocks import Empty, copy_in_tiles, ordered_blocks
 from medunet.system.files import written_aside
-from medunet.system.scratch import Scratch, release
+from medunet.system.scratch import release
 from medunet.volume import MILLIMETRES, Grid, Origin, Volume, check_affine
 
 TYPES = ("uint8", "int16", "uint16", "int32", "uint32", "int8", "float32", "float64")
@@ -62,7 +62,7 @@ class _Contents:
         return np.dtype(np.uint8) if self.dtype.names else self.dtype.newbyteorder("=")
 
 
-def read(path: Path, scratch: Scratch | None = None) -> Volume:
+def read(path: Path, empty: Empty = np.empty) -> Volume:
     """Read one image; the affine is nibabel's (sform if its code is set, else qform, else the fallback).
 
     ``(X, Y, Z, C)``, ITK's ``(X, Y, Z, 1, C)`` and RGB become channels; ``(X, Y)`` is two-dimensional and
@@ -72,7 +72,6 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
     Raises:
         DataError: truncated or damaged (checksum and byte count are verified), complex, or without a usable grid.
     """
-    empty: Empty = scratch or np.empty
     header_path, voxel_path = _files(path)
     with _stream(header_path) as (stream, most):
         contents = _parse(stream, header_path)
@@ -82,8 +81,8 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
         with _stream(voxel_path) as (stream, most):
             stream.read(contents.offset)
             flat = read_voxels(stream, contents.dtype, contents.voxels, voxel_path, most, empty)
-    array = _shaped(flat, contents, empty)
-    return Volume(array, contents.affine, contents.unit, origin=Origin(path, "nifti", contents.header))
+    origin = Origin(path, "nifti", contents.header)
+    return Volume(_shaped(flat, contents, empty), contents.affine, contents.unit, origin)
 
 
 def files(path: Path) -> list[Path]:
@@ -309,9 +308,8 @@ def _scaled(flat: NDArray[Any], slope: float, intercept: float, empty: Empty) ->
 
 
 def _laid_out(array: NDArray[Any]) -> NDArray[Any]:
-    if array.shape[0] == 1:
-        found: NDArray[Any] = array[0]
-        return found
+    if len(array) == 1:
+        return np.asarray(array[0])
     last = np.moveaxis(array, 0, -1)
     return last if last.ndim == 4 else last[:, :, np.newaxis]
 

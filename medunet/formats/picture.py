@@ -19,7 +19,7 @@ from medunet.errors import DataError, OutputError
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import Empty
 from medunet.system.files import written_aside
-from medunet.system.scratch import Scratch, release
+from medunet.system.scratch import release
 from medunet.volume import Grid, Origin, Volume
 
 TYPES = ("uint8", "uint16")
@@ -33,7 +33,7 @@ _NAMES = {
 }
 
 
-def read(path: Path, scratch: Scratch | None = None) -> Volume:
+def read(path: Path, empty: Empty = np.empty) -> Volume:
     """Read a picture as ``(channel, x, y)``, x along the width; unit ``pixel``, spacing 1.
 
     Grey with 8 or 16 bits, 1 bit (0 and 1), RGB with 8 or 16 bits. A palette PNG is read as its indices, which is
@@ -59,7 +59,6 @@ def read(path: Path, scratch: Scratch | None = None) -> Volume:
     if mode in ("I", "I;16B"):
         pixels = pixels.astype(np.uint16)
     array = pixels.T[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 1, 0)
-    empty: Empty = scratch or np.empty
     kept = empty(array.shape, array.dtype)  # Pillow decodes pictures as a whole, so that much memory was needed
     kept[...] = array
     release(kept)

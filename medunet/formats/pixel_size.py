@@ -19,7 +19,6 @@ SCREEN_AND_PRINT = frozenset({1, 72, 96, 100, 120, 150, 180, 200, 240, 300, 350,
 
 _CUBIC = "distance of slices not said; taken as the pixel height"
 _TAG_LENGTHS = {2: "inch", 3: "cm"}
-Rational = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class PixelSize:
 
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     unit: str = "pixel"
-    resolution: tuple[Rational, Rational] | tuple[float, float] | None = None
+    resolution: tuple[tuple[int, int], tuple[int, int]] | tuple[float, float] | None = None
     tag: int = 1
     length: str = ""
     depth: float | None = None
@@ -120,7 +119,7 @@ def from_tags(page: Any, described: dict[str, Any], imagej: bool) -> PixelSize:
     tag = int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2  # 2 is TIFF's default
     raw = tuple(tags[name].value if name in tags else None for name in ("XResolution", "YResolution"))
     pixels = tuple(_quotient(value) for value in raw)
-    named = _named(described.get("unit"))
+    named = str(described.get("unit") or "").strip().lower().replace("\\u00b5", "µ")  # ImageJ escapes the micro sign
     depth = _positive(described.get("spacing"))
     length = MICROMETRES.get(named) or _tag_length(tag, pixels[0])
     if length is None or None in pixels:
@@ -140,11 +139,6 @@ def _tag_length(tag: int, count: float | None) -> float | None:
     per_inch = count * MICROMETRES["inch"] / length
     default = abs(per_inch - round(per_inch)) < 0.05 and round(per_inch) in SCREEN_AND_PRINT
     return None if default or count == 1 else length
-
-
-def _named(unit: Any) -> str:
-    """ImageJ writes the micro sign as an escape."""
-    return str(unit or "").strip().lower().replace("\\u00b5", "µ")
 
 
 def _quotient(value: Any) -> float | None:

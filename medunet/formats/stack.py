@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medunet.errors import DataError
 from medunet.formats import picture, tiff
 from medunet.system.blocks import Empty
-from medunet.system.scratch import Scratch
+from medunet.system.wording import times_text
 from medunet.volume import Grid, Origin, Volume
 
 _READERS = {".png": picture, ".jpg": picture, ".jpeg": picture, ".tif": tiff, ".tiff": tiff}
@@ -28,7 +28,7 @@ def files(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=lambda path: (_natural(path.name), path.name))
 
 
-def read(folder: Path, scratch: Scratch | None = None) -> Volume:
+def read(folder: Path, empty: Empty = np.empty) -> Volume:
     """Read all sections as ``(channel, x, y, z)``; z is the section.
 
     The pixel size is that of the first section, if it has one; the distance of sections is not said by such files and
@@ -39,7 +39,6 @@ def read(folder: Path, scratch: Scratch | None = None) -> Volume:
             type.
     """
     paths, grid = _checked(folder)
-    empty: Empty = scratch or np.empty
     # in memory as in a file: one section after the other
     array = empty((len(paths), grid.channels, *grid.shape[1::-1]), np.dtype(grid.dtype)).transpose(1, 3, 2, 0)
     for z, path in enumerate(paths):
@@ -66,7 +65,7 @@ def _checked(folder: Path) -> tuple[list[Path], Grid]:
     for path, grid in zip(paths, grids, strict=True):
         if grid.dimensions != 2:
             raise DataError(f"{path}: is a volume of shape {grid.shape}; the sections of a stack are pictures")
-        if _key(grid) != _key(first):
+        if _described(grid) != _described(first):
             raise DataError(
                 f"{path}: has {_described(grid)}, but {paths[0].name} {_described(first)}\n"
                 "the sections of a stack need one size, number of channels and type; crop or convert the odd ones"
@@ -80,12 +79,8 @@ def _checked(folder: Path) -> tuple[list[Path], Grid]:
     return paths, replace(first, shape=shape, affine=affine, format="stack", details=first.details | details)
 
 
-def _key(grid: Grid) -> tuple[object, ...]:
-    return grid.shape, grid.channels, grid.dtype
-
-
 def _described(grid: Grid) -> str:
-    return f"{'×'.join(str(n) for n in grid.shape)} pixels, {grid.channels} channel(s) of {grid.dtype}"
+    return f"{times_text(grid.shape)} pixels, {grid.channels} channel(s) of {grid.dtype}"
 
 
 def _check_numbers(folder: Path, paths: list[Path]) -> None:

@@ -27,7 +27,6 @@ from medunet.formats.tiff_axes import channel_names, check_one_image, chosen_fra
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.system.files import written_aside
-from medunet.system.scratch import Scratch
 from medunet.volume import MILLIMETRES, Grid, Origin, Volume, spacing_of
 
 LARGEST_CLASSIC = 2**32 - 2**25
@@ -91,25 +90,21 @@ class _Contents:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        size = self.header.size
-        return np.diag([*size.spacing, 1.0])
+        return np.diag([*self.header.size.spacing, 1.0])
 
 
-def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, frame: int | None = None) -> Volume:
+def read(path: Path, axes: str | None = None, empty: Empty = np.empty, frame: int | None = None) -> Volume:
     """Read the first series; the affine is the pixel size on its diagonal, in micrometres where it is known.
 
     C and S (colour samples, alpha too) are channels. Axes of length 1 are dropped, as TIFF writers add them at will:
     a stack of one plane is a two-dimensional image. Palette and inverted grey images keep their stored numbers.
 
-    Args:
-        axes: states the axes, slowest first, such as ``ZYX``, in place of what the file says.
-        frame: the time point that is read, counted from 1.
+    `axes` and `frame` are those of `dispatch.read_volume`; `axes` stand in place of what the file says.
 
     Raises:
         DataError: damaged or truncated, several time points and no `frame`, axes that the file does not say, `axes`
             that do not fit, pages that are not one image.
     """
-    empty: Empty = scratch or np.empty
     with _opened(path, axes, frame) as contents:
         try:
             with _logged_errors_raised(path):
@@ -195,10 +190,9 @@ def _options(kind: str, axes: str, size: PixelSize) -> dict[str, Any]:
 
 def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
     """The source's own numbers where the grid is still its grid."""
-    if source is not None and volume.unit == source.size.unit:
-        same = np.array_equal(volume.affine, np.diag([*source.size.spacing, 1.0]))
-        if same:
-            return source.size
+    known = source.size if source is not None and source.size.unit == volume.unit else None
+    if known and np.array_equal(volume.affine, np.diag([*known.spacing, 1.0])):
+        return known
     factor = MILLIMETRES.get(volume.unit, 1.0) / (1.0 if volume.unit == "pixel" else MILLIMETRES["um"])
     x, y, z = (factor * length for length in spacing_of(volume.affine, 3))
     return PixelSize.of((x, y, z), "pixel" if volume.unit == "pixel" else "um")
@@ -284,14 +278,12 @@ def _pixels(contents: _Contents, path: Path, empty: Empty) -> NDArray[Any]:
     if dtype.kind not in "buif":
         raise DataError(f"{path}: {dtype} pixels; expected real numbers")
     array = empty(contents.shape, dtype)
+    starts, length = contents.runs
     if series.transform is not None:
         whole = series.asarray().reshape(-1)  # rare formats, which tifffile turns around as a whole
-        starts, length = contents.runs
         copy_in_tiles(array, np.concatenate([whole[at : at + length] for at in starts]).reshape(contents.shape))
         return array
-    starts, length = contents.runs
-    for number, start in enumerate(starts):
-        part = array.reshape(len(starts), length)[number]
+    for part, start in zip(array.reshape(len(starts), length), starts, strict=True):
         if series.dataoffset is not None:
             _read_run(series, part, start)
         else:

@@ -151,15 +151,10 @@ def stored_type(array: NDArray[Any], types: tuple[str, ...], path: Path) -> np.d
         if wide:
             return wide[0]
         raise OutputError(f"{path}: this format holds whole numbers, found {array.dtype}; write .nii.gz or .tif")
-    low, high = _range(array)
+    ends = [(int(block.min()), int(block.max())) for block in blocks(as_stored(array))]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     for name in types:
         kind = np.dtype(name)
         if kind.kind in "ui" and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return kind
     raise OutputError(f"{path}: values {low} to {high} do not fit into this format's types ({', '.join(types)})")
-
-
-def _range(array: NDArray[Any]) -> tuple[int, int]:
-    """The smallest and the largest of whole numbers."""
-    ends = [(int(block.min()), int(block.max())) for block in blocks(as_stored(array))]
-    return min(low for low, _ in ends), max(high for _, high in ends)

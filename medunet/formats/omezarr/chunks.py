@@ -36,15 +36,12 @@ def count_chunks(array: StoredArray) -> tuple[int, int]:
         elif not name.rpartition("/")[2].startswith(".") and name != "zarr.json":
             others += 1
     if others and not found:
+        example = array.key.pattern.replace("(\\d+)", "0").replace("\\", "")
         raise DataError(
             f"{array.folder}: none of its {others} files has the name of a chunk, as its metadata say they are called, "
-            "such as " + repr(_example(array)) + "\nthe metadata are damaged, or of another array; copy it again"
+            f"such as {example!r}\nthe metadata are damaged, or of another array; copy it again"
         )
     return found, math.prod(array.grid)
-
-
-def _example(array: StoredArray) -> str:
-    return array.key.pattern.replace("(\\d+)", "0").replace("\\", "")
 
 
 def check_files(array: StoredArray) -> None:
@@ -100,12 +97,8 @@ def _places(file: IO[bytes], size: int, frames: Frames) -> Iterator[tuple[int, i
 
 def all_files(folder: Path) -> list[Path]:
     """Every file below a folder, sorted; those of the system and of editors (hidden, but no metadata) left out."""
-    names = (name for name in _relative_files(folder) if _belongs(name.rpartition("/")[2]))
-    return [folder / name for name in sorted(names)]
-
-
-def _belongs(name: str) -> bool:
-    return not name.startswith(".") or name in DOCUMENTS
+    files = (folder / name for name in sorted(_relative_files(folder)))
+    return [file for file in files if not file.name.startswith(".") or file.name in DOCUMENTS]
 
 
 def _relative_files(folder: Path) -> Iterator[str]:

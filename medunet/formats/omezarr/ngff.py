@@ -80,7 +80,8 @@ class Space:
         """An assumption that was made; empty without one."""
         if self.unit == "pixel" and any(n != 1 for n in self.scale):
             said = ", ".join(unit for unit in self.units if unit) or "none"
-            return f"unit not known (said: {said}); only the ratios of its numbers {_numbers(self.scale)} are used"
+            numbers = "×".join(f"{n:g}" for n in self.scale)
+            return f"unit not known (said: {said}); only the ratios of its numbers {numbers} are used"
         return ""
 
     @classmethod
@@ -272,9 +273,8 @@ def _multiscale(node: Node, said: Mapping[str, Any]) -> Image:
 
 def _axes(multiscale: Mapping[str, Any]) -> list[Any]:
     """The axes of a multiscale image; all five in versions 0.1 and 0.2, which do not name them."""
-    return [
-        axis for axis in _list(multiscale.get("axes", ["t", "c", "z", "y", "x"])) if isinstance(axis, str | Mapping)
-    ]
+    axes = _list(multiscale.get("axes", ["t", "c", "z", "y", "x"]))
+    return [axis for axis in axes if isinstance(axis, str | Mapping)]
 
 
 def _letter(name: str, kind: str) -> str:
@@ -304,7 +304,7 @@ def _transformed(
         else:
             translation, moved = translation + numbers, True
     # a translation without any scale would be in units of an unknown length
-    return (_floats(scale), _floats(translation) if moved else None) if scaled else ((), None)
+    return (tuple(scale.tolist()), tuple(translation.tolist()) if moved else None) if scaled else ((), None)
 
 
 def _are_numbers(numbers: Any, count: int) -> bool:
@@ -313,10 +313,6 @@ def _are_numbers(numbers: Any, count: int) -> bool:
         and len(numbers) == count
         and all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
     )
-
-
-def _floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
-    return tuple(float(n) for n in numbers)
 
 
 def _channels(said: Mapping[str, Any]) -> tuple[str, ...]:
@@ -337,10 +333,6 @@ def _objects(found: Any) -> list[Mapping[str, Any]]:
     return [one for one in _list(found) if isinstance(one, Mapping)]
 
 
-def _numbers(numbers: Sequence[float]) -> str:
-    return "×".join(f"{n:g}" for n in numbers)
-
-
 def described(name: str, space: Space, axes: str, levels: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Any]:
     """The attributes of a multiscale image's group, as its version has them.
 
@@ -350,7 +342,8 @@ def described(name: str, space: Space, axes: str, levels: Sequence[tuple[str, Se
         levels: each one's path and how many voxels of the full resolution one of its voxels stands for, along the
             spatial axes. It is the first of them, so that all levels have one translation.
     """
-    lead = [1.0] * (len(axes) - len(space.axes))
+    lead = len(axes) - len(space.axes)
+    moved = None if space.translation is None else [*[0.0] * lead, *space.translation]
     units = dict(zip(space.axes, space.units, strict=True))
     multiscale: dict[str, Any] = {
         "name": name,
@@ -363,8 +356,11 @@ def described(name: str, space: Space, axes: str, levels: Sequence[tuple[str, Se
             {
                 "path": path,
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": [*lead, *(s * n for s, n in zip(space.scale, steps, strict=True))]},
-                    *([] if space.translation is None else [_moved(lead, space.translation)]),
+                    {
+                        "type": "scale",
+                        "scale": [*[1.0] * lead, *(s * n for s, n in zip(space.scale, steps, strict=True))],
+                    },
+                    *([] if moved is None else [{"type": "translation", "translation": moved}]),
                 ],
             }
             for path, steps in levels
@@ -374,10 +370,6 @@ def described(name: str, space: Space, axes: str, levels: Sequence[tuple[str, Se
     if space.version == "0.5":
         return {"ome": {"version": "0.5", "multiscales": [multiscale]}}
     return {"multiscales": [{"version": "0.4", **multiscale}]}
-
-
-def _moved(lead: Sequence[float], translation: Sequence[float]) -> dict[str, Any]:
-    return {"type": "translation", "translation": [*(0.0 for _ in lead), *translation]}
 
 
 def marked_as_labels(attributes: dict[str, Any]) -> dict[str, Any]:

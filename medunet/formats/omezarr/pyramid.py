@@ -101,13 +101,9 @@ def _create(group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any],
     spatial = len(axes.replace("C", ""))
     chunks = tuple(min(n, 1 if axis == "C" else CHUNK[spatial]) for n, axis in zip(shape, axes, strict=True))
     if group.metadata.zarr_format == 2:
-        packed = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
-        keys = {"name": "v2", "separator": "/"}
-        return group.create_array(
-            name, shape=shape, dtype=dtype, chunks=chunks, compressors=packed, chunk_key_encoding=keys, fill_value=0
-        )
-    blosc = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
-    names = tuple(axes.lower())
-    return group.create_array(
-        name, shape=shape, dtype=dtype, chunks=chunks, compressors=blosc, dimension_names=names, fill_value=0
-    )
+        packed: Any = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
+        own: dict[str, Any] = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    else:
+        packed = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")
+        own = {"dimension_names": tuple(axes.lower())}
+    return group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, compressors=packed, fill_value=0, **own)

@@ -10,7 +10,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from medunet.formats.tiff_axes import chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import Empty, copy_in_tiles
 from medunet.system.files import folder_written_aside
-from medunet.system.scratch import Scratch, release
+from medunet.system.scratch import release
 from medunet.system.wording import times_text
 from medunet.volume import Grid, Origin, Volume
 
@@ -73,10 +73,6 @@ class _Contents:
         return tuple(self._length(axis) for axis in "XYZ" if axis in self.space.axes)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return self.image.channels if len(self.image.channels) == self.channels else ()
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype.newbyteorder("=")
 
@@ -84,15 +80,13 @@ class _Contents:
         return self.array.shape[self.axes.index(axis)] if axis in self.axes else 1
 
 
-def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, frame: int | None = None) -> Volume:
+def read(path: Path, axes: str | None = None, empty: Empty = np.empty, frame: int | None = None) -> Volume:
     """Read the full resolution of an image; the affine is scale and translation, in its own unit if that is mm, um, nm.
 
     Axes of length 1 are dropped, as they are of TIFF: an image of one plane is two-dimensional. What no chunk holds
     has the fill value, as Zarr has it.
 
-    Args:
-        axes: states the axes, slowest first, such as ``ZYX``, in place of what the file says.
-        frame: the time point that is read, counted from 1.
+    `axes` and `frame` are those of `dispatch.read_volume`; `axes` stand in place of what the file says.
 
     Raises:
         DataError: damaged, several images or time points and no choice, axes that are not said, or a codec or a type
@@ -103,7 +97,6 @@ def read(path: Path, axes: str | None = None, scratch: Scratch | None = None, fr
     contents = _contents(path, axes, frame)
     chunks.count_chunks(contents.array)
     chunks.check_files(contents.array)
-    empty: Empty = scratch or np.empty
     array = empty([contents.array.shape[contents.axes.index(axis)] for axis in contents.kept], contents.dtype)
     with _chunk_errors_raised(path):
         source = zarr.open_array(contents.array.folder, mode="r", zarr_format=contents.array.zarr)
@@ -123,7 +116,8 @@ def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
     """
     _library()
     contents = _contents(path, axes, frame)
-    space, names = contents.space, contents.names
+    space, names = contents.space, contents.image.channels
+    names = names if len(names) == contents.channels else ()
     dtype, details = str(contents.dtype), _details(contents)
     return Grid(contents.spatial, contents.channels, space.affine, space.unit, dtype, FORMAT, details, names)
 
@@ -191,10 +185,8 @@ def _details(contents: _Contents) -> dict[str, str]:
         level = array.folder.relative_to(image.group.folder).as_posix()
         details["resolutions"] = f"{image.levels}, the full one ({level}) is read"
     if image.version and space.unit != "pixel":
-        units = ", ".join(
-            f"{axis.lower()} {n:g} {unit}" for axis, n, unit in zip(space.axes, space.scale, space.units, strict=True)
-        )
-        details["scale"] = units
+        lengths = zip(space.axes, space.scale, space.units, strict=True)
+        details["scale"] = ", ".join(f"{axis.lower()} {n:g} {unit}" for axis, n, unit in lengths)
     labels = [place.relative_to(image.group.folder).as_posix() for place in ngff.label_images(image.group)]
     if labels:
         details["label images"] = ", ".join(labels)
@@ -231,15 +223,15 @@ def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = Fa
     zarr = _library()
     check_free(path, overwrite)
     space = _space_for(volume)
-    axes = ("C" if volume.channels > 1 else "") + space.axes
-    letters = "CXYZ"[: volume.array.ndim]
-    array = volume.array if volume.channels > 1 else volume.array[0]
-    array = array.transpose([letters.replace("" if volume.channels > 1 else "C", "").index(axis) for axis in axes])
+    letters, array = ("CXYZ", volume.array) if volume.channels > 1 else ("XYZ", volume.array[0])
+    axes = letters.removesuffix("XYZ") + space.axes
+    array = array.transpose([letters.index(axis) for axis in axes])
     steps = list(reductions(array.shape[-volume.dimensions :], space))
     levels = [(str(number), step) for number, step in enumerate(steps)]
     attributes = ngff.described(_NAME.sub("", path.name), space, axes, levels)
     dtype = _type(volume.array, path)
-    with folder_written_aside(path, overwrite) as aside, _silenced():
+    # zarr warns about codecs and types that its version 3 has not standardised yet
+    with folder_written_aside(path, overwrite) as aside, warnings.catch_warnings(action="ignore"):
         marked = ngff.marked_as_labels(attributes) if labels else attributes
         group = zarr.create_group(aside, zarr_format=2 if space.version == "0.4" else 3, attributes=marked)
         write_levels(group, array, dtype, axes, levels)
@@ -290,19 +282,14 @@ def _library() -> Any:
     return zarr
 
 
-def _silenced() -> AbstractContextManager[Any]:
-    """Without zarr's warnings about codecs and types that its version 3 has not standardised yet."""
-    return warnings.catch_warnings(action="ignore")
-
-
 @contextmanager
 def _chunk_errors_raised(path: Path) -> Iterator[None]:
-    """Turn what zarr raises into an error of ours that names the scan."""
+    """Turn what zarr raises into an error of ours that names the scan, and what it warns of into nothing."""
     try:
-        with _silenced():
+        with warnings.catch_warnings(action="ignore"):
             yield
+    except MedunetError:
+        raise
     except _DAMAGE as error:
-        if isinstance(error, MedunetError):
-            raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(f"{path}: a chunk is damaged or cannot be read ({reason}); make or copy it again") from error
