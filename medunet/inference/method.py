@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medunet.errors import ConfigError
-from medunet.geometry.shapes import UNetShape
 
 Request = Literal["auto", "exact", "blend"]
 Way = Literal["stream", "tiles", "blend"]
@@ -27,19 +26,16 @@ class Method:
     reason: str
 
 
-def choose_method(shape: UNetShape | None, inexact_reason: str | None, request: Request = "auto") -> Method:
+def choose_method(padded: bool, inexact_reason: str | None, request: Request = "auto") -> Method:
     """Choose streaming, overlapping tiles or blended windows.
 
     Args:
-        shape: the network's size arithmetic; None for an external network.
-        inexact_reason: why its tiles cannot be exact; None where they can.
+        padded: whether the network keeps the size.
+        inexact_reason: why it cannot be exact; None where it can.
 
     Raises:
         ConfigError: exactness was asked for and cannot be had, or blending of an unpadded network.
     """
-    padded = shape is None or shape.padded
-    if shape is None:
-        inexact_reason = "the network is not medunet's own, so its grid is unknown"
     if request == "blend":
         if not padded:
             raise ConfigError(

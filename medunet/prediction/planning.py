@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
 from medunet.geometry.tiles import fitting_tile
+from medunet.inference.execution import Runner
 from medunet.inference.method import Method
 from medunet.inference.overlap_tile import Tiles
 from medunet.inference.sliding_window import Windows
 from medunet.inference.streaming.plan import Budget, StreamPlan, plan_stream, split
-from medunet.inference.streaming.streamer import Stream
+from medunet.inference.streaming.streamer import Stream, Streamer
 from medunet.model import Model
 from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.memory import estimate_bytes
@@ -127,6 +129,7 @@ class Planner:
 
     Attributes:
         models: at least one, alike.
+        runners: of the models; streamers where the way is a stream.
         method: the way for all of them.
         memory: bytes that may be used above the loaded models.
         itemsize: bytes of a number in the precision that is used.
@@ -135,6 +138,7 @@ class Planner:
     """
 
     models: tuple[Model, ...]
+    runners: Sequence[Runner]
     method: Method
     memory: int
     itemsize: int
@@ -158,7 +162,8 @@ class Planner:
         return self._by_patches(scan, shape, axis)
 
     def _streamed(self, scan: Scan, shape: tuple[int, ...], axis: int | None, slowest: int | None) -> ScanPlan:
-        network = max((model.unet for model in self.models), key=lambda network: sum(network.channels))
+        graphs = [runner.graph for runner in self.runners if isinstance(runner, Streamer)]
+        network = max(graphs, key=lambda graph: graph.weights)
         resampled = scan.undo.resampled
         scores = network.classes * (4 * resampled + (self.members + 1) * (self.members > 1))
         beside = 4 * (scores + 4 * network.in_channels)
@@ -188,7 +193,11 @@ class Planner:
         classes = self.models[0].card.network.classes
         beside = 16 * self.members * (classes + 1) * math.prod(shape) // shape[along] * sizes[along]
         beside += INTERPOLATING if scan.undo.resampled else 0
-        way, each = (windows, max(map(_window_bytes, self.models))) if windows else self._tiles(shape, beside)
+        way: Windows | Tiles
+        if windows:
+            way, each = windows, max(pass_bytes(model, windows.size) for model in self.models)
+        else:
+            way, each = self._tiles(shape, beside)
         needed = beside + each
         if windows and needed > self.memory:
             what = f"blended windows of {times_text(windows.size)} over {times_text(shape)} voxels"
@@ -204,12 +213,12 @@ class Planner:
         return Tiles(size, unet.shape), estimate_bytes(unet, size)
 
 
-def _window_bytes(model: Model) -> int:
-    """Memory of a pass over one window: counted for medunet's own network, estimated on meta tensors for others."""
+def pass_bytes(model: Model, size: tuple[int, ...]) -> int:
+    """Memory of a pass over an image: counted for medunet's own network, estimated on meta tensors for others."""
     network = model.network
     if isinstance(network, UNet):
-        return estimate_bytes(network.settings, model.card.patch)
-    return network.pass_bytes(model.card.patch) if isinstance(network, AdaptedNetwork) else 0
+        return estimate_bytes(network.settings, size)
+    return network.pass_bytes(size) if isinstance(network, AdaptedNetwork) else 0
 
 
 def _too_little(what: str, needed: int, memory: int) -> ConfigError:

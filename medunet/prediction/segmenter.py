@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
 from medunet.inference.ensemble import averaged, probabilities
 from medunet.inference.execution import Execution, Image, Progress, Runner, Slab
-from medunet.inference.method import Method, choose_method
+from medunet.inference.method import Method, Request, choose_method
+from medunet.inference.streaming.graph import NotLocal
 from medunet.inference.streaming.streamer import Streamer
 from medunet.inference.symmetries import Symmetry
 from medunet.model import Model, ModelCard
-from medunet.networks.unet import UNet
+from medunet.networks.settings import UNetSettings
 from medunet.prediction.planning import Planner, PredictSettings, ScanPlan, parts_of
 from medunet.prediction.scan import Scan, channel_advice, preprocessing_of
 from medunet.prediction.test_time import symmetries_of
@@ -46,11 +47,10 @@ class Segmenter:
         self.models, self.settings = tuple(models), settings or PredictSettings()
         device = next(models[0].network.parameters()).device
         self.execution = Execution(str(device), autocast_type(self.settings.precision, device) or torch.float32)
-        methods = [_method(model, self.settings.method) for model in models]
+        ways = [_method(model, self.settings.method, self.execution) for model in models]
         # The way for all models: exact only if all of them are.
-        self.method = next((method for method in methods if not method.exact), methods[0])
-        kind = Streamer if self.method.way == "stream" else Runner
-        self._runners = [kind(model.network, self.execution) for model in models]
+        self.method = next((method for method, _ in ways if not method.exact), ways[0][0])
+        self.runners = [runner for _, runner in ways]
         self._symmetries = symmetries_of(models, self.settings)
 
     @property
@@ -101,7 +101,7 @@ class Segmenter:
         """The plan for a scan within the memory, see `Planner.plan`."""
         members = len(self.models) * len(self._symmetries)
         planner = Planner(
-            self.models, self.method, self.settings.memory, self.execution.dtype.itemsize, members,
+            self.models, self.runners, self.method, self.settings.memory, self.execution.dtype.itemsize, members,
             self.settings.rotations,
         )  # fmt: skip
         return planner.plan(scan, slowest)
@@ -146,7 +146,7 @@ class Segmenter:
         """The mean over all models and symmetries; the first one reports its progress."""
         members = [
             _member(runner, view, symmetry, plan, part, report if number == 0 and symmetry.plain else None)
-            for number, (runner, view) in enumerate(zip(self._runners, scan.views, strict=True))
+            for number, (runner, view) in enumerate(zip(self.runners, scan.views, strict=True))
             for symmetry in self._symmetries
         ]
         return members[0] if len(members) == 1 else averaged(members, part.axis, self.rule.activate)
@@ -184,10 +184,17 @@ def _member(
     return symmetry.back(plan.way.rows(runner, symmetry.view(view), passage, report))
 
 
-def _method(model: Model, request: Literal["auto", "exact", "blend"]) -> Method:
+def _method(model: Model, request: Request, execution: Execution) -> tuple[Method, Runner]:
+    """The way of one model, and the runner for it."""
     network = model.card.network
-    own = isinstance(model.network, UNet)
-    return choose_method(network.shape if own else None, network.inexact_reason, request)
+    reason = network.inexact_reason if isinstance(network, UNetSettings) else None
+    runner = Runner(model.network, execution)
+    if reason is None and request != "blend":
+        try:
+            runner = Streamer(model.network, execution)
+        except NotLocal as error:
+            reason = str(error)
+    return choose_method(network.padded, reason, request), runner
 
 
 def _require_alike(models: Sequence[Model]) -> None:

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from medunet.errors import ConfigError, MedunetError
 from medunet.geometry.boxes import Box
-from medunet.inference.execution import Execution, Image, ImageSlice, Passage
+from medunet.inference.execution import Execution, Image, ImageSlice, Passage, Runner
 from medunet.inference.sliding_window import Windows, blended_windows
 from medunet.inference.stitching import PatchReader
+from medunet.inference.streaming.graph import Graph
 from medunet.inference.streaming.plan import Budget, StreamPlan, plan_stream
 from medunet.inference.streaming.streamer import Streamer
 from medunet.model import Model
-from medunet.networks.memory import estimate_bytes
-from medunet.networks.settings import UNetSettings
-from medunet.prediction.planning import ScanPlan
+from medunet.prediction.planning import ScanPlan, pass_bytes
 from medunet.prediction.scan import Scan
 from medunet.prediction.segmenter import Segmenter
 from medunet.system.wording import bytes_text, times_text
@@ -88,13 +87,11 @@ def require_verifiable(segmenter: Segmenter) -> None:
     Raises:
         ConfigError: as said.
     """
-    for model in segmenter.models:
-        reason = model.card.network.inexact_reason
-        if reason is not None:
-            raise ConfigError(
-                f"{model.path}: --verify compares with one pass over the whole scan, which is not what this network "
-                f"is meant to give: {reason}\nleave --verify out"
-            )
+    if not segmenter.method.exact:
+        raise ConfigError(
+            f"{segmenter.models[0].path}: --verify compares with one pass over the whole scan, which is not what this "
+            f"network is meant to give: {segmenter.method.reason}\nleave --verify out"
+        )
 
 
 def verify(segmenter: Segmenter, scan: Scan, plan: ScanPlan) -> Verification:
@@ -107,7 +104,8 @@ def verify(segmenter: Segmenter, scan: Scan, plan: ScanPlan) -> Verification:
         ConfigError: not even a small part fits the memory.
     """
     found = [
-        _verify(model, _flat(view, plan), segmenter) for model, view in zip(segmenter.models, scan.views, strict=True)
+        _verify(model, runner, _flat(view, plan), segmenter)
+        for model, runner, view in zip(segmenter.models, segmenter.runners, scan.views, strict=True)
     ]
     worst = replace(
         max(found, key=lambda one: one.difference),
@@ -126,24 +124,25 @@ def _flat(view: Image, plan: ScanPlan) -> Image:
     return ImageSlice(view, plan.axis, view.shape[plan.axis + 1] // 2) if plan.slices else view
 
 
-def _verify(model: Model, view: Image, segmenter: Segmenter) -> Verification:
-    network, shape = model.unet, tuple(int(n) for n in view.shape[1:])
-    budget = Budget(segmenter.settings.memory, segmenter.execution.dtype.itemsize, beside=4 * network.classes)
-    stream = plan_stream(network, shape, budget, tuple(range(len(shape))))
-    region = _region(network, shape, stream, segmenter.settings.memory)
-    plain, used = Execution(segmenter.execution.device), segmenter.execution
+def _verify(model: Model, runner: Runner, view: Image, segmenter: Segmenter) -> Verification:
+    assert isinstance(runner, Streamer), "only what is streamed is verified"
+    graph, shape = runner.graph, tuple(int(n) for n in view.shape[1:])
+    budget = Budget(segmenter.settings.memory, segmenter.execution.dtype.itemsize, beside=4 * graph.classes)
+    stream = plan_stream(graph, shape, budget, tuple(range(len(shape))))
+    region = _region(model, graph, shape, stream, segmenter.settings.memory)
+    plain, used = Streamer(model.network, Execution(segmenter.execution.device), graph), runner
     seconds: dict[str, float] = {}
-    truth = _timed(seconds, "plain", lambda: _plain(model, view, region, plain))
+    truth = _timed(seconds, "plain", lambda: _plain(plain, view, region))
     labels = _labels(segmenter, truth)
-    streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, plain))
+    streamed = _timed(seconds, "streamed", lambda: _streamed(plain, view, region, stream))
     difference = float((streamed - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
-    if used != plain:
-        streamed = _timed(seconds, "streamed", lambda: _streamed(model, view, region, stream, used))
+    if used.execution != plain.execution:
+        streamed = _timed(seconds, "streamed", lambda: _streamed(used, view, region, stream))
     precision = _changed(_labels(segmenter, streamed), labels)
     blended = times = None
-    if network.padded:
+    if graph.padded:
         part = _middle(region, BLENDED_VOXELS)
-        found = _timed(seconds, "blended", lambda: _blended(model, view, part, plain))
+        found = _timed(seconds, "blended", lambda: _blended(model, view, part, plain.execution))
         blended = _changed(_labels(segmenter, found), labels[part.relative_to(region.start).slices])
         times = seconds["blended"] / _around(model, view, part).voxels / (seconds["streamed"] / region.voxels)
     return Verification(region.shape, region.shape == shape, difference, precision, blended, times, seconds)
@@ -166,12 +165,12 @@ def _timed(seconds: dict[str, float], name: str, work: Callable[[], Tensor]) -> 
     return result
 
 
-def _region(network: UNetSettings, shape: tuple[int, ...], stream: StreamPlan, memory: int) -> Box:
+def _region(model: Model, graph: Graph, shape: tuple[int, ...], stream: StreamPlan, memory: int) -> Box:
     """The middle of the scan, complete along the streamed axis, its longest other side halved until a pass fits."""
     region = Box.of_shape(shape)
     while True:
-        size = _read(network, region, shape).shape
-        needed = estimate_bytes(network, size) + 12 * network.classes * region.voxels
+        size = _read(graph, region, shape).shape
+        needed = pass_bytes(model, size) + 12 * graph.classes * region.voxels
         if needed <= memory:
             return region
         sides = [0 if axis == stream.axis else n for axis, n in enumerate(region.shape)]
@@ -196,24 +195,24 @@ def _halved(region: Box, axis: int) -> Box:
     return region.along(axis, start, start + length // 2)
 
 
-def _read(network: UNetSettings, region: Box, shape: tuple[int, ...]) -> Box:
+def _read(graph: Graph, region: Box, shape: tuple[int, ...]) -> Box:
     """The input that gives the region the same answer as one pass over the whole scan."""
-    context = network.shape.context(region, shape)
-    start = tuple(a - m for a, m in zip(context.start, network.shape.margin, strict=True))
-    return Box.of_shape(network.shape.smallest_for(context.shape), start)
+    context = graph.context(region, shape)
+    start = tuple(a - m for a, m in zip(context.start, graph.margin, strict=True))
+    return Box.of_shape(graph.smallest_for(context.shape), start)
 
 
-def _plain(model: Model, view: Image, region: Box, execution: Execution) -> Tensor:
-    network = model.unet
-    read = _read(network, region, tuple(view.shape[1:]))
-    reader = PatchReader(model.network, view, "constant" if network.padded else "reflect", execution)
+def _plain(runner: Streamer, view: Image, region: Box) -> Tensor:
+    graph = runner.graph
+    read = _read(graph, region, tuple(view.shape[1:]))
+    reader = PatchReader(runner.network, view, "constant" if graph.padded else "reflect", runner.execution)
     logits = reader.answer([read])[0]
-    first = tuple(a + m for a, m in zip(read.start, network.shape.margin, strict=True))
+    first = tuple(a + m for a, m in zip(read.start, graph.margin, strict=True))
     return logits[(slice(None), *region.relative_to(first).slices)]
 
 
-def _streamed(model: Model, view: Image, region: Box, stream: StreamPlan, execution: Execution) -> Tensor:
-    rows = Streamer(model.network, execution).run(view, stream.slab, passage=Passage(stream.axis, region=region))
+def _streamed(runner: Streamer, view: Image, region: Box, stream: StreamPlan) -> Tensor:
+    rows = runner.run(view, stream.slab, passage=Passage(stream.axis, region=region))
     return torch.cat([logits.cpu().float() for _, _, logits in rows], dim=stream.axis + 1)
 
 

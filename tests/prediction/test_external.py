@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from medunet.errors import ConfigError
 from medunet.inference.sliding_window import Windows, blended_windows
+from medunet.inference.streaming.graph import NotLocal
+from medunet.inference.streaming.streamer import Streamer
 from medunet.model import Model, ModelCard
 from medunet.networks.build import NetworkSettings, build_network
 from medunet.networks.external.settings import SegResNetSettings
@@ -55,7 +58,7 @@ def test_a_plan_counts_the_pass_over_a_window_and_refuses_what_does_not_fit() ->
     enough = Segmenter([model], FP32)
     plan = enough.plan(enough.open(make_scan(40, 30, 20)))
     assert plan.method.way == "blend" and plan.bytes > model.network.pass_bytes((16, 16, 16))  # type: ignore[operator]
-    assert "not medunet's own" in plan.describe()
+    assert "norm1 takes statistics over the scan" in plan.describe()
     short = Segmenter([model], replace(FP32, memory=plan.bytes - 1))
     with pytest.raises(ConfigError, match=r"blended windows of 16×16×16 .* need about .*\n?.*give --memory"):
         short.plan(short.open(make_scan(40, 30, 20)))
@@ -65,7 +68,26 @@ def test_a_plan_counts_the_pass_over_a_window_and_refuses_what_does_not_fit() ->
 
 def test_exactness_and_verify_are_refused_with_the_reason() -> None:
     model = external_model(SMALL, (16, 16, 16))
-    with pytest.raises(ConfigError, match="exact result was asked for, but the network is not medunet's own"):
+    with pytest.raises(ConfigError, match="an exact result was asked for, but .*norm1 takes statistics"):
         Segmenter([model], replace(FP32, method="exact"))
-    with pytest.raises(ConfigError, match="not medunet's own"):
+    with pytest.raises(ConfigError, match="norm1 takes statistics over the scan"):
         require_verifiable(Segmenter([model], FP32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [*MONAI, *TRANSFORMERS, *SMP], ids=name_of)
+def test_an_external_network_is_streamed_exactly_or_refuses_by_name(settings: NetworkSettings) -> None:
+    """Against one pass over the whole scan; what refuses has statistics or attention over the scan."""
+    require_packages(settings)
+    network = build_network(settings).eval()
+    sizes = (70, 41, 37) if settings.dimensions == 3 else (150, 117)
+    try:
+        streamer = Streamer(network)
+    except NotLocal as refusal:
+        assert any(part in str(refusal) for part in ("statistics over the scan", "may mix distant places"))
+        return
+    image = torch.randn(settings.in_channels, *sizes, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = network(image[None])[0]
+    rows = torch.cat([logits for _, _, logits in streamer.run(image, 8)], 1)
+    assert (rows - whole).abs().max() <= 1e-5 * whole.abs().max()

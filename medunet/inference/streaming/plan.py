@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box
-from medunet.inference.streaming.buffer_sizes import HeldMap, StreamLayout, UNetDescription
+from medunet.inference.streaming.graph import Graph
+from medunet.inference.streaming.schedule import Schedule
 
 FLOAT = 4
 FIXED = 18 * 2**20
@@ -63,16 +63,14 @@ class StreamPlan:
     work: float = 1.0
 
 
-def plan_stream(
-    settings: UNetDescription, shape: Sequence[int], budget: Budget, axes: Sequence[int] = (0,)
-) -> StreamPlan:
+def plan_stream(graph: Graph, shape: Sequence[int], budget: Budget, axes: Sequence[int] = (0,)) -> StreamPlan:
     """The thickest slab that is worth it and fits the memory; of several axes the one that then needs least.
 
     A scan whose thinnest slabs do not fit is split along the axes that are not streamed, with as little to be computed
     twice as possible.
 
     Args:
-        settings: the network's.
+        graph: the network's.
         shape: of the scan, spatial, at least one voxel per axis.
         axes: that may be streamed.
 
@@ -80,51 +78,60 @@ def plan_stream(
         The plan; if none fits, the one that needs least, whose `bytes` then exceed the budget.
 
     Raises:
-        ConfigError: the network cannot be exact, or shape or axes do not fit it.
+        ConfigError: shape or axes do not fit the network.
     """
-    _check(settings, shape, axes)
-    return _plan(settings, tuple(shape), budget, tuple(axes))
+    _check(graph, shape, axes)
+    key = (tuple(shape), budget, tuple(axes))
+    return graph.once(key, lambda: _plan(graph, *key))
 
 
-@lru_cache(maxsize=256)
-def _plan(settings: UNetDescription, shape: tuple[int, ...], budget: Budget, axes: tuple[int, ...]) -> StreamPlan:
+def _plan(graph: Graph, shape: tuple[int, ...], budget: Budget, axes: tuple[int, ...]) -> StreamPlan:
     whole = [_Split(axis, (1,) * len(shape), shape, 1.0) for axis in axes]
     for slab in SLABS:
         worth = [way for way in whole if slab <= 2 or slab * way.plane <= SLAB_VOXELS]
-        plans = [_with_slab(settings, way, slab, budget) for way in worth]
+        plans = [_with_slab(graph, way, slab, budget) for way in worth]
         best = min(plans, key=lambda plan: plan.bytes, default=None)
         if best is not None and best.bytes <= budget.memory:
             return best
     assert best is not None, "the thinnest slabs are always tried"
     least = best
-    for way in sorted(_splits(settings, shape, axes), key=lambda way: way.work):
-        thinnest = _with_slab(settings, way, 1, budget)
+    for way in sorted(_splits(graph, shape, axes), key=lambda way: way.work):
+        thinnest = _with_slab(graph, way, 1, budget)
         if thinnest.bytes <= budget.memory:
-            thicker = (_with_slab(settings, way, slab, budget) for slab in (8, 4, 2))
+            thicker = (_with_slab(graph, way, slab, budget) for slab in (8, 4, 2))
             return next((plan for plan in thicker if plan.bytes <= budget.memory), thinnest)
         least = min(least, thinnest, key=lambda plan: plan.bytes)
     return least
 
 
-def _with_slab(settings: UNetDescription, way: _Split, slab: int, budget: Budget) -> StreamPlan:
-    needs = stream_bytes(settings, way.window, slab, way.axis, budget) + budget.beside * slab * way.plane
+def _with_slab(graph: Graph, way: _Split, slab: int, budget: Budget) -> StreamPlan:
+    needs = stream_bytes(graph, way.window, slab, way.axis, budget) + budget.beside * slab * way.plane
     return StreamPlan(slab, way.axis, needs, way.parts, way.work)
 
 
-def stream_bytes(settings: UNetDescription, shape: tuple[int, ...], slab: int, axis: int, budget: Budget) -> int:
+def stream_bytes(graph: Graph, shape: tuple[int, ...], slab: int, axis: int, budget: Budget) -> int:
     """Peak memory of streaming a scan on the CPU, above the loaded network and the scan.
 
     The rows held between slabs, the largest maps that are made and dropped within a slab, the copies of the weights and
     the logits of two slabs, the caller's and the next. None of them grows with the scan along the streamed axis, apart
     from scans shorter than the network's field of view.
     """
-    layout = StreamLayout(settings, shape, axis, slab)
-    held = sum(rows.row * rows.held for rows in layout.stored)
-    logits = settings.classes * math.prod(layout.decoder[0][-1].plane) * layout.decoder[0][-1].made
+    size = graph.smallest_for(shape)
+    schedule = Schedule.of(graph, axis, size[axis], shape[axis], slab)
+    rows = _row_numbers(graph, tuple(n for a, n in enumerate(size) if a != axis), axis)
+    held = sum(n * row for n, row, stored in zip(schedule.capacity, rows, schedule.stored, strict=True) if stored)
+    logits = int(schedule.made[-1]) * rows[-1]
     result = 2 * FLOAT * logits + (budget.itemsize * logits if budget.itemsize != FLOAT else 0)
     each = budget.itemsize * held + result
-    once = budget.itemsize * (_passing(layout) + budget.networks * _weights(settings))
+    once = budget.itemsize * (_passing(schedule, rows) + budget.networks * graph.weights)
     return budget.copies * each + once + FIXED
+
+
+def _row_numbers(graph: Graph, plane: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Numbers in one row of each node."""
+    others = [a for a in range(graph.dimensions) if a != axis]
+    lengths = [graph.lengths(a, n) for a, n in zip(others, plane, strict=True)]
+    return tuple(node.channels * math.prod(each[i] for each in lengths) for i, node in enumerate(graph.nodes))
 
 
 @dataclass(frozen=True)
@@ -146,8 +153,9 @@ class _Split:
         return math.prod(self.window) // self.window[self.axis]
 
 
-def _splits(settings: UNetDescription, shape: tuple[int, ...], axes: Sequence[int]) -> Iterator[_Split]:
-    windows = [{p: _windows(settings, shape, a, p) for p in PARTS if p <= n} for a, n in enumerate(shape)]
+def _splits(graph: Graph, shape: tuple[int, ...], axes: Sequence[int]) -> Iterator[_Split]:
+    counts = PARTS if graph.splittable else PARTS[:1]
+    windows = [{p: _windows(graph, shape, a, p) for p in counts if p <= n} for a, n in enumerate(shape)]
     for axis in axes:
         for parts in itertools.product(*([1] if a == axis else windows[a] for a in range(len(shape)))):
             lengths = [windows[a][count] for a, count in enumerate(parts)]
@@ -156,7 +164,7 @@ def _splits(settings: UNetDescription, shape: tuple[int, ...], axes: Sequence[in
                 yield _Split(axis, parts, tuple(max(each) for each in lengths), work)
 
 
-def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts: int) -> list[int]:
+def _windows(graph: Graph, shape: tuple[int, ...], axis: int, parts: int) -> list[int]:
     """Lengths computed along an axis for each of its parts, with one voxel more on each side for resampling."""
     if parts == 1:
         return [shape[axis]]
@@ -164,7 +172,7 @@ def _windows(settings: UNetDescription, shape: tuple[int, ...], axis: int, parts
     for start, stop in split(shape[axis], parts):
         first, last = max(start - 1, 0), min(stop + 1, shape[axis])
         region = Box.of_shape(shape).along(axis, first, last)
-        lengths.append(settings.shape.context(region, shape).shape[axis])
+        lengths.append(graph.context(region, shape).shape[axis])
     return lengths
 
 
@@ -174,45 +182,24 @@ def split(length: int, parts: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _check(settings: UNetDescription, shape: Sequence[int], axes: Sequence[int]) -> None:
-    dimensions = settings.shape.dimensions
-    if settings.inexact_reason is not None:
-        raise ConfigError(f"this network cannot be streamed: {settings.inexact_reason}; use --method auto")
+def _check(graph: Graph, shape: Sequence[int], axes: Sequence[int]) -> None:
+    dimensions = graph.dimensions
     if len(shape) != dimensions or min(shape) < 1 or not axes or any(axis not in range(dimensions) for axis in axes):
         raise ConfigError(
             f"cannot stream a scan of shape {tuple(shape)} along axes {tuple(axes)} through a {dimensions}-D network"
         )
 
 
-def _passing(layout: StreamLayout) -> int:
+def _passing(schedule: Schedule, rows: Sequence[int]) -> int:
     """The most numbers that are made and dropped at once within a slab."""
-    settings = layout.settings
-    more = (settings.norm == "voxel", settings.activation not in ("relu", "leaky_relu"), settings.residual)
-    copies = 1 + sum(more)
-    maps = [held for level in (*layout.encoder, *layout.decoder) for held in level[1:]]
-    most = [copies * held.row * held.made for held in maps]
-    for level, (joined, *_) in enumerate(layout.decoder):
-        coarse = (layout.decoder[level + 1] if level + 1 < len(layout.decoder) else layout.encoder[-1])[-1]
-        most.append(coarse.row * coarse.made + _joining(layout, level, joined))
-    return max(most)
-
-
-def _joining(layout: StreamLayout, level: int, joined: HeldMap) -> int:
-    """Numbers made while the coarser map is enlarged and joined with the skip connection."""
-    voxels = math.prod(joined.plane) * joined.made
-    own, up = layout.settings.channels[level], layout.settings.up_channels(level)[1]
-    gate = 2 * max(own // 2, 1) + max(own, up) if layout.settings.attention else 0
-    return voxels * max(up, gate)
-
-
-def _weights(settings: UNetDescription) -> int:
-    """Numbers in the kernels of all convolutions and up-convolutions."""
-    shape, total = settings.shape, 0
-    for level in range(shape.levels):
-        channels = [settings.encoder_channels(level)]
-        if level < shape.levels - 1:
-            channels.append(settings.decoder_channels(level))
-            total += math.prod(shape.strides[level]) * (math.prod(settings.up_channels(level)) + channels[0][-1] ** 2)
-        pairs = [pair for one in channels for pair in itertools.pairwise(one)]
-        total += math.prod(shape.kernels[level]) * sum(a * b for a, b in pairs)
-    return total
+    nodes, readers, alive, most = schedule.graph.nodes, schedule.graph.readers, 0, 0
+    for number, node in enumerate(nodes[1:], start=1):
+        made = int(schedule.made[number]) * rows[number]
+        most = max(most, alive + made)
+        alive += 0 if schedule.stored[number] else made
+        alive -= sum(
+            int(schedule.made[source]) * rows[source]
+            for source in set(node.inputs)
+            if source and not schedule.stored[source] and max(readers[source]) == number
+        )
+    return most

@@ -1,28 +1,28 @@
 """Streamer: exact whole-scan inference in slabs of a few rows, each activation computed once.
 
-Every convolution keeps the rows of its input that the next slab's results need, every skip connection is a queue of
+Every operator keeps the rows of its input that the next slab's results need, so every skip connection is a queue of
 rows until the upsampled path reaches them. The result is that of one pass over the whole scan; what is held does not
-depend on the scan's length. `row_schedule.py` says which rows exist when.
+depend on the scan's length. `schedule.py` says which rows exist when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box, Fill, read_box
-from medunet.geometry.shapes import UNetShape
 from medunet.inference.execution import WHOLE, Execution, Image, Passage, Progress, Runner, Slab, as_array
-from medunet.inference.streaming.buffer_sizes import HeldMap, StreamLayout
-from medunet.inference.streaming.fused_layers import Block, FusedUNet, Target, centre, check_streamable
+from medunet.inference.streaming.graph import Convolution, Graph, Input, Joining
+from medunet.inference.streaming.operators import Layer, Span, Target, ready_layer
 from medunet.inference.streaming.plan import StreamPlan
-from medunet.inference.streaming.ring_buffers import RowQueue, RowWindow
-from medunet.inference.streaming.row_schedule import Rows
+from medunet.inference.streaming.ring_buffers import RowBuffer
+from medunet.inference.streaming.schedule import Schedule
+from medunet.inference.streaming.trace import graph_of
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,30 @@ class Streamer(Runner):
     """A network made ready to stream scans.
 
     Args:
-        network: a `medunet.UNet` in evaluation mode; its layers are copied when a scan first needs them, with batch
-            norm folded into the convolutions.
+        network: any network of local operators in evaluation mode; its weights are copied when a scan first needs them,
+            with batch norm folded into the convolutions.
         execution: where and how; float32 on the CPU by default. Lower precisions convert weights and maps.
+        graph: of the network; traced if not given.
 
     Raises:
-        ConfigError: not a U-Net of medunet, training mode, or a norm that takes statistics over space.
+        NotLocal: training mode, or a layer that needs the whole scan at once, by name.
     """
 
-    def __init__(self, network: nn.Module, execution: Execution | None = None) -> None:
-        check_streamable(network)
+    def __init__(self, network: nn.Module, execution: Execution | None = None, graph: Graph | None = None) -> None:
         super().__init__(network, execution)
+        self.graph = graph or graph_of(network)
         double = all(p.dtype == torch.float64 for p in network.parameters())
         lower = self.execution.dtype != torch.float32
         self._dtype = torch.float64 if double and not lower else self.execution.dtype
-        self._fused: dict[tuple[int, bool], FusedUNet] = {}
+        self._layers: dict[Target, list[Layer]] = {}
 
     def run(
         self, image: Image, slab: int, progress: Progress | None = None, passage: Passage = WHOLE
     ) -> Iterator[Slab]:
         """Stream one scan.
 
-        A padded network sees the far sides zero-padded to multiples of its stride, an unpadded one sees the scan
-        mirrored at its borders; either is made row by row.
+        A network that keeps the size sees the far sides zero-padded to multiples of its stride, another one sees the
+        scan mirrored at its borders; either is made row by row.
 
         Args:
             image: ``(channel, *spatial)`` on the host, of any size; a tensor, an array, or anything that gives boxes of
@@ -86,34 +87,34 @@ class Streamer(Runner):
         """
         self._check(image, slab)
         _check_passage(passage, tuple(image.shape[1:]))
-        network = self._layers(passage.axis, passage.axis in passage.mirror)
-        return self._run(_Pass(network, _Source(image, network, passage), slab), progress)
+        device = torch.device(self.execution.device)
+        target = Target(self._dtype, device, passage.axis, passage.axis in passage.mirror)
+        return self._run(
+            _Pass(self.graph, self._ready(target), _Source(image, self.graph, passage), target, slab), progress
+        )
 
-    def _layers(self, axis: int, backwards: bool) -> FusedUNet:
+    def _ready(self, target: Target) -> list[Layer]:
         """The layers; `backwards` for a scan that is mirrored along the streamed axis, yet comes in its own order."""
-        if (axis, backwards) not in self._fused:
-            target = Target(self._dtype, torch.device(self.execution.device), axis, backwards)
+        if target not in self._layers:
             with torch.inference_mode():
-                self._fused[axis, backwards] = FusedUNet(self.network, target)
-        return self._fused[axis, backwards]
+                self._layers[target] = [ready_layer(node.operator, target) for node in self.graph.nodes[1:]]
+        return self._layers[target]
 
     def _run(self, one: _Pass, progress: Progress | None) -> Iterator[Slab]:
-        steps = one.schedule.steps(one.slab)
-        for done, (before, after) in enumerate(pairwise(steps), start=1):
+        for step in range(one.steps):
             with torch.inference_mode():  # not around the yield, where the caller's code runs
-                slab = one.step(before, after)
+                slab = one.step(step)
             if progress:
-                progress(done, len(steps) - 1)
+                progress(step + 1, one.steps)
             if slab is not None:
                 yield slab
 
     def _check(self, image: Image, slab: int) -> None:
-        settings = self.network.settings
-        dimensions = len(image.shape) - 1
-        if dimensions != settings.shape.dimensions or image.shape[0] != settings.in_channels or min(image.shape) < 1:
+        dimensions, channels = len(image.shape) - 1, self.graph.in_channels
+        if dimensions != self.graph.dimensions or image.shape[0] != channels or min(image.shape) < 1:
             raise ConfigError(
-                f"found an image of shape {tuple(image.shape)}, expected ({settings.in_channels}, *spatial) with "
-                f"{settings.shape.dimensions} spatial axes of at least one voxel"
+                f"found an image of shape {tuple(image.shape)}, expected ({channels}, *spatial) with "
+                f"{self.graph.dimensions} spatial axes of at least one voxel"
             )
         if slab < 1:
             raise ConfigError(f"found slabs of {slab} rows, expected at least 1")
@@ -131,88 +132,120 @@ def _check_passage(passage: Passage, scan: tuple[int, ...]) -> None:
 class _Pass:
     """One scan on its way through the network: its source, and the rows in between."""
 
-    def __init__(self, network: FusedUNet, source: _Source, slab: int) -> None:
-        target = network.target
-        layout = StreamLayout(network.settings, source.window, target.axis, slab)
-        self._network, self._source = network, source
-        self._buffers, self.schedule, self.slab = _Buffers(layout, target), layout.schedule, slab
+    def __init__(self, graph: Graph, layers: list[Layer], source: _Source, target: Target, slab: int) -> None:
+        self._graph, self._layers, self._source = graph, layers, source
+        axis = target.axis
+        schedule = Schedule.of(graph, axis, source.size[axis], source.window[axis], slab, target.backwards)
+        self._known, self._needed = schedule.known.tolist(), schedule.needed.tolist()
+        self._schedule = schedule
+        planes = [graph.lengths(a, n) for a, n in enumerate(source.size) if a != axis]
+        self._planes = [tuple(plane[number] for plane in planes) for number in range(len(graph.nodes))]
+        self._buffers = [self._buffer(number, target) for number in range(len(graph.nodes))]
+        self._joined = [_joined_by(graph, number, self._buffers) for number in range(len(graph.nodes))]
+        self._last = [max(readers, default=len(graph.nodes)) for readers in graph.readers]
 
-    def step(self, before: Rows, after: Rows) -> Slab | None:
+    def _buffer(self, number: int, target: Target) -> RowBuffer | None:
+        schedule, channels = self._schedule, self._graph.nodes[number].channels
+        if not schedule.stored[number]:
+            return None
+        storage = target.empty(channels, schedule.capacity[number], self._planes[number])
+        return RowBuffer(storage, schedule.rings[number])
+
+    @property
+    def steps(self) -> int:
+        return len(self._known) - 1
+
+    def step(self, step: int) -> Slab | None:
         """Feed one slab; the rows of the scan that follow from it and their logits, or None."""
-        self._buffers.release(self.schedule.needed(before))
-        self._feed(before.encoder[0][0], after.encoder[0][0])
-        rows = self._encode(before, after)
-        for level in reversed(range(len(self._network.decoder))):
-            if rows is not None:
-                self._join(level, before, after, rows)
-            windows = self._buffers.decoder[level]
-            rows = self._block(self._network.decoder[level], windows, before.decoder[level], after.decoder[level])
-            rows = rows if rows is None else self._network.decoder[level].after[-1].activate(rows)
-        return None if rows is None else self._head(rows, before.output)
+        before, after = self._known[step], self._known[step + 1]
+        for buffer, first in zip(self._buffers, self._needed[step], strict=True):
+            if buffer is not None:
+                buffer.release(first)
+        fresh: dict[int, Any] = {}
+        room: dict[int, Tensor] = {}
+        for number, node in enumerate(self._graph.nodes):
+            start, stop = before[number], after[number]
+            if start == stop:
+                continue
+            out = self._room(number, stop - start, room)
+            if isinstance(node.operator, Input):
+                rows = self._source.read(start, (stop - start, *self._planes[0]))
+                fresh[number] = rows if out is None else out.copy_(rows)
+                continue
+            span = Span(start, stop, self._schedule.reaches[number], self._schedule.lengths[node.inputs[0]],
+                        self._spare(number, node.inputs[0]))  # fmt: skip
+            if isinstance(node.operator, Joining) and out is not None:
+                self._join(number, out, fresh, span)
+                fresh[number] = out
+            else:
+                inputs = [self._rows(source, span, fresh) for source in node.inputs]
+                fresh[number] = self._layers[number - 1](inputs, span, out)
+            for source in node.inputs:
+                if self._last[source] == number:
+                    fresh.pop(source, None)
+        last = len(self._graph.nodes) - 1
+        return self._answer(fresh[last], before[last]) if after[last] > before[last] else None
 
-    def _feed(self, start: int, stop: int) -> None:
-        if stop == start:
-            return
-        rows = self._buffers.encoder[0][0].append(stop - start)
-        rows.copy_(self._source.read(start, rows.shape[2:]))
+    def _room(self, number: int, count: int, room: dict[int, Tensor]) -> Tensor | None:
+        """Where a node's new rows go if they are stored, or joined with others in what is stored."""
+        if number in room:
+            return room[number]
+        buffer = self._buffers[number]
+        if buffer is not None:
+            room[number] = buffer.append(count)
+            return room[number]
+        joined = self._joined[number]
+        if joined is None:
+            return None
+        reader, first = joined
+        if reader not in room:
+            room[reader] = self._buffers[reader].append(count)  # type: ignore[union-attr]
+        return room[reader].narrow(1, first, self._graph.nodes[number].channels)
 
-    def _encode(self, before: Rows, after: Rows) -> Tensor | None:
-        """Down to the deepest level; its new rows."""
-        network, buffers = self._network, self._buffers
-        for level, down in enumerate(network.downs):
-            counts = before.encoder[level], after.encoder[level]
-            rows = self._block(network.encoder[level], buffers.encoder[level], *counts)
-            if rows is not None:
-                for offset, piece in buffers.skips[level].pieces(counts[0][-1], counts[1][-1]):
-                    network.encoder[level].after[-1].activate_into(piece, rows.narrow(2, offset, piece.shape[2]))
-            start, stop = before.encoder[level + 1][0], after.encoder[level + 1][0]
-            if stop > start:
-                stride, out = self.schedule.stride(level), buffers.encoder[level + 1][0].append(stop - start)
-                for offset, piece in buffers.skips[level].pieces(start * stride, stop * stride):
-                    down(out.narrow(2, offset // stride, piece.shape[2] // stride), piece)
-        rows = self._block(network.encoder[-1], buffers.encoder[-1], before.encoder[-1], after.encoder[-1])
-        return None if rows is None else network.encoder[-1].after[-1].activate(rows)
+    def _join(self, number: int, out: Tensor, fresh: dict[int, Any], span: Span) -> None:
+        """Fill in the channels that are not there yet."""
+        first = 0
+        for source in self._graph.nodes[number].inputs:
+            channels = self._graph.nodes[source].channels
+            if self._joined[source] is None:
+                out.narrow(1, first, channels).copy_(self._rows(source, span, fresh))
+            first += channels
 
-    def _block(
-        self, block: Block, windows: Sequence[RowWindow], before: Sequence[int], after: Sequence[int]
-    ) -> Tensor | None:
-        """The new rows of a block's last convolution, normalised, to be activated; None if there are none."""
-        rows: Tensor | None = None
-        for number, (convolution, pointwise) in enumerate(zip(block.convolutions, block.after, strict=True)):
-            count, rows = after[number + 1] - before[number + 1], None
-            if count:
-                first = before[number + 1] - windows[number].border
-                rows = pointwise.normalise(
-                    convolution(windows[number].read(first, first + count + convolution.rows - 1))
-                )
-            if rows is not None and number < len(windows) - 1:
-                pointwise.activate_into(windows[number + 1].append(count), rows)
-        if rows is not None and block.residual:
-            rows = block.add_shortcut(rows, windows[0].read(before[-1] + block.crop, after[-1] + block.crop))
-        return rows
+    def _rows(self, source: int, span: Span, fresh: dict[int, Any]) -> Any:
+        buffer = self._buffers[source]
+        return fresh[source] if buffer is None else buffer.read(*span.rows)
 
-    def _join(self, level: int, before: Rows, after: Rows, coarse: Tensor) -> None:
-        """Skip connection and enlarged coarser map side by side, skip first."""
-        start, stop, crop = before.decoder[level][0], after.decoder[level][0], self.schedule.crop(level)
-        joined = self._buffers.decoder[level][0].append(stop - start)
-        own = self._network.settings.channels[level]
-        skip, enlarged = joined[:, :own], joined[:, own:]
-        self._network.ups[level](enlarged, coarse)
-        for offset, piece in self._buffers.skips[level].pieces(start + crop, stop + crop):
-            rows, to = centre(piece, joined.shape[3:]), skip.narrow(2, offset, piece.shape[2])
-            if self._network.gates:
-                rows = self._network.gates[level](rows, enlarged.narrow(2, offset, piece.shape[2]))
-            to.copy_(rows)
+    def _spare(self, number: int, source: int) -> bool:
+        """Whether the rows of a source are in nobody else's hands."""
+        return (
+            self._buffers[source] is None
+            and self._joined[source] is None
+            and self._last[source] == number
+            and self._graph.nodes[source].channels > 0
+            and isinstance(self._graph.nodes[source].operator, Convolution)
+        )
 
-    def _head(self, rows: Tensor, start: int) -> Slab | None:
+    def _answer(self, rows: Tensor, start: int) -> Slab | None:
         """Logits of the rows that lie in the scan; those beside it belong to the padding."""
         wanted = self._source.wanted
         first, stop = max(start, wanted.start), min(start + rows.shape[2], wanted.stop)
         if first >= stop:
             return None
-        logits = self._network.head(rows.narrow(2, first - start, stop - first))[0]
+        logits = rows.narrow(2, first - start, stop - first)[0]
         logits = self._source.turned_back(logits if logits.dtype == torch.float64 else logits.to(torch.float32))
         return first - wanted.start, stop - wanted.start, logits
+
+
+def _joined_by(graph: Graph, number: int, buffers: Sequence[RowBuffer | None]) -> tuple[int, int] | None:
+    """The stored map of which a node's rows become channels at once, and the first channel; None if they do not."""
+    readers = graph.readers[number]
+    if buffers[number] is not None or len(readers) != 1:
+        return None
+    reader = graph.nodes[readers[0]]
+    if not isinstance(reader.operator, Joining) or buffers[readers[0]] is None or reader.inputs.count(number) > 1:
+        return None
+    before = reader.inputs[: reader.inputs.index(number)]
+    return readers[0], sum(graph.nodes[source].channels for source in before)
 
 
 class _Source:
@@ -223,12 +256,13 @@ class _Source:
 
     Attributes:
         window: spatial shape of what the network answers for, padding included on the streamed axis.
+        size: of the network's input for that.
         wanted: rows of the answer that are rows of the scan.
     """
 
-    def __init__(self, image: Image, network: FusedUNet, passage: Passage) -> None:
-        shape, axis = network.settings.shape, network.target.axis
-        self._array, self._target, self._turned = as_array(image), network.target, passage.mirror
+    def __init__(self, image: Image, shape: Graph, passage: Passage) -> None:
+        axis = passage.axis
+        self._array, self._axis, self._turned = as_array(image), axis, passage.mirror
         self._scan = tuple(image.shape[1:])
         self._region = self._reflected(passage.region or Box.of_shape(self._scan))
         around = shape.context(self._region, self._scan)
@@ -236,6 +270,7 @@ class _Source:
         length = self._scan[axis] + before
         self.window = tuple(length if a == axis else n for a, n in enumerate(around.shape))
         self.wanted = range(before, length)
+        self.size = shape.smallest_for(self.window)
         self._start = around.start
         self._origin = tuple(
             start - margin - (before if a == axis else 0)
@@ -245,7 +280,7 @@ class _Source:
 
     def read(self, row: int, size: Sequence[int]) -> Tensor:
         """``(1, channel, *size)``, streamed axis first, from a row of the network's input on, in the scan's type."""
-        axis = self._target.axis
+        axis = self._axis
         lengths = (*size[1 : axis + 1], size[0], *size[axis + 1 :])
         box = Box.of_shape(lengths, [o + row if a == axis else o for a, o in enumerate(self._origin)])
         read = torch.from_numpy(read_box(self._array, self._reflected(box), self._mode))
@@ -253,40 +288,20 @@ class _Source:
 
     def turned_back(self, logits: Tensor) -> Tensor:
         """``(class, *spatial)`` of the region from ``(class, row, *plane)`` of the window."""
-        logits = logits.movedim(1, self._target.axis + 1)
+        logits = logits.movedim(1, self._axis + 1)
         for a, (inner, outer, n) in enumerate(zip(self._region.start, self._start, self._region.shape, strict=True)):
-            logits = logits if a == self._target.axis else logits.narrow(a + 1, inner - outer, n)
+            logits = logits if a == self._axis else logits.narrow(a + 1, inner - outer, n)
         return self._flipped(logits)
 
     def _reflected(self, box: Box) -> Box:
         """The box of the scan that a box of the mirrored scan is, or the other way round."""
-        return box.mirrored(self._scan, [axis for axis in self._turned if axis != self._target.axis])
+        return box.mirrored(self._scan, [axis for axis in self._turned if axis != self._axis])
 
     def _flipped(self, array: Tensor) -> Tensor:
-        axes = [axis + 1 for axis in self._turned if axis != self._target.axis]
+        axes = [axis + 1 for axis in self._turned if axis != self._axis]
         return array.flip(axes) if axes else array
 
 
-def _padding(shape: UNetShape, scan: Sequence[int], axis: int) -> int:
+def _padding(shape: Graph, scan: Sequence[int], axis: int) -> int:
     """Rows of the network's answer that are more than the scan has."""
     return shape.smallest_for(scan)[axis] - 2 * shape.margin[axis] - scan[axis]
-
-
-class _Buffers:
-    """All rows that are held between slabs: windows before convolutions, and a queue for each skip connection."""
-
-    def __init__(self, layout: StreamLayout, target: Target) -> None:
-        self.encoder = [_windows(maps, target) for maps in layout.encoder]
-        self.decoder = [_windows(maps, target) for maps in layout.decoder]
-        self.skips = [RowQueue(target.rows(maps[-1])) for maps in layout.encoder[:-1]]
-
-    def release(self, needed: Rows) -> None:
-        """Forget rows that nobody will read."""
-        for levels, firsts in ((self.encoder, needed.encoder), (self.decoder, needed.decoder)):
-            for windows, rows in zip(levels, firsts, strict=True):
-                for window, first in zip(windows, rows, strict=False):  # a level's last map has no window
-                    window.release(first)
-
-
-def _windows(maps: Sequence[HeldMap], target: Target) -> list[RowWindow]:
-    return [RowWindow(target.rows(held), held.length, held.border) for held in maps[:-1]]

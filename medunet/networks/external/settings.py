@@ -88,12 +88,8 @@ class ExternalSettings(ABC):
         return False
 
     @property
-    def inexact_reason(self) -> str:
-        """Why tiles of this network cannot repeat one pass over the whole scan."""
-        return "the network is not medunet's own, so its grid is unknown"
-
-    @property
     def exact(self) -> bool:
+        """False: only the network itself, traced, tells whether it can be streamed."""
         return False
 
     @property
