@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medunet.errors import MedunetError
 from medunet.geometry.boxes import grown_slices
-from medunet.instances.elevation import ElevationRule
+from medunet.instances.settings import ElevationRule
 from medunet.instances.watershed import (
     DISTANCE_BYTES,
     LEVELS_BYTES,

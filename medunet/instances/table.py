@@ -1,4 +1,4 @@
-"""The table of labelled objects: where each one is, how large, and how bright in every channel."""
+"""Table of objects (where each one is, how large, how bright in every channel), and the files beside an id map."""
 
 from __future__ import annotations
 
@@ -12,12 +12,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.formats.dispatch import case_stem
 from medunet.system.files import write_text
+from medunet.volume import Volume
 
 _SLAB = 2**22
 """Voxels that are looked at together, so that memory does not grow with the scan."""
 
 _LETTERS = "xyz"
+
+
+@dataclass(frozen=True)
+class ObjectFiles:
+    """The files that are wanted.
+
+    Attributes:
+        table: `CASE_objects.csv`: id, centroid, size, box and mean intensities of each object.
+        rois: `CASE_rois.zip`: outlines that ImageJ's and Fiji's ROI Manager opens.
+    """
+
+    table: bool = False
+    rois: bool = False
+
+    def names(self, case: str) -> list[str]:
+        """The names of the files of a case."""
+        return [*([f"{case}_objects.csv"] if self.table else []), *([f"{case}_rois.zip"] if self.rois else [])]
+
+    def write(self, target: Path, ids: Volume, image: Volume, channels: Sequence[str], overwrite: bool) -> list[Path]:
+        """Write them beside the id map `target`, each whole or not at all; returned is where they are.
+
+        Args:
+            ids: of one channel, on the image's grid.
+            channels: names of the image's channels, for the table's columns.
+
+        Raises:
+            OutputError: a file exists and `overwrite` is false, or cannot be written.
+        """
+        from medunet.instances.rois import write_rois
+
+        written = [target.with_name(name) for name in self.names(case_stem(target))]
+        for path in written:
+            if path.suffix == ".csv":
+                table = measure_objects(ids.array[0], image.affine, image.unit, image.array, channels)
+                write_text(path, table.csv_text(), overwrite)
+            else:
+                write_rois(path, ids.array[0], overwrite=overwrite)
+        return written
 
 
 @dataclass(frozen=True)
@@ -121,15 +161,6 @@ def measure_objects(
         unit=unit,
         channels=_channel_names(channels, count),
     )
-
-
-def write_table(table: ObjectTable, path: Path, overwrite: bool = False) -> None:
-    """Write the table as CSV, whole or not at all; without objects it holds the names of the columns.
-
-    Raises:
-        OutputError: the file exists and `overwrite` is false, or it cannot be written.
-    """
-    write_text(path, table.csv_text(), overwrite)
 
 
 def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:

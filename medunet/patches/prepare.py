@@ -1,12 +1,13 @@
 """Preparation of cases: on the network's grid, in memory while they fit, else mapped from files.
 
 They come from a cache, where there is one, or are read and preprocessed; either way they are the same to the last bit.
+Also what is asked of prepared cases before a training: class frequencies, missing labels, a part to hold out.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from medunet.datasets.catalogue import Case
 from medunet.datasets.labels import IGNORE, LabelTable
 from medunet.datasets.loading import channel_count, image_grid, load_image, load_label, load_label_values
+from medunet.datasets.splits import Fold
 from medunet.errors import DataError, OutputError
 from medunet.instances.settings import InstanceSettings
 from medunet.instances.targets import UNKNOWN, make_target, number_objects
@@ -28,6 +30,9 @@ from medunet.transforms.preprocess import PreprocessSettings, Undo, preprocess, 
 from medunet.volume import Volume
 
 Say = Callable[[str], None]
+
+_ENOUGH = 2**20
+"""Voxels of a case that shares are taken from; more would make the start of a training on large scans slow."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,70 @@ def annotated_cases(cases: Sequence[PreparedCase], say: Say = lambda _: None) ->
     if names:
         say(f"NOTE: nothing is annotated in {_few(names)}: left out of the training")
     return kept
+
+
+def class_voxels(cases: Iterable[PreparedCase], classes: int) -> list[int]:
+    """The annotated voxels of each class, in all cases."""
+    found: list[int] = _count((case.label[0] for case in cases), classes).tolist()
+    return found
+
+
+def class_frequencies(cases: Iterable[PreparedCase], classes: int) -> list[float]:
+    """The share of the annotated voxels that each class has, over all cases; all 0 where nothing is annotated.
+
+    Of large cases, which may be mapped from files, every n-th slice along the first axis counts.
+    """
+    labels = (case.label[0] for case in cases)
+    counts = _count((label[:: max(1, label.size // _ENOUGH)] for label in labels), classes)
+    found: list[float] = (counts / max(1, counts.sum())).tolist()
+    return found
+
+
+def _count(labels: Iterable[NDArray[np.integer]], classes: int) -> NDArray[np.int64]:
+    """Slice by slice, because counting takes eight bytes a voxel."""
+    counts = np.zeros(classes, np.int64)
+    for label in labels:
+        for piece in label:
+            known = piece[(piece >= 0) & (piece < classes)]
+            counts += np.bincount(known.ravel(), minlength=classes)
+    return counts
+
+
+def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:
+    """The held-out part of a single scan: the scan is cut along its longest axis into one part for each fold.
+
+    Fold 0 is the last part, fold 1 the one before it; of five, each is a fifth.
+
+    Raises:
+        DataError: the scan is shorter than there are folds.
+    """
+    axis = int(np.argmax(shape))
+    length = shape[axis]
+    if length < fold.count:
+        raise DataError(
+            f"the only scan has {length} voxels along its longest axis, from which {fold.count} parts cannot be cut\n"
+            "give a smaller data.folds"
+        )
+    mask = np.zeros(shape, dtype=bool)
+    first, last = (length - round(length * (fold.number + n) / fold.count) for n in (1, 0))
+    np.moveaxis(mask, axis, 0)[first:last] = True
+    return mask
+
+
+def split_inside(case: PreparedCase, labels: LabelTable, fold: Fold) -> tuple[PreparedCase, PreparedCase]:
+    """One scan as a training and a validation case, which see all of the image but not each other's labels.
+
+    The other's labels are IGNORE.
+
+    Args:
+        labels: the table of the prepared label maps.
+    """
+    held = held_out_mask(case.label.shape[1:], fold)[None]
+    learned, validated = (
+        replace(case, label=label, foreground=find_foreground(label, labels.foreground))
+        for label in (np.where(known, case.label, IGNORE).astype(np.uint8) for known in (~held, held))
+    )
+    return learned, validated
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,11 +1,14 @@
 """Post-processing of finished label maps: largest component, holes, smallest size; slab by slab, in place.
 
+Binary masks of regions are made from them as well, so that masks and label map cannot disagree.
+
 Voxels of a component share faces, edges or corners (8 neighbours in 2-D, 26 in 3-D). What surrounds a hole is closed
 in this sense, so voxels of a hole share faces (4 and 6 neighbours).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
-from medunet.system.blocks import as_stored
+from medunet.system.blocks import BLOCK, Empty, as_stored
 from medunet.system.scratch import release
 from medunet.transforms.preprocess import bounding_box
 from medunet.volume import MILLIMETRES, UNITS, Volume
@@ -27,6 +30,9 @@ Action = Literal["keep_largest", "fill_holes", "remove_small"]
 
 _CHUNK = 2**22
 """Voxels that are looked at together; each needs about 10 bytes then."""
+
+_RESERVED = ("probabilities",)
+"""What else is written beside a label map under its name."""
 
 _Mask = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Where, in a part of a label map, the structure is whose components are asked for."""
@@ -105,6 +111,46 @@ def postprocess(labels: NDArray[Any], grid: Volume, table: LabelTable, steps: Se
             changed.append(_remove(view[box], inside, values[1], least))
         release(labels)
     return changed
+
+
+def mask_values(labels: LabelTable) -> dict[str, tuple[int, ...]]:
+    """The label values that make up each region, by what its mask's file is called after `CASE_`; empty without any.
+
+    Whatever is no letter, digit, dot or hyphen in a region's name becomes `_`; names that are then alike, for file
+    systems that know no capitals as well, are numbered.
+    """
+    named: dict[str, tuple[int, ...]] = {}
+    taken = set(_RESERVED)
+    for name, indices in labels.scored.items() if labels.regions else ():
+        plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "region"
+        unique, number = plain, 1
+        while unique.casefold() in taken:
+            number += 1
+            unique = f"{plain}_{number}"
+        taken.add(unique.casefold())
+        named[unique] = tuple(labels.values[index] for index in indices)
+    return named
+
+
+def region_mask(labels: NDArray[Any], values: Sequence[int], empty: Empty) -> NDArray[np.uint8]:
+    """1 where a label map holds one of the values, else 0; made part by part.
+
+    Args:
+        labels: `(1, *spatial)`; may live in a file.
+        empty: makes the array.
+
+    Returns:
+        `(1, *spatial)`, in the order of memory that the label map has.
+    """
+    order = sorted(range(1, labels.ndim), key=lambda axis: -abs(labels.strides[axis]))
+    stored = labels.transpose(0, *order)[0]
+    mask = empty((1, *stored.shape), np.uint8)
+    rows = max(1, BLOCK * len(stored) // max(1, stored.nbytes))
+    for start in range(0, len(stored), rows):
+        mask[0, start : start + rows] = np.isin(stored[start : start + rows], values)
+        release(labels)
+        release(mask)
+    return mask.transpose(0, *(order.index(axis) + 1 for axis in range(1, labels.ndim)))
 
 
 def component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

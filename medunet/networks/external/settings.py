@@ -1,6 +1,6 @@
 """Settings of external networks: those that all of them have, and those of each.
 
-Plain numbers and names; `external/build.py` imports the networks' libraries when it builds one. Each class states the
+Plain numbers and names; `external/adapter.py` imports the networks' libraries when it builds one. Each class states the
 class in its library, so no file can bring its own name, and `EXTERNAL` lists them all.
 """
 
