@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.formats.dispatch import case_stem
+from medunet.system.blocks import spans
 from medunet.system.files import write_text
 from medunet.volume import Volume
 
@@ -125,14 +126,15 @@ def measure_objects(
         channels: one name per channel of the image; too few are made up, and equal ones get their number.
     """
     dimensions, count = ids.ndim, 0 if image is None else len(image)
-    known = np.unique(np.concatenate([np.unique(ids[slab]) for slab in _slabs(ids.shape)]))
+    slabs = list(spans(len(ids), ids.size // max(1, len(ids)), _SLAB))
+    known = np.unique(np.concatenate([np.unique(ids[slab]) for slab in slabs]))
     known = known[known > 0].astype(np.int64)
     n = len(known)
     voxels = np.zeros(n, np.int64)
     sums, brightness = np.zeros((n, dimensions)), np.zeros((n, count))
     starts = np.full((n, dimensions), np.iinfo(np.int64).max)
     stops = np.zeros((n, dimensions), np.int64)
-    for slab in _slabs(ids.shape):
+    for slab in slabs:
         places = np.nonzero(ids[slab] > 0)
         if not places[0].size:
             continue
@@ -149,30 +151,19 @@ def measure_objects(
             assert image is not None
             brightness[:, channel] += np.bincount(rows, image[channel][slab][places].astype(np.float64), n)
     shares = 1.0 / voxels[:, np.newaxis]
-    matrix = affine[:dimensions, :dimensions]
+    matrix, columns = affine[:dimensions, :dimensions], affine[:3, :dimensions]
     return ObjectTable(
         ids=known,
         voxels=voxels,
         centroids=sums * shares @ matrix.T + affine[:dimensions, 3],
-        sizes=voxels.astype(np.float64) * _voxel_size(affine, dimensions),
+        # the affine may turn and shear
+        sizes=voxels.astype(np.float64) * float(np.sqrt(np.linalg.det(columns.T @ columns))),
         starts=starts,
         stops=stops,
         intensities=brightness * shares,
         unit=unit,
         channels=_channel_names(channels, count),
     )
-
-
-def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Parts along the first axis."""
-    thick = max(1, _SLAB // max(1, int(np.prod(shape[1:]))))
-    return (slice(start, min(start + thick, shape[0])) for start in range(0, shape[0], thick))
-
-
-def _voxel_size(affine: NDArray[np.float64], dimensions: int) -> float:
-    """Volume of a voxel, or area of a pixel; the affine may turn and shear."""
-    columns = affine[:3, :dimensions]
-    return float(np.sqrt(np.linalg.det(columns.T @ columns)))
 
 
 def _channel_names(names: Sequence[str], count: int) -> tuple[str, ...]:

@@ -87,7 +87,10 @@ def prepare_cases(
         DataError: naming the case that is wrong.
         OutputError: arrays fit neither into memory nor onto the disk, or a cache that was asked for cannot be used.
     """
-    jobs = _jobs(cases, how)
+    sizes = [_size(case, how) for case in cases]
+    mapped = [total > how.memory for total in accumulate(sizes)]
+    keys = [_key(how, case) if how.cache else "" for case in cases]
+    jobs = [_Job(*job) for job in zip(cases, sizes, mapped, keys, strict=True)]
     if how.cache is not None:
         try:
             how.cache.make_room({job.key: job.size for job in jobs})
@@ -214,13 +217,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join([*names[:8], f"… ({len(names)} in all)"] if len(names) > 8 else names)
 
 
-def _jobs(cases: Sequence[Case], how: Preparation) -> list[_Job]:
-    sizes = [_size(case, how) for case in cases]
-    mapped = [total > how.memory for total in accumulate(sizes)]
-    keys = [_key(how, case) if how.cache else "" for case in cases]
-    return [_Job(*job) for job in zip(cases, sizes, mapped, keys, strict=True)]
-
-
 def _key(how: Preparation, case: Case) -> str:
     return case_key(case, how.settings, how.labels, how.axes, (how.instances, how.weight_map))
 
@@ -248,34 +244,22 @@ def _made(job: _Job, how: Preparation, say: Say) -> tuple[PreparedCase, Preparat
 
 
 def _prepared(case: Case, how: Preparation) -> PreparedCase:
-    image = load_image(case, how.axes)
+    """Objects are resampled before they become classes: distances are learned on the network's grid."""
+    image, classes = load_image(case, how.axes), how.instances is None
+    stored: NDArray[Any] = (
+        load_label(case, how.labels, image, how.axes) if classes else _annotated_objects(case, image, how)
+    )
+    array, undo = preprocess(image, how.settings)
+    indices = objects = preprocess_label(stored, undo)
+    spacing, weight = _spacing(image, undo), None
     if how.instances is not None:
-        return _prepared_objects(case, image, how, how.instances)
-    label = load_label(case, how.labels, image, how.axes)
-    array, undo = preprocess(image, how.settings)
-    indices, weight = preprocess_label(label, undo), None
+        indices = make_target(objects, spacing, how.instances)
     if how.weight_map is not None:
-        assert how.weight_map.parts_of is not None, "classes have no objects but these"
-        objects = parts_of_class(indices, how.labels.names.index(how.weight_map.parts_of))
-        weight = _gap_weights(objects, how.weight_map, image, undo, case.name)
-    return PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground), weight)
-
-
-def _prepared_objects(case: Case, image: Volume, how: Preparation, instances: InstanceSettings) -> PreparedCase:
-    """A case of objects, which are resampled first: distances are learned on the network's grid."""
-    objects = _annotated_objects(case, image, how)
-    array, undo = preprocess(image, how.settings)
-    objects = preprocess_label(objects, undo)
-    indices, weight = make_target(objects, _spacing(image, undo), instances), None
-    if how.weight_map is not None:
-        weight = _gap_weights(objects, how.weight_map, image, undo, case.name)
+        if classes:
+            assert how.weight_map.parts_of is not None, "classes have no objects but these"
+            objects = parts_of_class(indices, how.labels.names.index(how.weight_map.parts_of))
+        weight = gap_weights(objects, how.weight_map.pitch(spacing, image.unit, case.name), how.weight_map)
     return PreparedCase(case.name, array, indices, find_foreground(indices, how.learned.foreground), weight)
-
-
-def _gap_weights(
-    objects: NDArray[np.int32], settings: WeightMapSettings, image: Volume, undo: Undo, where: str
-) -> NDArray[np.float16]:
-    return gap_weights(objects, settings.pitch(_spacing(image, undo), image.unit, where), settings)
 
 
 def _annotated_objects(case: Case, image: Volume, how: Preparation) -> NDArray[np.int32]:
@@ -314,11 +298,7 @@ def _saved(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _require_room(jobs: Sequence[_Job], folder: Path) -> None:
-    """Refuse cases that fit neither into memory nor onto the disk of `folder`.
-
-    Raises:
-        OutputError: with the bytes that are needed and free.
-    """
+    """Refuse, by an OutputError, cases that fit neither into memory nor onto the disk of `folder`."""
     needed = sum(job.size for job in jobs if job.mapped)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free

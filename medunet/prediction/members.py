@@ -100,19 +100,14 @@ def elevation_rule_of(models: Sequence[Model], rule: ObjectRule) -> ElevationRul
         ConfigError: models of several kinds of objects, or that learned objects in different ways; or a rule that is
             not for them.
     """
-    elevation_rule = _smallest_kept(models)
-    if elevation_rule.weights is not None and rule.split is not None:
+    found = _rule_of_first(models)
+    if found.weights is not None and rule.split is not None:
         raise ConfigError(
             f"--split {rule.split:g}: this model learned where objects end (instances.target: "
             f"{_target(models[0].card.instances)}), and they are told apart by that; leave --split out"
         )
-    return elevation_rule
-
-
-def _smallest_kept(models: Sequence[Model]) -> ElevationRule:
-    elevation_rule = _rule_of_first(models)
     learned = [model.card.instances.min_size for model in models if model.card.instances]
-    return replace(elevation_rule, min_size=min(learned, default=0.0))
+    return replace(found, min_size=min(learned, default=0.0))
 
 
 def _rule_of_first(models: Sequence[Model]) -> ElevationRule:

@@ -83,11 +83,7 @@ class Verification:
 
 
 def require_verifiable(segmenter: Segmenter) -> None:
-    """Refuse models without an exact result.
-
-    Raises:
-        ConfigError: as said.
-    """
+    """Refuse models without an exact result by a ConfigError."""
     for model in segmenter.models:
         reason = model.card.network.inexact_reason
         if reason is not None:

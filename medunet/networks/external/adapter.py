@@ -98,11 +98,7 @@ class AdaptedNetwork(nn.Module):
         return cropped if self.training and self.settings.deep_supervision else cropped[0]
 
     def size_for(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The smallest size that the network takes and that holds an image of this one.
-
-        Raises:
-            ConfigError: a UNETR's image is larger than it takes.
-        """
+        """The smallest size that the network takes and that holds this one; a ConfigError where a UNETR takes none."""
         settings = self.settings
         if isinstance(settings, UNETRSettings) and settings.image_size is not None:
             if any(n > most for n, most in zip(size, settings.image_size, strict=True)):
