@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from medunet.errors import DataError, MedunetError, MissingExtra, OutputError
 from medunet.formats.omezarr import chunks, ngff, nodes
+from medunet.formats.omezarr.chunks import boxes, reductions, write_levels
 from medunet.formats.omezarr.ngff import Image, Space
 from medunet.formats.omezarr.nodes import StoredArray
-from medunet.formats.omezarr.pyramid import boxes, reductions, write_levels
 from medunet.formats.tiff_axes import chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import Empty, copy_in_tiles
