@@ -261,7 +261,7 @@ def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
 @click.option("--record", type=_PATH, help="Write what was done, with which method and how long it took, as JSON.")
 def predict(model: str, inputs: tuple[Path, ...], output: Path, record: Path | None, **options: Any) -> int:
     """Segment scans; every output lies on its scan's own grid."""
-    from medunet.instances.files import ObjectFiles
+    from medunet.instances.table import ObjectFiles
     from medunet.predict import segment_files
     from medunet.prediction.outputs import PredictRequest
     from medunet.prediction.planning import PredictSettings

@@ -25,8 +25,7 @@ from medunet.datasets.loading import check_pairs, size_notes
 from medunet.datasets.splits import Fold
 from medunet.errors import ConfigError, DataError, is_out_of_memory
 from medunet.instances.settings import InstanceSettings
-from medunet.patches.prepare import Preparation, prepare_cases
-from medunet.patches.single_scan import held_out_mask
+from medunet.patches.prepare import Preparation, held_out_mask, prepare_cases
 from medunet.planning.budget import Budget, Notes
 from medunet.planning.fingerprint import Fingerprint, choose_cases, take_fingerprint
 from medunet.planning.network import Choice, Task, plan_network

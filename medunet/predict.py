@@ -16,11 +16,10 @@ from medunet.errors import ConfigError
 from medunet.instances.find import Landscape, Workspace, find_objects_of
 from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, load_models
-from medunet.prediction.jobs import PredictionJobs
-from medunet.prediction.objects import elevation_rule_of
+from medunet.prediction.jobs import PredictionJobs, Summary, record
+from medunet.prediction.members import elevation_rule_of
 from medunet.prediction.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs
 from medunet.prediction.planning import PredictSettings
-from medunet.prediction.record import Summary, record
 from medunet.prediction.scan import Scan, sized
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import require_verifiable
@@ -28,8 +27,7 @@ from medunet.system.devices import find_device
 from medunet.system.files import write_text
 from medunet.system.progress import ProgressLine
 from medunet.system.scratch import Scratch
-from medunet.transforms.postprocess import PostStep, postprocess
-from medunet.transforms.region_masks import mask_values
+from medunet.transforms.postprocess import PostStep, mask_values, postprocess
 from medunet.transforms.restore import OutputBuffer
 from medunet.volume import Volume
 

@@ -19,8 +19,7 @@ from medunet.model import MODEL_FILE
 from medunet.patches.cache import find_cache
 from medunet.patches.dataset import PatchDataset, PreparedCase
 from medunet.patches.loader import EpochSampler, make_loader
-from medunet.patches.prepare import Preparation, annotated_cases, prepare_cases, training_case_notes
-from medunet.patches.single_scan import split_inside
+from medunet.patches.prepare import Preparation, annotated_cases, prepare_cases, split_inside, training_case_notes
 from medunet.planning.trial import try_steps
 from medunet.system.devices import free_memory, loader_workers
 from medunet.system.progress import ProgressLine, Quiet

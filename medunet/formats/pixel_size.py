@@ -81,11 +81,7 @@ def from_ome(xml: str) -> PixelSize:
 
 
 def ome_channels(xml: str) -> list[str]:
-    """Names of the first image's channels, empty where one has none.
-
-    Raises:
-        ValueError: as `from_ome`.
-    """
+    """Names of the first image's channels, empty where one has none; the errors are those of `from_ome`."""
     pixels = _ome_pixels(xml)
     found = [] if pixels is None else [element for element in pixels if element.tag.rpartition("}")[2] == "Channel"]
     return [element.attrib.get("Name", "") for element in found]

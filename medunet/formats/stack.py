@@ -47,11 +47,7 @@ def read(folder: Path, empty: Empty = np.empty) -> Volume:
 
 
 def look(folder: Path) -> Grid:
-    """The grid from the sections' headers.
-
-    Raises:
-        DataError: as `read`.
-    """
+    """The grid from the sections' headers; the errors are those of `read`."""
     return _checked(folder)[1]
 
 
@@ -84,11 +80,7 @@ def _described(grid: Grid) -> str:
 
 
 def _check_numbers(folder: Path, paths: list[Path]) -> None:
-    """Sections that are numbered must follow each other in equal steps: a stack with a section lost is a wrong volume.
-
-    Raises:
-        DataError: naming where the step is another.
-    """
+    """Refuse numbered sections that do not follow in equal steps: a stack with a section lost is a wrong volume."""
     numbers = [int(found[-1]) for path in paths if (found := re.findall(r"\d+", path.stem))]
     if len(numbers) < len(paths):
         return

@@ -6,6 +6,7 @@ bits and writes only the first slice of a volume.
 
 from __future__ import annotations
 
+import colorsys
 import logging
 import struct
 import zlib
@@ -21,13 +22,19 @@ from numpy.typing import NDArray
 
 from medunet.errors import DataError, MedunetError
 from medunet.formats import pixel_size
-from medunet.formats.label_colours import colour_map_tag, display_range
 from medunet.formats.pixel_size import PixelSize
 from medunet.formats.tiff_axes import channel_names, check_one_image, chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import BLOCK, Empty, blocks, copy_in_tiles, gathered
 from medunet.system.files import written_aside
 from medunet.volume import MILLIMETRES, Grid, Origin, Volume, spacing_of
+
+COLOUR_MAP = 320
+"""TIFF's tag ColorMap. ImageJ keeps the lookup table of grey images in it; readers that do not know that ignore it."""
+
+_GOLDEN_RATIO = 0.618034
+_MOST_SEEN = 511
+"""The largest end of ImageJ's display range for 16 bits at which value 1 is not yet drawn in the background's black."""
 
 LARGEST_CLASSIC = 2**32 - 2**25
 """Bytes of voxels from which a file becomes BigTIFF, which ImageJ's own format cannot be."""
@@ -130,7 +137,7 @@ def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
 
 
 def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = False) -> None:
-    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`label_colours`).
+    """Write a volume, compressed without loss, with its pixel size; `labels` get colours in ImageJ (`lookup_table`).
 
     ``.ome.tif`` and what was read from OME-TIFF becomes OME-TIFF. Everything else becomes an ImageJ hyperstack if
     ImageJ has the type (8 and 16 bits, float32), and OME-TIFF if not (32-bit labels), or beyond 4 GB. A source with an
@@ -196,6 +203,35 @@ def _size_of(volume: Volume, source: _Header | None) -> PixelSize:
     factor = MILLIMETRES.get(volume.unit, 1.0) / (1.0 if volume.unit == "pixel" else MILLIMETRES["um"])
     x, y, z = (factor * length for length in spacing_of(volume.affine, 3))
     return PixelSize.of((x, y, z), "pixel" if volume.unit == "pixel" else "um")
+
+
+def lookup_table() -> NDArray[np.uint8]:
+    """Colours of labels, ``(3, 256)`` red, green and blue: index 0 is black, all others are light and strong."""
+    colours = [(0.0, 0.0, 0.0)]
+    for index in range(255):
+        # hues by the golden ratio never repeat; steps of lightness set neighbours apart without hue as well
+        lightness, saturation = ((0.62, 0.85), (0.78, 0.75), (0.52, 0.60))[index % 3]
+        colours.append(colorsys.hls_to_rgb((0.1 + index * _GOLDEN_RATIO) % 1, lightness, saturation))
+    found: NDArray[np.uint8] = np.rint(np.array(colours).T * 255).astype(np.uint8)
+    return found
+
+
+def colour_map_tag() -> tuple[int, str, int, tuple[int, ...], bool]:
+    """The tag as tifffile takes it, of all 16 bits, as ImageJ's own files have it.
+
+    It goes into every page: ImageJ takes 8-bit pages with and without it for different kinds, and opens the first only.
+    """
+    values = (lookup_table().astype(np.uint16) * 257).ravel()
+    return COLOUR_MAP, "H", values.size, tuple(values.tolist()), False
+
+
+def display_range(top: float, bits: int) -> tuple[float, float]:
+    """ImageJ's `min` and `max`, so that no object is black.
+
+    With 8 bits, and labels up to 255, the index of the colour is the label. Larger labels share colours, and those
+    above 511 all have the last one: a wider range would hide the first ones in the background.
+    """
+    return 0.0, 255.0 if bits == 8 or top <= 255 else float(_MOST_SEEN)
 
 
 @contextmanager

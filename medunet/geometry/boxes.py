@@ -61,10 +61,7 @@ class Box:
 
     def shifted(self, offset: Sequence[int]) -> Box:
         """The same box `offset` voxels further along each axis."""
-        return Box(
-            tuple(s + o for s, o in zip(self.start, offset, strict=True)),
-            tuple(s + o for s, o in zip(self.stop, offset, strict=True)),
-        )
+        return Box.of_shape(self.shape, [s + o for s, o in zip(self.start, offset, strict=True)])
 
     def along(self, axis: int, start: int, stop: int) -> Box:
         """The same box with another span along one axis."""

@@ -2,5 +2,5 @@
 
 Entry points: `targets.make_target` and `find.find_objects_of`. Instances know no model and no network.
 
-From top to bottom: find, weightmap, elevation, files, targets, rois, settings, table, watershed.
+From top to bottom: find, weightmap, targets, settings, table, rois, watershed.
 """

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medunet.errors import MedunetError
 from medunet.geometry.boxes import grown_slices
-from medunet.instances.elevation import ElevationRule
+from medunet.instances.settings import ElevationRule
 from medunet.instances.watershed import (
     DISTANCE_BYTES,
     LEVELS_BYTES,
@@ -32,9 +32,10 @@ from medunet.instances.watershed import (
     holes_of,
     without_gaps,
 )
-from medunet.system.blocks import Empty
+from medunet.system.blocks import Empty, spans
 from medunet.system.scratch import release
 from medunet.system.wording import bytes_text
+from medunet.transforms.postprocess import at_edges
 from medunet.transforms.preprocess import Undo
 from medunet.transforms.restore import Piece
 
@@ -148,9 +149,7 @@ def _scale(undo: Undo) -> int:
 
 
 def _rows(array: NDArray[Any]) -> Iterator[slice]:
-    """Parts along the first axis."""
-    step = max(1, _CHUNK // max(1, array.size // len(array)))
-    return (slice(start, min(start + step, len(array))) for start in range(0, len(array), step))
+    return spans(len(array), array.size // len(array), _CHUNK)
 
 
 def _number_components(levels: NDArray[np.uint8], ids: NDArray[Any]) -> list[_Slices]:
@@ -240,7 +239,12 @@ def _cut_all(ids: NDArray[Any], boxes: list[_Slices], cut: _ByLevels | _ByDistan
     for number in range(1, len(boxes) + 1):
         box = grown_slices(boxes[number - 1], 1, ids.shape)
         inside = ids[box] == number
-        _require_memory(inside.size * cut.bytes, inside.size, memory)
+        if inside.size * cut.bytes > memory:
+            raise MedunetError(
+                f"objects that touch each other lie in a box of {inside.size:,} voxels; telling them apart takes "
+                f"{bytes_text(inside.size * cut.bytes)}, and {bytes_text(memory)} are allowed\n"
+                "allow more with --memory, or cut the scan"
+            )
         parts, count = cut(inside, box)
         if count > 1:
             names = np.array([0, number, *range(len(boxes) + 1, len(boxes) + count)], dtype=ids.dtype)
@@ -253,14 +257,6 @@ def _cut_all(ids: NDArray[Any], boxes: list[_Slices], cut: _ByLevels | _ByDistan
             seen = 0
             release(ids)
             cut.release()
-
-
-def _require_memory(needed: int, voxels: int, memory: int) -> None:
-    if needed > memory:
-        raise MedunetError(
-            f"objects that touch each other lie in a box of {voxels:,} voxels; telling them apart takes "
-            f"{bytes_text(needed)}, and {bytes_text(memory)} are allowed\nallow more with --memory, or cut the scan"
-        )
 
 
 def _within(part: _Slices, box: _Slices) -> _Slices:
@@ -332,7 +328,7 @@ def _renumbered(ids: NDArray[Any], levels: NDArray[np.uint8], keep: _Kept, empty
         here = np.full(count + 1, -1, dtype=np.int64)
         here[flat[places]] = places  # of several places the last one stays, which is the first voxel
         first = np.where((first < 0) & (here >= 0), here + rows.start * (ids.size // len(ids)), first)
-        at_edge |= _reaching(ids[rows], count, rows.start == 0, rows.stop == len(ids))
+        at_edge |= at_edges(ids[rows], count, (rows.start == 0, rows.stop == len(ids)))
         reached[ids[rows][levels[rows] >= keep.level]] = True
         release(ids)
         release(levels)
@@ -346,13 +342,3 @@ def _renumbered(ids: NDArray[Any], levels: NDArray[np.uint8], keep: _Kept, empty
         release(ids)
         release(result)
     return Objects(result.T[None], len(order), int(np.count_nonzero(first >= 0)) - len(order))
-
-
-def _reaching(slab: NDArray[Any], count: int, is_first: bool, is_last: bool) -> NDArray[np.bool_]:
-    """For each number, whether a slab's voxels of it lie on the border of the scan."""
-    found = np.zeros(count + 1, dtype=bool)
-    for axis in range(slab.ndim):
-        for end, counts in ((0, axis > 0 or is_first), (-1, axis > 0 or is_last)):
-            if counts:
-                found[slab.take(end, axis).reshape(-1)] = True
-    return found

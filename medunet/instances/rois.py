@@ -26,8 +26,8 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0
 
 
-def write_rois(path: Path, ids: NDArray[Any], ignore: int | None = None, overwrite: bool = False) -> int:
-    """Write one ROI for each object and slice, whole or not at all; returned is how many.
+def write_rois(path: Path, ids: NDArray[Any], ignore: int | None = None, overwrite: bool = False) -> None:
+    """Write one ROI for each object and slice, whole or not at all.
 
     ROIs are named after the object, ``42``, in a stack with its slice, ``42_z007``, counted from 1 as ImageJ does; they
     carry that slice as their position. The order is by slice, then by id. Without objects the archive is empty.
@@ -46,17 +46,8 @@ def write_rois(path: Path, ids: NDArray[Any], ignore: int | None = None, overwri
             f"{path}: ImageJ's ROI files hold positions up to {FARTHEST}, found an image of "
             f"{'x'.join(str(n) for n in ids.shape)} pixels\nwrite a label map (.tif) instead"
         )
-    count = 0
-
-    def counted() -> Iterator[ImagejRoi]:
-        nonlocal count
-        for roi in rois(ids, ignore):
-            count += 1
-            yield roi
-
     with written_aside(path, overwrite) as aside:
-        roiwrite(aside, counted(), mode="w")
-    return count
+        roiwrite(aside, rois(ids, ignore), mode="w")
 
 
 def rois(ids: NDArray[Any], ignore: int | None = None) -> Iterator[ImagejRoi]:

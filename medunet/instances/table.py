@@ -1,10 +1,10 @@
-"""The table of labelled objects: where each one is, how large, and how bright in every channel."""
+"""Table of objects (where each one is, how large, how bright in every channel), and the files beside an id map."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.formats.dispatch import case_stem
+from medunet.system.blocks import spans
 from medunet.system.files import write_text
+from medunet.volume import Volume
 
 _SLAB = 2**22
 """Voxels that are looked at together, so that memory does not grow with the scan."""
 
 _LETTERS = "xyz"
+
+
+@dataclass(frozen=True)
+class ObjectFiles:
+    """The files that are wanted.
+
+    Attributes:
+        table: `CASE_objects.csv`: id, centroid, size, box and mean intensities of each object.
+        rois: `CASE_rois.zip`: outlines that ImageJ's and Fiji's ROI Manager opens.
+    """
+
+    table: bool = False
+    rois: bool = False
+
+    def names(self, case: str) -> list[str]:
+        """The names of the files of a case."""
+        return [*([f"{case}_objects.csv"] if self.table else []), *([f"{case}_rois.zip"] if self.rois else [])]
+
+    def write(self, target: Path, ids: Volume, image: Volume, channels: Sequence[str], overwrite: bool) -> list[Path]:
+        """Write them beside the id map `target`, each whole or not at all; returned is where they are.
+
+        Args:
+            ids: of one channel, on the image's grid.
+            channels: names of the image's channels, for the table's columns.
+
+        Raises:
+            OutputError: a file exists and `overwrite` is false, or cannot be written.
+        """
+        from medunet.instances.rois import write_rois
+
+        written = [target.with_name(name) for name in self.names(case_stem(target))]
+        for path in written:
+            if path.suffix == ".csv":
+                table = measure_objects(ids.array[0], image.affine, image.unit, image.array, channels)
+                write_text(path, table.csv_text(), overwrite)
+            else:
+                write_rois(path, ids.array[0], overwrite=overwrite)
+        return written
 
 
 @dataclass(frozen=True)
@@ -85,14 +126,15 @@ def measure_objects(
         channels: one name per channel of the image; too few are made up, and equal ones get their number.
     """
     dimensions, count = ids.ndim, 0 if image is None else len(image)
-    known = np.unique(np.concatenate([np.unique(ids[slab]) for slab in _slabs(ids.shape)]))
+    slabs = list(spans(len(ids), ids.size // max(1, len(ids)), _SLAB))
+    known = np.unique(np.concatenate([np.unique(ids[slab]) for slab in slabs]))
     known = known[known > 0].astype(np.int64)
     n = len(known)
     voxels = np.zeros(n, np.int64)
     sums, brightness = np.zeros((n, dimensions)), np.zeros((n, count))
     starts = np.full((n, dimensions), np.iinfo(np.int64).max)
     stops = np.zeros((n, dimensions), np.int64)
-    for slab in _slabs(ids.shape):
+    for slab in slabs:
         places = np.nonzero(ids[slab] > 0)
         if not places[0].size:
             continue
@@ -109,39 +151,19 @@ def measure_objects(
             assert image is not None
             brightness[:, channel] += np.bincount(rows, image[channel][slab][places].astype(np.float64), n)
     shares = 1.0 / voxels[:, np.newaxis]
-    matrix = affine[:dimensions, :dimensions]
+    matrix, columns = affine[:dimensions, :dimensions], affine[:3, :dimensions]
     return ObjectTable(
         ids=known,
         voxels=voxels,
         centroids=sums * shares @ matrix.T + affine[:dimensions, 3],
-        sizes=voxels.astype(np.float64) * _voxel_size(affine, dimensions),
+        # the affine may turn and shear
+        sizes=voxels.astype(np.float64) * float(np.sqrt(np.linalg.det(columns.T @ columns))),
         starts=starts,
         stops=stops,
         intensities=brightness * shares,
         unit=unit,
         channels=_channel_names(channels, count),
     )
-
-
-def write_table(table: ObjectTable, path: Path, overwrite: bool = False) -> None:
-    """Write the table as CSV, whole or not at all; without objects it holds the names of the columns.
-
-    Raises:
-        OutputError: the file exists and `overwrite` is false, or it cannot be written.
-    """
-    write_text(path, table.csv_text(), overwrite)
-
-
-def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Parts along the first axis."""
-    thick = max(1, _SLAB // max(1, int(np.prod(shape[1:]))))
-    return (slice(start, min(start + thick, shape[0])) for start in range(0, shape[0], thick))
-
-
-def _voxel_size(affine: NDArray[np.float64], dimensions: int) -> float:
-    """Volume of a voxel, or area of a pixel; the affine may turn and shear."""
-    columns = affine[:3, :dimensions]
-    return float(np.sqrt(np.linalg.det(columns.T @ columns)))
 
 
 def _channel_names(names: Sequence[str], count: int) -> tuple[str, ...]:

@@ -7,8 +7,7 @@ import difflib
 import torch
 
 from medunet.errors import ConfigError
-from medunet.networks.external.adapter import AdaptedNetwork
-from medunet.networks.external.build import build_external, import_library
+from medunet.networks.external.adapter import AdaptedNetwork, build_external, import_library
 from medunet.networks.external.settings import EXTERNAL, ExternalSettings
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet

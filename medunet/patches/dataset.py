@@ -261,7 +261,8 @@ class PatchDataset(Dataset[PatchBatch]):
     def read(self, number: int) -> RawPatch:
         """One patch before its augmentation."""
         draw = Draw(self.seed, *divmod(number, self.per_epoch))
-        case = self.cases[self._case_index(number)]
+        turn, place = divmod(number, len(self.cases))
+        case = self.cases[_round(self.seed, turn, len(self.cases))[place]]
         frame = _Frame.of(case, self.settings, self.margin)
         start = frame.place(case, self.settings.oversample, draw.generator(_PLACE))
         image, label, weight = frame.read(case, start, self.augmentation.read_size(self.settings.size, draw))
@@ -290,11 +291,6 @@ class PatchDataset(Dataset[PatchBatch]):
         table = torch.zeros(IGNORE + 1)
         table[: len(self.class_weights)] = torch.tensor(self.class_weights)
         return (table.to(added.device)[labels.long()] + added).masked_fill_(labels == IGNORE, 0)
-
-    def _case_index(self, number: int) -> int:
-        """The position of a patch's case."""
-        turn, place = divmod(number, len(self.cases))
-        return _round(self.seed, turn, len(self.cases))[place]
 
 
 @lru_cache(maxsize=2)

@@ -1,12 +1,13 @@
 """Preparation of cases: on the network's grid, in memory while they fit, else mapped from files.
 
 They come from a cache, where there is one, or are read and preprocessed; either way they are the same to the last bit.
+Also what is asked of prepared cases before a training: class frequencies, missing labels, a part to hold out.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from medunet.datasets.catalogue import Case
 from medunet.datasets.labels import IGNORE, LabelTable
 from medunet.datasets.loading import channel_count, image_grid, load_image, load_label, load_label_values
+from medunet.datasets.splits import Fold
 from medunet.errors import DataError, OutputError
 from medunet.instances.settings import InstanceSettings
 from medunet.instances.targets import UNKNOWN, make_target, number_objects
@@ -28,6 +30,9 @@ from medunet.transforms.preprocess import PreprocessSettings, Undo, preprocess, 
 from medunet.volume import Volume
 
 Say = Callable[[str], None]
+
+_ENOUGH = 2**20
+"""Voxels of a case that shares are taken from; more would make the start of a training on large scans slow."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,10 @@ def prepare_cases(
         DataError: naming the case that is wrong.
         OutputError: arrays fit neither into memory nor onto the disk, or a cache that was asked for cannot be used.
     """
-    jobs = _jobs(cases, how)
+    sizes = [_size(case, how) for case in cases]
+    mapped = [total > how.memory for total in accumulate(sizes)]
+    keys = [_key(how, case) if how.cache else "" for case in cases]
+    jobs = [_Job(*job) for job in zip(cases, sizes, mapped, keys, strict=True)]
     if how.cache is not None:
         try:
             how.cache.make_room({job.key: job.size for job in jobs})
@@ -141,15 +149,72 @@ def annotated_cases(cases: Sequence[PreparedCase], say: Say = lambda _: None) ->
     return kept
 
 
+def class_voxels(cases: Iterable[PreparedCase], classes: int) -> list[int]:
+    """The annotated voxels of each class, in all cases."""
+    found: list[int] = _count((case.label[0] for case in cases), classes).tolist()
+    return found
+
+
+def class_frequencies(cases: Iterable[PreparedCase], classes: int) -> list[float]:
+    """The share of the annotated voxels that each class has, over all cases; all 0 where nothing is annotated.
+
+    Of large cases, which may be mapped from files, every n-th slice along the first axis counts.
+    """
+    labels = (case.label[0] for case in cases)
+    counts = _count((label[:: max(1, label.size // _ENOUGH)] for label in labels), classes)
+    found: list[float] = (counts / max(1, counts.sum())).tolist()
+    return found
+
+
+def _count(labels: Iterable[NDArray[np.integer]], classes: int) -> NDArray[np.int64]:
+    """Slice by slice, because counting takes eight bytes a voxel."""
+    counts = np.zeros(classes, np.int64)
+    for label in labels:
+        for piece in label:
+            known = piece[(piece >= 0) & (piece < classes)]
+            counts += np.bincount(known.ravel(), minlength=classes)
+    return counts
+
+
+def held_out_mask(shape: tuple[int, ...], fold: Fold) -> NDArray[np.bool_]:
+    """The held-out part of a single scan: the scan is cut along its longest axis into one part for each fold.
+
+    Fold 0 is the last part, fold 1 the one before it; of five, each is a fifth.
+
+    Raises:
+        DataError: the scan is shorter than there are folds.
+    """
+    axis = int(np.argmax(shape))
+    length = shape[axis]
+    if length < fold.count:
+        raise DataError(
+            f"the only scan has {length} voxels along its longest axis, from which {fold.count} parts cannot be cut\n"
+            "give a smaller data.folds"
+        )
+    mask = np.zeros(shape, dtype=bool)
+    first, last = (length - round(length * (fold.number + n) / fold.count) for n in (1, 0))
+    np.moveaxis(mask, axis, 0)[first:last] = True
+    return mask
+
+
+def split_inside(case: PreparedCase, labels: LabelTable, fold: Fold) -> tuple[PreparedCase, PreparedCase]:
+    """One scan as a training and a validation case, which see all of the image but not each other's labels.
+
+    The other's labels are IGNORE.
+
+    Args:
+        labels: the table of the prepared label maps.
+    """
+    held = held_out_mask(case.label.shape[1:], fold)[None]
+    learned, validated = (
+        replace(case, label=label, foreground=find_foreground(label, labels.foreground))
+        for label in (np.where(known, case.label, IGNORE).astype(np.uint8) for known in (~held, held))
+    )
+    return learned, validated
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join([*names[:8], f"… ({len(names)} in all)"] if len(names) > 8 else names)
-
-
-def _jobs(cases: Sequence[Case], how: Preparation) -> list[_Job]:
-    sizes = [_size(case, how) for case in cases]
-    mapped = [total > how.memory for total in accumulate(sizes)]
-    keys = [_key(how, case) if how.cache else "" for case in cases]
-    return [_Job(*job) for job in zip(cases, sizes, mapped, keys, strict=True)]
 
 
 def _key(how: Preparation, case: Case) -> str:
@@ -179,34 +244,22 @@ def _made(job: _Job, how: Preparation, say: Say) -> tuple[PreparedCase, Preparat
 
 
 def _prepared(case: Case, how: Preparation) -> PreparedCase:
-    image = load_image(case, how.axes)
+    """Objects are resampled before they become classes: distances are learned on the network's grid."""
+    image, classes = load_image(case, how.axes), how.instances is None
+    stored: NDArray[Any] = (
+        load_label(case, how.labels, image, how.axes) if classes else _annotated_objects(case, image, how)
+    )
+    array, undo = preprocess(image, how.settings)
+    indices = objects = preprocess_label(stored, undo)
+    spacing, weight = _spacing(image, undo), None
     if how.instances is not None:
-        return _prepared_objects(case, image, how, how.instances)
-    label = load_label(case, how.labels, image, how.axes)
-    array, undo = preprocess(image, how.settings)
-    indices, weight = preprocess_label(label, undo), None
+        indices = make_target(objects, spacing, how.instances)
     if how.weight_map is not None:
-        assert how.weight_map.parts_of is not None, "classes have no objects but these"
-        objects = parts_of_class(indices, how.labels.names.index(how.weight_map.parts_of))
-        weight = _gap_weights(objects, how.weight_map, image, undo, case.name)
-    return PreparedCase(case.name, array, indices, find_foreground(indices, how.labels.foreground), weight)
-
-
-def _prepared_objects(case: Case, image: Volume, how: Preparation, instances: InstanceSettings) -> PreparedCase:
-    """A case of objects, which are resampled first: distances are learned on the network's grid."""
-    objects = _annotated_objects(case, image, how)
-    array, undo = preprocess(image, how.settings)
-    objects = preprocess_label(objects, undo)
-    indices, weight = make_target(objects, _spacing(image, undo), instances), None
-    if how.weight_map is not None:
-        weight = _gap_weights(objects, how.weight_map, image, undo, case.name)
+        if classes:
+            assert how.weight_map.parts_of is not None, "classes have no objects but these"
+            objects = parts_of_class(indices, how.labels.names.index(how.weight_map.parts_of))
+        weight = gap_weights(objects, how.weight_map.pitch(spacing, image.unit, case.name), how.weight_map)
     return PreparedCase(case.name, array, indices, find_foreground(indices, how.learned.foreground), weight)
-
-
-def _gap_weights(
-    objects: NDArray[np.int32], settings: WeightMapSettings, image: Volume, undo: Undo, where: str
-) -> NDArray[np.float16]:
-    return gap_weights(objects, settings.pitch(_spacing(image, undo), image.unit, where), settings)
 
 
 def _annotated_objects(case: Case, image: Volume, how: Preparation) -> NDArray[np.int32]:
@@ -245,11 +298,7 @@ def _saved(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _require_room(jobs: Sequence[_Job], folder: Path) -> None:
-    """Refuse cases that fit neither into memory nor onto the disk of `folder`.
-
-    Raises:
-        OutputError: with the bytes that are needed and free.
-    """
+    """Refuse, by an OutputError, cases that fit neither into memory nor onto the disk of `folder`."""
     needed = sum(job.size for job in jobs if job.mapped)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free

@@ -2,5 +2,5 @@
 
 The story is `medunet.predict`. Prediction knows nothing of training, evaluation or conversion.
 
-From top to bottom: record, jobs, verify, segmenter, test_time, objects, planning, outputs, scan.
+From top to bottom: jobs, verify, segmenter, members, planning, outputs, scan.
 """

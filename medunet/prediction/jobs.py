@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+import torch
 
 from medunet.datasets.catalogue import Case
 from medunet.datasets.loading import by_model_channels, load_image
@@ -18,8 +24,8 @@ from medunet.errors import MedunetError, is_out_of_memory
 from medunet.formats.dispatch import check_target, default_suffix
 from medunet.formats.results import Result, mask_path, probabilities_path, write_together
 from medunet.inference.execution import Progress
-from medunet.instances.elevation import ElevationRule
 from medunet.instances.find import Landscape, Objects, Workspace, find_objects_of
+from medunet.instances.settings import ElevationRule
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import ScanPlan
 from medunet.prediction.scan import Scan, sized
@@ -29,9 +35,9 @@ from medunet.system.blocks import slowest_axis
 from medunet.system.progress import ProgressLine
 from medunet.system.scratch import Scratch, lives_in_file
 from medunet.system.wording import bytes_text
-from medunet.transforms.postprocess import PostStep, postprocess
-from medunet.transforms.region_masks import mask_values, region_mask
+from medunet.transforms.postprocess import PostStep, mask_values, postprocess, region_mask
 from medunet.transforms.restore import OutputBuffer
+from medunet.version import __version__
 from medunet.volume import Volume
 
 MUCH_GROWTH = 8.0
@@ -119,6 +125,33 @@ class Written:
 
 
 Outcome = Written | BaseException
+
+
+@dataclass
+class Summary:
+    """The outcome of each scan: lines for people, records for programs, cases that failed and why."""
+
+    lines: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def note(self, case: str, outcome: Outcome) -> None:
+        """Note what became of a scan."""
+        if isinstance(outcome, BaseException):
+            self._fail(case, outcome)
+        else:
+            self.lines += outcome.lines
+            self.records.append(outcome.record)
+
+    def _fail(self, case: str, error: BaseException) -> None:
+        """Note a scan that could not be segmented; the others go on."""
+        text = f"{case}: {error}" if case not in str(error) else str(error)
+        if is_out_of_memory(error):
+            text = f"{case}: out of memory; use a smaller --memory, or another --device"
+        self.failed.append(case)
+        self.errors.append(text)
+        self.records.append({"case": case, "error": text})
 
 
 class PredictionJobs:
@@ -331,6 +364,27 @@ def _assumed_size(opened: Opened) -> str:
         f"{unstated} is taken to be {size}, as dataset.json declared of "
         "the scans that the model learned from; so are all others that state none"
     )
+
+
+def record(segmenter: Segmenter, steps: Sequence[PostStep], summary: Summary, seconds: float) -> dict[str, Any]:
+    """The content of `--record`: models, settings, machine, and every scan."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "medunet": __version__,
+        "models": [
+            {"path": str(model.path), "sha256": model.checksum, "name": model.card.name} for model in segmenter.models
+        ],
+        "settings": asdict(segmenter.settings),
+        "postprocess": [asdict(step) for step in steps],
+        "device": segmenter.execution.device,
+        "precision": str(segmenter.execution.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "cases": summary.records,
+    }
 
 
 def _finished(writing: Sequence[tuple[Case, Future[Written]]]) -> Iterator[tuple[Case, Outcome]]:

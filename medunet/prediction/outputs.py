@@ -13,7 +13,7 @@ from medunet.errors import ConfigError, DataError, OutputError
 from medunet.formats.dispatch import WRITABLE, case_stem, check_target, is_folder_scan, stack_files, suffix_of
 from medunet.formats.omezarr.nodes import SUFFIXES as ZARR_SUFFIXES
 from medunet.formats.omezarr.nodes import enclosing, is_zarr
-from medunet.instances.files import ObjectFiles
+from medunet.instances.table import ObjectFiles
 from medunet.instances.watershed import ObjectRule
 from medunet.system.files import check_free
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,9 @@ from medunet.inference.streaming.graph import NotLocal
 from medunet.inference.streaming.streamer import Streamer
 from medunet.inference.symmetries import Symmetry
 from medunet.model import Model, ModelCard
-from medunet.networks.settings import UNetSettings
+from medunet.prediction.members import require_alike, symmetries_of
 from medunet.prediction.planning import Planner, PredictSettings, ScanPlan, parts_of
 from medunet.prediction.scan import Scan, channel_advice, preprocessing_of
-from medunet.prediction.test_time import symmetries_of
 from medunet.system.devices import autocast_type
 from medunet.transforms.labelling import LabellingRule, labelling_rule_of
 from medunet.transforms.preprocess import ScanView
@@ -43,7 +41,7 @@ class Segmenter:
     """
 
     def __init__(self, models: Sequence[Model], settings: PredictSettings | None = None) -> None:
-        _require_alike(models)
+        require_alike(models)
         self.models, self.settings = tuple(models), settings or PredictSettings()
         device = next(models[0].network.parameters()).device
         self.execution = Execution(str(device), autocast_type(self.settings.precision, device) or torch.float32)
@@ -187,7 +185,7 @@ def _member(
 def _method(model: Model, request: Request, execution: Execution) -> tuple[Method, Runner]:
     """The way of one model, and the runner for it."""
     network = model.card.network
-    reason = network.inexact_reason if isinstance(network, UNetSettings) else None
+    reason = network.inexact_reason
     runner = Runner(model.network, execution)
     if reason is None and request != "blend":
         try:
@@ -195,31 +193,6 @@ def _method(model: Model, request: Request, execution: Execution) -> tuple[Metho
         except NotLocal as error:
             reason = str(error)
     return choose_method(network.padded, reason, request), runner
-
-
-def _require_alike(models: Sequence[Model]) -> None:
-    if not models:
-        raise ConfigError("no model was given")
-    first = _shared(models[0].card)
-    for model in models[1:]:
-        own = _shared(model.card)
-        if model.card.network.exact:
-            del own["patch"]
-        for what, its in own.items():
-            if its != first[what]:
-                raise ConfigError(f"{model.path} and {models[0].path} differ in their {what}; they cannot be averaged")
-
-
-def _shared(card: ModelCard) -> dict[str, Any]:
-    """The facts that models must share to be averaged, in the order of comparison."""
-    return {
-        "labels": card.labels,
-        "channels": card.network.in_channels,
-        "dimensions": card.network.dimensions,
-        "padding": card.network.padded,
-        "target spacing": card.preprocess.spacing,
-        "patch": card.patch,
-    }
 
 
 def _share(report: Progress | None, number: int, count: int) -> Progress | None:

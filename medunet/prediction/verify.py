@@ -82,11 +82,7 @@ class Verification:
 
 
 def require_verifiable(segmenter: Segmenter) -> None:
-    """Refuse models without an exact result.
-
-    Raises:
-        ConfigError: as said.
-    """
+    """Refuse models without an exact result by a ConfigError."""
     if not segmenter.method.exact:
         raise ConfigError(
             f"{segmenter.models[0].path}: --verify compares with one pass over the whole scan, which is not what this "

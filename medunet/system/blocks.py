@@ -42,10 +42,15 @@ def blocks(array: NDArray[Any], whole: int = 0) -> Iterator[NDArray[Any]]:
         for part in array:
             yield from blocks(part, whole)
     else:
-        step = _step(array)
-        for start in range(0, len(array), step):
-            yield array[start : start + step]
+        for rows in spans(len(array), array.nbytes // len(array), BLOCK):
+            yield array[rows]
             release(array)
+
+
+def spans(length: int, size: int, most: int) -> Iterator[slice]:
+    """Consecutive parts of an axis: at least one row, and no more than `most` holds of rows of this size."""
+    step = max(1, most // max(1, size))
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def ordered_blocks(array: NDArray[Any], folder: Path, dtype: DTypeLike | None = None) -> Iterator[NDArray[Any]]:
@@ -96,13 +101,7 @@ def as_stored(array: NDArray[Any]) -> NDArray[Any]:
 
 def slowest_axis(array: NDArray[Any]) -> int:
     """The spatial axis of `(channel, *spatial)` whose neighbours are farthest apart in memory."""
-    strides = [abs(stride) if n > 1 else 0 for stride, n in zip(array.strides[1:], array.shape[1:], strict=True)]
-    return int(np.argmax(strides))
-
-
-def _step(array: NDArray[Any]) -> int:
-    """Rows of a block."""
-    return max(1, BLOCK // max(1, array.nbytes // len(array)))
+    return int(np.argmax(_strides(array)[1:]))
 
 
 def _scattered(array: NDArray[Any]) -> bool:
@@ -111,7 +110,8 @@ def _scattered(array: NDArray[Any]) -> bool:
     if array.ndim < 2:
         return False
     along, *others = _strides(array)
-    if max(others) > along and _step(array) * along < RUN:
+    rows = max(1, BLOCK // max(1, array.nbytes // len(array)))
+    if max(others) > along and rows * along < RUN:
         return True
     return array[0].nbytes > BLOCK and _scattered(array[0])
 

@@ -80,14 +80,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be used now: of the GPU, or of main memory as Linux reports it (half of it all elsewhere)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    available = _entry("/proc/meminfo", "MemAvailable:")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if available is None else available
 
 
 def training_speed(device: torch.device, dtype: torch.dtype | None, dimensions: int) -> float:
@@ -114,7 +108,7 @@ def training_speed(device: torch.device, dtype: torch.dtype | None, dimensions: 
 
 def resident_memory() -> int:
     """Bytes of main memory that this process has now; half a GiB, what Python and PyTorch take, where it is unknown."""
-    return _status_bytes("VmRSS:") or 2**29
+    return _entry("/proc/self/status", "VmRSS:") or 2**29
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -134,19 +128,17 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes held since `reset_peak_memory`: reserved by PyTorch on a GPU, else resident of the whole process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    highest = _status_bytes("VmHWM:")
+    highest = _entry("/proc/self/status", "VmHWM:")
     if highest:
         return highest
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
 
 
-def _status_bytes(key: str) -> int:
-    """An entry of Linux' record of this process; 0 where there is none."""
-    for line in _lines(Path("/proc/self/status")):
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    return 0
+def _entry(record: str, key: str) -> int | None:
+    """The bytes that one of Linux' records states; None where there is no such entry."""
+    lines = Path(record).read_text().splitlines() if Path(record).exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
 
 
 def loader_workers(asked: int | None, device: torch.device) -> int:

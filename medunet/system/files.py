@@ -49,11 +49,7 @@ def unwritable(place: Path, error: OSError) -> OutputError:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse to touch an existing file unasked.
-
-    Raises:
-        OutputError: `path` exists and `overwrite` is false, or `path` is a folder.
-    """
+    """Refuse, by an OutputError, a file that exists where `overwrite` is false, and any folder."""
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, but a file was to be written there; give a file name")
     if path.exists() and not overwrite:
@@ -146,10 +142,6 @@ def _remove(path: Path) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a folder that exists, empty or not.
-
-    Raises:
-        OutputError: there is something of this name.
-    """
+    """Refuse a folder that exists, empty or not, and anything else of its name, by an OutputError."""
     if folder.exists() or folder.is_symlink():
         raise OutputError(f"{folder}: exists already; choose another name, or move it away")

@@ -31,8 +31,8 @@ from medunet.formats.dispatch import default_suffix, read_grid, write_volume
 from medunet.instances.find import Landscape, Workspace, find_objects_of
 from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, load_model
-from medunet.patches.single_scan import held_out_mask
-from medunet.prediction.objects import elevation_rule_of
+from medunet.patches.prepare import held_out_mask
+from medunet.prediction.members import elevation_rule_of
 from medunet.prediction.segmenter import IndexBuffer, Segmenter
 from medunet.report.plots import EpochRecord, curves_plot
 from medunet.system.files import write_text

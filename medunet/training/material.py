@@ -10,7 +10,7 @@ from medunet.instances.weightmap import class_balance
 from medunet.learning.loop import Recipe
 from medunet.losses.build import Loss, make_loss
 from medunet.patches.dataset import PatchDataset, PreparedCase
-from medunet.patches.frequencies import class_voxels
+from medunet.patches.prepare import class_voxels
 from medunet.planning.trial import recipe_of
 from medunet.training.setup import Setup
 from medunet.training.timetable import epochs_between_validations

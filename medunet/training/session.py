@@ -27,7 +27,7 @@ from medunet.networks.build import build_network
 from medunet.networks.external.adapter import AdaptedNetwork
 from medunet.networks.unet import UNet, bias_for_rare, bias_from_frequencies
 from medunet.patches.dataset import PreparedCase
-from medunet.patches.frequencies import class_frequencies
+from medunet.patches.prepare import class_frequencies
 from medunet.system.files import write_text
 from medunet.system.progress import ProgressLine
 from medunet.system.signals import StopSignal

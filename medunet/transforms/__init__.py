@@ -3,5 +3,5 @@
 Entry points: `preprocess.ScanView`, `restore.restored`, `postprocess.postprocess`, `augment.Augmentation`.
 
 From top to bottom: augment.augmentation, augment.intensity, augment.moves, restore, augment.sampling,
-augment.settings, labelling, postprocess, preprocess, region_masks.
+augment.settings, labelling, postprocess, preprocess.
 """

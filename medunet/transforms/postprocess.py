@@ -1,11 +1,14 @@
 """Post-processing of finished label maps: largest component, holes, smallest size; slab by slab, in place.
 
+Binary masks of regions are made from them as well, so that masks and label map cannot disagree.
+
 Voxels of a component share faces, edges or corners (8 neighbours in 2-D, 26 in 3-D). What surrounds a hole is closed
 in this sense, so voxels of a hole share faces (4 and 6 neighbours).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError, DataError
-from medunet.system.blocks import as_stored
+from medunet.system.blocks import BLOCK, Empty, as_stored, spans
 from medunet.system.scratch import release
 from medunet.transforms.preprocess import bounding_box
 from medunet.volume import MILLIMETRES, UNITS, Volume
@@ -27,6 +30,9 @@ Action = Literal["keep_largest", "fill_holes", "remove_small"]
 
 _CHUNK = 2**22
 """Voxels that are looked at together; each needs about 10 bytes then."""
+
+_RESERVED = ("probabilities",)
+"""What else is written beside a label map under its name."""
 
 _Mask = Callable[[NDArray[Any]], NDArray[np.bool_]]
 """Where, in a part of a label map, the structure is whose components are asked for."""
@@ -107,6 +113,45 @@ def postprocess(labels: NDArray[Any], grid: Volume, table: LabelTable, steps: Se
     return changed
 
 
+def mask_values(labels: LabelTable) -> dict[str, tuple[int, ...]]:
+    """The label values that make up each region, by what its mask's file is called after `CASE_`; empty without any.
+
+    Whatever is no letter, digit, dot or hyphen in a region's name becomes `_`; names that are then alike, for file
+    systems that know no capitals as well, are numbered.
+    """
+    named: dict[str, tuple[int, ...]] = {}
+    taken = set(_RESERVED)
+    for name, indices in labels.scored.items() if labels.regions else ():
+        plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "region"
+        unique, number = plain, 1
+        while unique.casefold() in taken:
+            number += 1
+            unique = f"{plain}_{number}"
+        taken.add(unique.casefold())
+        named[unique] = tuple(labels.values[index] for index in indices)
+    return named
+
+
+def region_mask(labels: NDArray[Any], values: Sequence[int], empty: Empty) -> NDArray[np.uint8]:
+    """1 where a label map holds one of the values, else 0; made part by part.
+
+    Args:
+        labels: `(1, *spatial)`; may live in a file.
+        empty: makes the array.
+
+    Returns:
+        `(1, *spatial)`, in the order of memory that the label map has.
+    """
+    order = sorted(range(1, labels.ndim), key=lambda axis: -abs(labels.strides[axis]))
+    stored = labels.transpose(0, *order)[0]
+    mask = empty((1, *stored.shape), np.uint8)
+    for rows in spans(len(stored), stored.nbytes // len(stored), BLOCK):
+        mask[0, rows] = np.isin(stored[rows], values)
+        release(labels)
+        release(mask)
+    return mask.transpose(0, *(order.index(axis) + 1 for axis in range(1, labels.ndim)))
+
+
 def component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The sizes in voxels of the components of a mask `(*spatial)`, in no order; empty for an empty mask."""
     view = as_stored(mask)
@@ -149,10 +194,6 @@ def _touching(ndim: int) -> NDArray[np.bool_]:
     return np.asarray(generate_binary_structure(ndim, ndim))
 
 
-def _rows(view: NDArray[Any]) -> int:
-    return max(1, _CHUNK // max(1, view.size // max(1, len(view))))
-
-
 @dataclass(frozen=True)
 class _Slab:
     """Rows of a mask with its components numbered from 1, on their own; `lead` is the row before them, if any."""
@@ -165,13 +206,13 @@ class _Slab:
 
 def _slabs(view: NDArray[Any], inside: _Mask, neighbours: NDArray[np.bool_]) -> Iterator[_Slab]:
     """Slab by slab; a slab's rows may be changed once it has been given."""
-    rows, before = _rows(view), np.empty((0, *view.shape[1:]), dtype=bool)
-    for start in range(0, len(view), rows):
-        mask = inside(view[start : start + rows])
+    before = np.empty((0, *view.shape[1:]), dtype=bool)
+    for rows in spans(len(view), view.size // max(1, len(view)), _CHUNK):
+        mask = inside(view[rows])
         ids, count = label(np.concatenate([before, mask]) if len(before) else mask, neighbours)
         lead = len(before)
         before = mask[-1:].copy()
-        yield _Slab(start, ids[lead:], ids[:lead], count)
+        yield _Slab(rows.start, ids[lead:], ids[:lead], count)
         release(view)
 
 
@@ -197,7 +238,7 @@ def _trace(view: NDArray[Any], inside: _Mask, neighbours: NDArray[np.bool_]) -> 
     for slab in _slabs(view, inside, neighbours):
         sizes.append(np.bincount(slab.ids.ravel(), minlength=slab.count + 1)[1:])
         ends = (slab.start == 0, slab.start + len(slab.ids) == len(view))
-        at_border.append(_border_ids(slab, ends))
+        at_border.append(at_edges(slab.ids, slab.count, ends)[1:])
         meeting = slab.lead > 0
         joined.append(np.unique([last[meeting], slab.lead[meeting] + offset - 1], axis=1).astype(np.int64))
         last = slab.ids[-1:].astype(np.int64) + offset - 1
@@ -211,14 +252,18 @@ def _trace(view: NDArray[Any], inside: _Mask, neighbours: NDArray[np.bool_]) -> 
     return _Trace(of.astype(np.int64), totals.astype(np.int64), reached)
 
 
-def _border_ids(slab: _Slab, ends: tuple[bool, bool]) -> NDArray[np.bool_]:
-    """For each of a slab's numbers, whether it occurs on the array's border."""
-    found = np.zeros(slab.count + 1, dtype=bool)
-    for axis in range(slab.ids.ndim):
+def at_edges(slab: NDArray[Any], count: int, ends: tuple[bool, bool]) -> NDArray[np.bool_]:
+    """For each number from 0 to `count`, whether it occurs in a slab's voxels on the border of the array.
+
+    Args:
+        ends: whether the slab's first and last row are the array's.
+    """
+    found = np.zeros(count + 1, dtype=bool)
+    for axis in range(slab.ndim):
         for end, counts in zip((0, -1), ends if axis == 0 else (True, True), strict=True):
             if counts:
-                found[np.take(slab.ids, end, axis=axis).ravel()] = True
-    return found[1:]
+                found[slab.take(end, axis).ravel()] = True
+    return found
 
 
 def _remove(view: NDArray[Any], inside: _Mask, background: Any, least: float | None) -> int:

@@ -26,7 +26,7 @@ from medunet.geometry.grids import (
     resample_nearest,
     resampled_length,
 )
-from medunet.system.blocks import slowest_axis
+from medunet.system.blocks import slowest_axis, spans
 from medunet.system.scratch import release
 from medunet.volume import MILLIMETRES, UNITS, Grid, Volume
 
@@ -196,13 +196,9 @@ class ScanView:
 
 
 def preprocess(volume: Volume, settings: PreprocessSettings) -> tuple[NDArray[np.float32], Undo]:
-    """Turn a scan into the array that a network sees; see `ScanView` for large ones.
+    """The array `(channel, *spatial)` float32 that a network sees, and the way back.
 
-    Returns:
-        The array `(channel, *spatial)` float32 and the way back.
-
-    Raises:
-        DataError: see `ScanView`.
+    See `ScanView` for large scans, and for the errors.
     """
     view = ScanView(volume, settings)
     return view[(slice(None), *Box.of_shape(view.shape[1:]).slices)], view.undo
@@ -276,7 +272,7 @@ def bounding_box(array: NDArray[Any], inside: Callable[[NDArray[Any]], NDArray[n
     axes = range(array.ndim - 1)
     held = [np.zeros(n, dtype=bool) for n in array.shape[1:]]
     slowest = slowest_axis(array)
-    for rows in _spans(array.shape[slowest + 1], array[0].size // array.shape[slowest + 1]):
+    for rows in spans(array.shape[slowest + 1], array[0].size // array.shape[slowest + 1], _BLOCK):
         mask = inside(array[(slice(None), *(rows if axis == slowest else slice(None) for axis in axes))])
         release(array)
         for axis in axes:
@@ -291,14 +287,9 @@ def bounding_box(array: NDArray[Any], inside: Callable[[NDArray[Any]], NDArray[n
 def _blocks(channel: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """An array in pieces along the axis that is slowest in memory, so that each part of a file is read once."""
     axis = slowest_axis(channel[np.newaxis])
-    for rows in _spans(channel.shape[axis], channel.size // channel.shape[axis]):
+    for rows in spans(channel.shape[axis], channel.size // channel.shape[axis], _BLOCK):
         yield channel[tuple(rows if a == axis else slice(None) for a in range(channel.ndim))]
         release(channel)
-
-
-def _spans(length: int, voxels: int) -> Iterator[slice]:
-    rows = max(1, _BLOCK // voxels)
-    return (slice(start, min(start + rows, length)) for start in range(0, length, rows))
 
 
 @dataclass(frozen=True)

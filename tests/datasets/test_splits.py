@@ -25,7 +25,7 @@ from medunet.datasets.splits import (
     splits_text,
 )
 from medunet.errors import ConfigError, DataError, MedunetError
-from medunet.patches.single_scan import held_out_mask
+from medunet.patches.prepare import held_out_mask
 
 
 def cases(number: int) -> tuple[Case, ...]:

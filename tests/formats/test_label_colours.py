@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from medunet.formats.dispatch import read_volume, write_volume
-from medunet.formats.label_colours import lookup_table
+from medunet.formats.tiff import lookup_table
 from medunet.volume import Volume
 
 

@@ -19,7 +19,7 @@ import tifffile
 from medunet.errors import OutputError
 from medunet.formats import voxels
 from medunet.formats.dispatch import WRITABLE, read_volume, write_volume
-from medunet.formats.omezarr import pyramid
+from medunet.formats.omezarr import chunks
 from medunet.system import blocks
 from medunet.system.scratch import Scratch, lives_in_file
 from medunet.volume import Volume
@@ -42,8 +42,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 100)
     monkeypatch.setattr(blocks, "WINDOW", 200)
     monkeypatch.setattr(voxels, "BLOCK", 100)
-    monkeypatch.setattr(pyramid, "BOX", 100)
-    monkeypatch.setattr(pyramid, "CHUNK", {2: 4, 3: 4})
+    monkeypatch.setattr(chunks, "BOX", 100)
+    monkeypatch.setattr(chunks, "CHUNK", {2: 4, 3: 4})
     monkeypatch.setattr(blocks, "Scratch", functools.partial(Scratch, limit=0))
 
 

@@ -18,12 +18,11 @@ from medunet.datasets.regions import Region
 from medunet.errors import ConfigError, MedunetError
 from medunet.geometry.boxes import Box
 from medunet.geometry.grids import identity_orientation
-from medunet.instances.elevation import CORE_DEPTH, ElevationRule
 from medunet.instances.find import Landscape, Workspace, find_objects_of
-from medunet.instances.settings import InstanceSettings
+from medunet.instances.settings import CORE_DEPTH, ElevationRule, InstanceSettings
 from medunet.instances.watershed import ObjectRule, cut_by_depth
 from medunet.networks.settings import UNetSettings
-from medunet.prediction.objects import elevation_rule_of
+from medunet.prediction.members import elevation_rule_of
 from medunet.system.scratch import Scratch
 from medunet.transforms.preprocess import Undo
 from tests.prediction.made import make_model

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from skimage.measure import regionprops_table
 
 from medunet.instances import table as table_module
-from medunet.instances.table import measure_objects, write_table
+from medunet.instances.table import measure_objects
+from medunet.system.files import write_text
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,7 +54,7 @@ def test_by_hand(tmp_path: Path) -> None:
     ids[0, 0, 9] = 9
     image = np.stack([np.full(ids.shape, 5), ids]).astype(np.uint16)
     table = measure_objects(ids, np.diag([0.5, 0.25, 2, 1]), "um", image, ["DAPI", "GFP"])
-    write_table(table, tmp_path / "objects.csv")
+    write_text(tmp_path / "objects.csv", table.csv_text())
     first, second = csv.DictReader((tmp_path / "objects.csv").read_text().splitlines())
     assert first == {
         "id": "7", "centroid_x_um": "1.25", "centroid_y_um": "1", "centroid_z_um": "11", "volume_um3": "6",
@@ -62,7 +63,7 @@ def test_by_hand(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (second["id"], second["volume_um3"], second["mean_GFP"]) == ("9", "0.25", "9")
     with pytest.raises(OSError, match="exists already"):
-        write_table(table, tmp_path / "objects.csv")
+        write_text(tmp_path / "objects.csv", table.csv_text())
 
 
 def test_without_objects_there_is_the_header_alone() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from medunet.datasets.labels import IGNORE
 from medunet.patches.dataset import PreparedCase
-from medunet.patches.frequencies import class_frequencies, class_voxels
+from medunet.patches.prepare import class_frequencies, class_voxels
 
 
 def case(label: np.ndarray) -> PreparedCase:
@@ -28,7 +28,7 @@ def test_nothing_annotated_is_no_share() -> None:
 
 
 def test_of_a_large_case_some_slices_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medunet.patches.frequencies._ENOUGH", 40)
+    monkeypatch.setattr("medunet.patches.prepare._ENOUGH", 40)
     label = np.zeros((20, 10), np.uint8)
     label[:, :3] = 1
     label[1::5] = 2  # every 5th slice, from the second on, is none of those that are looked at

@@ -23,8 +23,7 @@ from medunet.instances.weightmap import WeightMapSettings, gap_weights
 from medunet.patches import prepare
 from medunet.patches.cache import Cache, entry_size
 from medunet.patches.dataset import PreparedCase
-from medunet.patches.prepare import Preparation, prepare_cases
-from medunet.patches.single_scan import split_inside
+from medunet.patches.prepare import Preparation, prepare_cases, split_inside
 from medunet.transforms.preprocess import PreprocessSettings
 from medunet.volume import Volume
 from tests.flows.made import LABELS, make_set

@@ -68,7 +68,7 @@ def test_a_plan_counts_the_pass_over_a_window_and_refuses_what_does_not_fit() ->
 
 def test_exactness_and_verify_are_refused_with_the_reason() -> None:
     model = external_model(SMALL, (16, 16, 16))
-    with pytest.raises(ConfigError, match="an exact result was asked for, but .*norm1 takes statistics"):
+    with pytest.raises(ConfigError, match=r"an exact result was asked for, but .*norm1 takes statistics"):
         Segmenter([model], replace(FP32, method="exact"))
     with pytest.raises(ConfigError, match="norm1 takes statistics over the scan"):
         require_verifiable(Segmenter([model], FP32))

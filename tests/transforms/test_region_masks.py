@@ -13,7 +13,7 @@ from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import DeclaredRegions
 from medunet.formats.results import mask_path
 from medunet.system.scratch import Scratch
-from medunet.transforms.region_masks import mask_values, region_mask
+from medunet.transforms.postprocess import mask_values, region_mask
 
 
 def table_of(*names: str) -> LabelTable:

@@ -111,11 +111,7 @@ def enclosing(path: Path) -> Path | None:
 
 
 def open_node(folder: Path) -> Node:
-    """Read the metadata of one node.
-
-    Raises:
-        DataError: there are none, or they are damaged.
-    """
+    """The metadata of one node; a DataError where there are none, or they are damaged."""
     if (folder / "zarr.json").is_file():
         found = read_document(folder / "zarr.json")
         if found.get("zarr_format") != 3 or found.get("node_type") not in ("array", "group"):
@@ -132,11 +128,7 @@ def open_node(folder: Path) -> Node:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """A metadata file, which must hold one JSON object.
-
-    Raises:
-        DataError: it does not, or cannot be read.
-    """
+    """The JSON object in a metadata file; a DataError where it holds none, or cannot be read."""
     try:
         if path.stat().st_size > _LARGEST:
             raise _damaged(path, f"more than {_LARGEST:,} bytes")
@@ -149,11 +141,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def below(folder: Path, relative: Any, what: str) -> Path:
-    """A path that metadata name, relative to their folder.
-
-    Raises:
-        DataError: it is no such path, or leads out of the folder.
-    """
+    """A path that metadata name, relative to their folder; a DataError where it is none, or leads out of it."""
     parts = PurePosixPath(relative).parts if isinstance(relative, str) else ()
     if not parts or ".." in parts or parts[0].startswith("/") or "\\" in relative:
         raise DataError(
@@ -163,11 +151,7 @@ def below(folder: Path, relative: Any, what: str) -> Path:
 
 
 def stored_array(node: Node) -> StoredArray:
-    """The array that metadata describe, checked.
-
-    Raises:
-        DataError: damaged, or a type or a codec that is not read.
-    """
+    """The array that metadata describe; a DataError for damage, and for types and codecs that are not read."""
     assert node.array is not None, "an array, not a group"
     try:
         return (_of_version_2 if node.zarr == 2 else _of_version_3)(node, node.array)

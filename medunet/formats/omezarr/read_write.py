@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from medunet.errors import DataError, MedunetError, MissingExtra, OutputError
 from medunet.formats.omezarr import chunks, ngff, nodes
+from medunet.formats.omezarr.chunks import boxes, reductions, write_levels
 from medunet.formats.omezarr.ngff import Image, Space
 from medunet.formats.omezarr.nodes import StoredArray
-from medunet.formats.omezarr.pyramid import boxes, reductions, write_levels
 from medunet.formats.tiff_axes import chosen_frame, known_axes, stated_axes
 from medunet.formats.voxels import stored_type
 from medunet.system.blocks import Empty, copy_in_tiles
@@ -109,11 +109,7 @@ def read(path: Path, axes: str | None = None, empty: Empty = np.empty, frame: in
 
 
 def look(path: Path, axes: str | None = None, frame: int | None = None) -> Grid:
-    """The grid from the metadata; no chunk is opened.
-
-    Raises:
-        DataError, MissingExtra: as `read`, but for damaged chunks.
-    """
+    """The grid from the metadata; no chunk is opened, and the errors are those of `read` but for damaged chunks."""
     _library()
     contents = _contents(path, axes, frame)
     space, names = contents.space, contents.image.channels
@@ -238,11 +234,7 @@ def write(volume: Volume, path: Path, overwrite: bool = False, labels: bool = Fa
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse to touch what is there unasked, and a folder that is no Zarr even then.
-
-    Raises:
-        OutputError: `path` exists and `overwrite` is false, or is a folder that is no Zarr.
-    """
+    """Refuse, by an OutputError, what exists where `overwrite` is false, and a folder that is no Zarr even then."""
     if not path.exists():
         return
     if not overwrite:
@@ -270,11 +262,7 @@ def _type(array: NDArray[Any], path: Path) -> np.dtype[Any]:
 
 
 def _library() -> Any:
-    """The module `zarr`.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
+    """The module `zarr`; a MissingExtra where it is not installed."""
     try:
         import zarr
     except ImportError as error:

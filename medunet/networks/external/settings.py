@@ -1,6 +1,6 @@
 """Settings of external networks: those that all of them have, and those of each.
 
-Plain numbers and names; `external/build.py` imports the networks' libraries when it builds one. Each class states the
+Plain numbers and names; `external/adapter.py` imports the networks' libraries when it builds one. Each class states the
 class in its library, so no file can bring its own name, and `EXTERNAL` lists them all.
 """
 
@@ -47,6 +47,7 @@ class ExternalSettings(ABC):
         dropout: the rate; 0 for none.
         library_classes: the class in the library, by architecture.
         head_paths: the convolutions that make the logits, finest first; their bias is that of the classes.
+        inexact_reason: why tiles of this network cannot repeat one pass over the whole scan.
 
     Raises:
         ConfigError: a value is impossible.
@@ -60,8 +61,13 @@ class ExternalSettings(ABC):
 
     library_classes: ClassVar[dict[str, str]]
     head_paths: ClassVar[tuple[str, ...]]
+    padded: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    # None, as only the network itself, traced, tells whether it can be streamed.
+    inexact_reason: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
+        self._check()
         if self.dimensions not in (2, 3):
             raise ConfigError(f"dimensions: found {self.dimensions}, expected 2 or 3")
         if self.in_channels < 1 or self.classes < 1:
@@ -76,20 +82,11 @@ class ExternalSettings(ABC):
         _ = self.shape
 
     @property
-    def padded(self) -> bool:
-        return True
-
-    @property
     def norm(self) -> str:
         return "batch"
 
     @property
     def deep_supervision(self) -> bool:
-        return False
-
-    @property
-    def exact(self) -> bool:
-        """False: only the network itself, traced, tells whether it can be streamed."""
         return False
 
     @property
@@ -118,18 +115,23 @@ class ExternalSettings(ABC):
         """
         return replace(self, in_channels=in_channels, classes=classes)
 
-    @property
     @abstractmethod
+    def _check(self) -> None:
+        """Refuse values that are impossible for this kind of network; they are named before all others."""
+
+    @property
+    def _halvings(self) -> int:
+        return 5
+
+    @property
     def _strides(self) -> tuple[Size, ...]:
-        """The strides between one resolution and the next, per axis."""
+        """The strides between one resolution and the next, per axis; most networks halve all axes."""
+        return ((2,) * self.dimensions,) * self._halvings
 
     @property
     def _normed(self) -> tuple[int, ...]:
         """Channels that are normalised."""
         return ()
-
-    def _halvings(self, count: int) -> tuple[Size, ...]:
-        return ((2,) * self.dimensions,) * count
 
     @property
     def _size_arguments(self) -> dict[str, Any]:
@@ -142,7 +144,29 @@ class ExternalSettings(ABC):
 
 
 @dataclass(frozen=True)
-class UNetPlusPlusSettings(ExternalSettings):
+class LevelSettings(ExternalSettings):
+    """Settings of a network that states the channels of each level.
+
+    Attributes:
+        channels: of each level, at least two.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+
+    def _check(self) -> None:
+        check_widths(self.channels, 2)
+
+    @property
+    def _halvings(self) -> int:
+        return len(self.channels) - 1
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        return self.channels
+
+
+@dataclass(frozen=True)
+class UNetPlusPlusSettings(LevelSettings):
     """U-Net++ (Zhou et al. 2018): MONAI's `BasicUNetPlusPlus`.
 
     Attributes:
@@ -159,9 +183,8 @@ class UNetPlusPlusSettings(ExternalSettings):
     library_classes: ClassVar[dict[str, str]] = {"unetplusplus": "BasicUNetPlusPlus"}
     head_paths: ClassVar[tuple[str, ...]] = ("final_conv_0_4", "final_conv_0_3", "final_conv_0_2", "final_conv_0_1")
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_widths(self.channels, 5, exactly=True)
-        super().__post_init__()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -172,83 +195,55 @@ class UNetPlusPlusSettings(ExternalSettings):
             "dropout": self.dropout,
         }
 
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(4)
-
-    @property
-    def _normed(self) -> tuple[int, ...]:
-        return self.channels
-
 
 @dataclass(frozen=True)
-class AttentionUNetSettings(ExternalSettings):
-    """Attention U-Net (Oktay et al. 2018): MONAI's `AttentionUnet`, with batch norm.
-
-    Attributes:
-        channels: of each level, at least two.
-    """
+class AttentionUNetSettings(LevelSettings):
+    """Attention U-Net (Oktay et al. 2018): MONAI's `AttentionUnet`, with batch norm."""
 
     architecture: Literal["attention_unet"] = "attention_unet"
-    channels: tuple[int, ...] = (32, 64, 128, 256)
 
     library_classes: ClassVar[dict[str, str]] = {"attention_unet": "AttentionUnet"}
     head_paths: ClassVar[tuple[str, ...]] = ("model.2.conv",)
-
-    def __post_init__(self) -> None:
-        check_widths(self.channels, 2)
-        super().__post_init__()
 
     @property
     def arguments(self) -> dict[str, Any]:
         return self._size_arguments | {
             "channels": self.channels,
-            "strides": (2,) * (len(self.channels) - 1),
+            "strides": (2,) * self._halvings,
             "dropout": self.dropout,
         }
 
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(len(self.channels) - 1)
-
 
 @dataclass(frozen=True)
-class ResidualUNetSettings(ExternalSettings):
+class ResidualUNetSettings(LevelSettings):
     """Residual U-Net (Kerfoot et al. 2018): MONAI's `UNet`.
 
     Attributes:
-        channels: of each level, at least two.
         norm: of each convolution.
         residual_units: convolutions of each level, with a shortcut around them.
     """
 
     architecture: Literal["residual_unet"] = "residual_unet"
-    channels: tuple[int, ...] = (32, 64, 128, 256)
     norm: Literal["batch", "instance"] = "instance"
     residual_units: int = 2
 
     library_classes: ClassVar[dict[str, str]] = {"residual_unet": "UNet"}
     head_paths: ClassVar[tuple[str, ...]] = ("model.2.1.conv.unit0.conv",)
 
-    def __post_init__(self) -> None:
-        check_widths(self.channels, 2)
+    def _check(self) -> None:
+        super()._check()
         if self.residual_units < 1:
             raise ConfigError(f"residual_units: found {self.residual_units}, expected 1 or more")
-        super().__post_init__()
 
     @property
     def arguments(self) -> dict[str, Any]:
         return self._size_arguments | {
             "channels": self.channels,
-            "strides": (2,) * (len(self.channels) - 1),
+            "strides": (2,) * self._halvings,
             "num_res_units": self.residual_units,
             "norm": self.norm,
             "dropout": self.dropout,
         }
-
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(len(self.channels) - 1)
 
 
 @dataclass(frozen=True)
@@ -269,10 +264,9 @@ class SegResNetSettings(ExternalSettings):
     library_classes: ClassVar[dict[str, str]] = {"segresnet": "SegResNet"}
     head_paths: ClassVar[tuple[str, ...]] = ("conv_final.2.conv",)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_widths((self.features,), 1, name="features")
         check_widths(self.blocks, 2, name="blocks")
-        super().__post_init__()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -281,12 +275,12 @@ class SegResNetSettings(ExternalSettings):
             "dropout_prob": self.dropout or None,
             "norm": self._norm_argument,
             "blocks_down": self.blocks,
-            "blocks_up": (1,) * (len(self.blocks) - 1),
+            "blocks_up": (1,) * self._halvings,
         }
 
     @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(len(self.blocks) - 1)
+    def _halvings(self) -> int:
+        return len(self.blocks) - 1
 
     @property
     def _normed(self) -> tuple[int, ...]:
@@ -294,7 +288,7 @@ class SegResNetSettings(ExternalSettings):
 
 
 @dataclass(frozen=True)
-class DynUNetSettings(ExternalSettings):
+class DynUNetSettings(LevelSettings):
     """DynUNet, MONAI's form of nnU-Net's network (Isensee et al. 2021).
 
     Attributes:
@@ -307,7 +301,6 @@ class DynUNetSettings(ExternalSettings):
     """
 
     architecture: Literal["dynunet"] = "dynunet"
-    channels: tuple[int, ...] = (32, 64, 128, 256)
     kernels: int | tuple[PerAxis, ...] = 3
     strides: int | tuple[PerAxis, ...] = 2
     norm: Literal["batch", "instance", "group"] = "instance"
@@ -317,28 +310,27 @@ class DynUNetSettings(ExternalSettings):
     library_classes: ClassVar[dict[str, str]] = {"dynunet": "DynUNet"}
     head_paths: ClassVar[tuple[str, ...]] = ("output_block.conv.conv", "deep_supervision_heads.*.conv.conv")
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_widths(self.channels, 3)
         if self.deep_supervision and len(self.channels) < 4:
             raise ConfigError("deep_supervision of a dynunet needs four levels or more; give as many channels")
         if any(k < 1 or k % 2 == 0 for kernel in self.level_kernels for k in kernel):
             raise ConfigError(f"kernels: found {self.kernels}, expected odd numbers")
-        super().__post_init__()
 
     @property
     def level_kernels(self) -> tuple[Size, ...]:
         return per_axis("kernels", self.kernels, len(self.channels), self.dimensions)
 
     @property
-    def level_strides(self) -> tuple[Size, ...]:
-        return per_axis("strides", self.strides, len(self.channels) - 1, self.dimensions)
+    def _strides(self) -> tuple[Size, ...]:
+        return per_axis("strides", self.strides, self._halvings, self.dimensions)
 
     @property
     def arguments(self) -> dict[str, Any]:
         return self._size_arguments | {
             "kernel_size": self.level_kernels,
-            "strides": ((1,) * self.dimensions, *self.level_strides),
-            "upsample_kernel_size": self.level_strides,
+            "strides": ((1,) * self.dimensions, *self._strides),
+            "upsample_kernel_size": self._strides,
             "filters": self.channels,
             "dropout": self.dropout or None,
             "norm_name": self._norm_argument,
@@ -346,14 +338,6 @@ class DynUNetSettings(ExternalSettings):
             "deep_supr_num": max(1, len(self.channels) - 3),
             "res_block": self.residual,
         }
-
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self.level_strides
-
-    @property
-    def _normed(self) -> tuple[int, ...]:
-        return self.channels
 
 
 @dataclass(frozen=True)
@@ -379,13 +363,16 @@ class UNETRSettings(ExternalSettings):
 
     library_classes: ClassVar[dict[str, str]] = {"unetr": "UNETR"}
     head_paths: ClassVar[tuple[str, ...]] = ("out.conv.conv",)
+    _halvings: ClassVar[int] = 4
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_widths((self.features, self.hidden, self.mlp, self.heads), 1, name="features, hidden, mlp and heads")
         if self.hidden % self.heads:
             below = self.hidden // self.heads * self.heads
             near = f"{below} or {below + self.heads}" if below else str(self.heads)
             raise ConfigError(f"hidden: found {self.hidden}, which {self.heads} heads do not divide; take {near}")
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size is not None:
             self._require_legal("image_size", self.image_size)
@@ -403,10 +390,6 @@ class UNETRSettings(ExternalSettings):
             "norm_name": self._norm_argument,
             "dropout_rate": self.dropout,
         }
-
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(4)
 
     @property
     def _normed(self) -> tuple[int, ...]:
@@ -450,7 +433,7 @@ class SwinUNETRSettings(ExternalSettings):
     library_classes: ClassVar[dict[str, str]] = {"swin_unetr": "SwinUNETR"}
     head_paths: ClassVar[tuple[str, ...]] = ("out.conv.conv",)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_widths((self.features, self.window), 1, name="features and window")
         check_widths(self.depths, 4, exactly=True, name="depths")
         check_widths(self.heads, 4, exactly=True, name="heads")
@@ -464,7 +447,6 @@ class SwinUNETRSettings(ExternalSettings):
                     f"heads: {heads} do not divide the {self.features * 2**stage} channels of stage {stage}; "
                     "take 3, 6, 12 and 24"
                 )
-        super().__post_init__()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -476,10 +458,6 @@ class SwinUNETRSettings(ExternalSettings):
             "norm_name": self.norm,
             "drop_rate": self.dropout,
         }
-
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(5)
 
 
 @dataclass(frozen=True)
@@ -522,14 +500,14 @@ class FlexibleUNetSettings(EncoderSettings):
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
 
     library_classes: ClassVar[dict[str, str]] = {"flexible_unet": "FlexibleUNet"}
+    weights_argument: ClassVar[dict[str, Any]] = {"pretrained": True}
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_encoder(self.encoder, MONAI_ENCODERS)
         check_widths(self.channels, 5, exactly=True)
-        super().__post_init__()
-        self._check_weights()
 
-    def _check_weights(self) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.encoder_weights == "imagenet" and (self.dimensions != 2 or self.encoder not in EFFICIENTNETS):
             raise ConfigError(
                 f"encoder_weights: those of ImageNet exist in 2-D for efficientnet-b0 to b7, found {self.encoder} in "
@@ -549,14 +527,6 @@ class FlexibleUNetSettings(EncoderSettings):
             "decoder_channels": tuple(reversed(self.channels)),
             "dropout": self.dropout,
         }
-
-    @property
-    def weights_argument(self) -> dict[str, Any]:
-        return {"pretrained": True}
-
-    @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(5)
 
 
 @dataclass(frozen=True)
@@ -584,7 +554,7 @@ class SmpSettings(EncoderSettings):
     }
     dropout_arguments: ClassVar[dict[str, str]] = {"smp_fpn": "decoder_dropout", "smp_pspnet": "psp_dropout"}
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.dimensions != 2:
             raise ConfigError(
                 f"dimensions: {self.architecture} is a network for two dimensions, found {self.dimensions}\n"
@@ -593,7 +563,6 @@ class SmpSettings(EncoderSettings):
         check_encoder(self.encoder, SMP_ENCODERS)
         if self.dropout and self.architecture not in self.dropout_arguments:
             raise ConfigError(f"dropout: {self.architecture} has none; found {self.dropout}, expected 0")
-        super().__post_init__()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -611,8 +580,8 @@ class SmpSettings(EncoderSettings):
         return {"encoder_weights": self.encoder_weights}
 
     @property
-    def _strides(self) -> tuple[Size, ...]:
-        return self._halvings(3 if self.architecture == "smp_pspnet" else 5)
+    def _halvings(self) -> int:
+        return 3 if self.architecture == "smp_pspnet" else 5
 
 
 EXTERNAL: tuple[type[ExternalSettings], ...] = (
@@ -630,11 +599,7 @@ EXTERNAL: tuple[type[ExternalSettings], ...] = (
 
 
 def check_widths(numbers: tuple[int, ...], count: int, exactly: bool = False, name: str = "channels") -> None:
-    """Refuse numbers below 1, and too few of them.
-
-    Raises:
-        ConfigError: the numbers are refused.
-    """
+    """Refuse numbers below 1, and too few of them, by a ConfigError."""
     if len(numbers) < count or (exactly and len(numbers) != count):
         raise ConfigError(f"{name}: found {len(numbers)} numbers, expected {count}{'' if exactly else ' or more'}")
     if min(numbers) < 1:
@@ -642,11 +607,7 @@ def check_widths(numbers: tuple[int, ...], count: int, exactly: bool = False, na
 
 
 def check_encoder(name: str, known: tuple[str, ...]) -> None:
-    """Refuse an unknown encoder.
-
-    Raises:
-        ConfigError: naming the nearest known ones.
-    """
+    """Refuse an unknown encoder by a ConfigError that names the nearest known ones."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"

@@ -29,7 +29,7 @@ from medunet.formats.dispatch import (
     stack_files,
     write_volume,
 )
-from medunet.formats.omezarr import pyramid
+from medunet.formats.omezarr import chunks
 from medunet.volume import Volume
 from tests.formats.agreement import check_label_grid, files_in, read_checked, write_and_read
 from tests.formats.omezarr.zarrfiles import multiscale, save_array, save_group, save_image
@@ -426,9 +426,9 @@ def test_a_folder_counts_as_one_scan(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_labels_are_marked_chunked_and_have_lower_resolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramid, "SMALL", 8)
-    monkeypatch.setattr(pyramid, "CHUNK", {2: 8, 3: 8})
-    monkeypatch.setattr(pyramid, "BOX", 1000)
+    monkeypatch.setattr(chunks, "SMALL", 8)
+    monkeypatch.setattr(chunks, "CHUNK", {2: 8, 3: 8})
+    monkeypatch.setattr(chunks, "BOX", 1000)
     array = np.random.default_rng(0).choice(np.array([0, 3, 77], np.uint8), (1, 33, 30, 7))
     affine = np.diag([0.5, 0.5, 2.0, 1.0])
     affine[:3, 3] = 1, 2, 3
@@ -469,7 +469,7 @@ def test_an_old_folder_is_replaced_whole_and_other_folders_never(
     with pytest.raises(OutputError, match="exists already"):
         write_volume(new, path)
     with monkeypatch.context() as patch:
-        patch.setattr(pyramid, "copy_in_tiles", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(chunks, "copy_in_tiles", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OutputError, match="No space left"):
             write_volume(new, path, overwrite=True)
     assert files_in(tmp_path) == before

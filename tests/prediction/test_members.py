@@ -13,9 +13,9 @@ from medunet.geometry.tiles import plan_tiles
 from medunet.inference.overlap_tile import overlap_tile
 from medunet.networks.settings import UNetSettings
 from medunet.predict import segment_volume
+from medunet.prediction.members import symmetries_of
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter
-from medunet.prediction.test_time import symmetries_of
 from medunet.transforms.preprocess import PreprocessSettings, preprocess
 from tests.inference.oracles import whole_pass
 from tests.prediction.made import make_model, make_scan
