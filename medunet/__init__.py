@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medunet.errors import MedunetError
     from medunet.evaluate import evaluate_pairs
     from medunet.formats.dispatch import read_volume, write_volume
+    from medunet.inference.any_network import stream
     from medunet.model import Model, load_model
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
@@ -31,6 +32,7 @@ _HOMES = {
     "read_volume": "medunet.formats.dispatch",
     "segment_objects": "medunet.predict",
     "segment_volume": "medunet.predict",
+    "stream": "medunet.inference.any_network",
     "write_volume": "medunet.formats.dispatch",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "read_volume",
     "segment_objects",
     "segment_volume",
+    "stream",
     "write_volume",
 ]
 

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from medunet.errors import MedunetError, is_out_of_memory
+from medunet.system.wording import parse_bytes
 from medunet.version import __version__
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -38,10 +39,10 @@ class MemorySize(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
-        if not match or float(match[1]) <= 0:
-            self.fail(f"{value!r} is no size; write for example 4G or 500M", param, ctx)
-        return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
+        try:
+            return parse_bytes(value)
+        except MedunetError as error:
+            self.fail(str(error), param, ctx)
 
 
 class FoldNumber(click.ParamType[int | str]):

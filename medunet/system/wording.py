@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
+
+from medunet.errors import ConfigError
 
 
 def times_text(numbers: Iterable[float]) -> str:
@@ -14,6 +17,18 @@ def times_text(numbers: Iterable[float]) -> str:
 def bytes_text(amount: float) -> str:
     """Bytes as `1.5 GiB` or `300 MiB`, the latter rounded up."""
     return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{math.ceil(max(amount, 0) / 2**20)} MiB"
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes from a text such as `4G`, `500M` or `4GiB`; suffixes are powers of 1024.
+
+    Raises:
+        ConfigError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(size).strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise ConfigError(f"{size!r} is no size; write for example 4G or 500M")
+    return int(float(match[1]) * 1024 ** "_KMGT".index(match[2].upper() or "_"))
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

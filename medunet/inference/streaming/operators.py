@@ -286,14 +286,15 @@ class Resizes:
 
     def __call__(self, inputs: Sequence[Tensor], span: Span, out: Tensor | None) -> Tensor:
         rows = inputs[0]
-        positions = self._rules[0].positions(span.length)
+        double = rows.dtype == torch.float64
+        positions = self._rules[0].positions(span.length, double)
         positions = span.length - 1 - positions[::-1] if self._backwards else positions
         rows = _gather(
             rows, 2, self._rules[0], torch.from_numpy(positions[span.start : span.stop].copy()), span.rows[0]
         )
         for axis, rule in enumerate(self._rules[1:], start=3):
             if rule.factor != 1:
-                rows = _gather(rows, axis, rule, torch.from_numpy(rule.positions(rows.shape[axis])), 0)
+                rows = _gather(rows, axis, rule, torch.from_numpy(rule.positions(rows.shape[axis], double)), 0)
         return put(rows, out)
 
 

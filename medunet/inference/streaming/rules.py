@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,14 +167,15 @@ class Resized:
         # One row more on either side: the position is rounded in single precision.
         return Reach(inner, outer, -2 * outer, 2 * outer)
 
-    def positions(self, rows: int) -> NDArray[np.float32]:
-        """The position in the input of each output row, in the arithmetic of torch."""
-        made, half, last = self.length(rows), np.float32(0.5), np.float32(rows - 1)
-        index = np.arange(made, dtype=np.float32)
+    def positions(self, rows: int, double: bool = False) -> NDArray[np.floating[Any]]:
+        """The position in the input of each output row, in the arithmetic of torch for maps of that precision."""
+        real: Any = np.float64 if double else np.float32
+        made, half = self.length(rows), real(0.5)
+        index: NDArray[np.floating[Any]] = np.arange(made).astype(real)
         if self.aligned:
-            return index * (np.float32((rows - 1) / (made - 1)) if made > 1 else np.float32(0))
-        scale = np.float32(1) / np.float32(self.scale) if self.scale else np.float32(rows) / np.float32(made)
-        shift = np.float32(0) if self.mode == "nearest" else half
-        found: NDArray[np.float32] = (index + shift) * scale
+            aligned: NDArray[np.floating[Any]] = index * real((rows - 1) / (made - 1) if made > 1 else 0)
+            return aligned
+        scale = real(1) / real(self.scale) if self.scale else real(rows) / real(made)
+        found: NDArray[np.floating[Any]] = (index + (real(0) if self.mode == "nearest" else half)) * scale
         found = found - half if self.mode == "linear" else np.floor(found)
-        return found.clip(np.float32(0), last)
+        return found.clip(real(0), real(rows - 1))

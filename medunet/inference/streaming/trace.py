@@ -84,7 +84,7 @@ def trace(network: nn.Module, channels: int, size: Sequence[int]) -> Graph:
     return recorder.graph(answer)
 
 
-PROBES = (32, 64, 128, 256)
+PROBES = (32, 48, 60, 64, 96, 128, 240)
 """Lengths with which an unknown network is tried, in this order."""
 
 
@@ -120,6 +120,26 @@ def graph_of(network: Any, channels: int | None = None, dimensions: int | None =
                 f"{length}: {type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
             )
     raise NotLocal(f"the network took no image of {channels} channel(s) and a length of " + "; ".join(reasons))
+
+
+def graph_for(network: nn.Module, channels: int, size: Sequence[int]) -> Graph:
+    """The graph of a network for images of one size, and of all that differ from it by multiples of its stride.
+
+    A network that takes the size as it is answers for it as it is, even where it is no multiple of the stride; another
+    one is given the next size that it takes, see `Graph.smallest_for`.
+
+    Raises:
+        NotLocal: see `trace`.
+    """
+    graph = graph_of(network, channels, len(size))
+    rest = [(n - known) % step for n, known, step in zip(size, graph.traced, graph.stride, strict=True)]
+    if not any(rest) or graph.stated is not None:
+        return graph
+    try:
+        own = trace(network, channels, [n + more for n, more in zip(graph.traced, rest, strict=True)])
+        return _checked(network, own) if own.stride == graph.stride and own.padded else graph
+    except Exception:  # a network raises errors of any kind for a size that it does not take
+        return graph
 
 
 def _checked(network: nn.Module, graph: Graph) -> Graph:
@@ -212,8 +232,7 @@ class _Recorder(TorchDispatchMode):
                 raise self._refusal("writes into a part of a map")
             func = getattr(torch.ops.aten, name, func)
         first = result[0] if isinstance(result, tuple | list) else result
-        if name in UNCHANGED or (name in ("view", "_unsafe_view", "expand", "reshape", "permute")
-                                 and first.shape == args[0].shape and first.stride() == args[0].stride()):  # fmt: skip
+        if name in UNCHANGED or _is_same_view(name, args, first):
             self._numbers[id(result)] = self._numbers[id(args[0])]
             return
         operator_ = self._operator(name, func, args, kwargs, first)
@@ -222,6 +241,8 @@ class _Recorder(TorchDispatchMode):
         inputs = [
             leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self._numbers
         ]
+        if any(leaf.ndim != self._spatial + 2 for leaf in inputs):
+            raise self._refusal(f"may mix distant places ({name})")
         if any(leaf.shape[2:] != inputs[0].shape[2:] for leaf in inputs):
             raise self._refusal(f"joins maps of different sizes ({name})")
         numbers = tuple(self._numbers[id(leaf)] for leaf in inputs)
@@ -348,7 +369,7 @@ class _Recorder(TorchDispatchMode):
                 return leaf
             if id(leaf) in self._numbers:
                 return inputs.setdefault(len(inputs), Argument(len(inputs)))
-            if leaf.ndim > self._spatial and any(n != 1 for n in leaf.shape[-self._spatial :]):
+            if any(n != 1 for n in leaf.shape[-self._spatial :]):
                 raise self._refusal("holds numbers for each place of the image")
             return leaf
 
@@ -371,6 +392,14 @@ class _Recorder(TorchDispatchMode):
         if name == "repeat":
             return all(n == 1 for axis, n in enumerate(sizes) if axis != 1)
         return all(n in (-1, have) for axis, (n, have) in enumerate(zip(sizes, shape, strict=True)) if axis != 1)
+
+
+def _is_same_view(name: str, args: Any, result: Any) -> bool:
+    """Whether a view has the map's own voxels in its own order; an axis of length 1 before them does not count."""
+    if name in ("unsqueeze", "squeeze"):
+        return args[1] == 0
+    views = ("view", "_unsafe_view", "expand", "permute")
+    return name in views and result.shape == args[0].shape and result.stride() == args[0].stride()
 
 
 def _ancestors(nodes: Sequence[Node], last: int) -> list[int]:
