@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import click
 
 from medunet.errors import MedunetError, is_out_of_memory
-from medunet.system.wording import parse_bytes
 from medunet.version import __version__
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -39,6 +38,8 @@ class MemorySize(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
+        from medunet.system.wording import parse_bytes
+
         try:
             return parse_bytes(value)
         except MedunetError as error:
@@ -444,8 +445,19 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
+def wait_passively(environment: MutableMapping[str, str]) -> None:
+    """Let threads sleep at OpenMP's barriers, unless the user has chosen otherwise; before torch is loaded.
+
+    They spin by default. On a machine that does anything else, each barrier then waits for the thread that lost its
+    core: docs/guides/python.md says more.
+    """
+    if not any(name in environment for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def main() -> None:
     """The entry point."""
+    wait_passively(os.environ)
     signal.signal(signal.SIGTERM, _terminate)
     code = run(sys.argv[1:])
     # At its end the interpreter looks for garbage among all that torch and others made, which took seconds.

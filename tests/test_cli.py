@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +143,36 @@ def test_inspect_tells_scans_sets_and_problems(tmp_path: Path, capsys: pytest.Ca
     bad = broken_set(tmp_path / "bad", "value")
     assert cli.run(["inspect", str(bad)]) == 1
     assert "PROBLEM" in capsys.readouterr().out
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise() -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        environment = {name: "7"}
+        cli.wait_passively(environment)
+        assert environment == {name: "7"}
+    environment = {}
+    cli.wait_passively(environment)
+    assert environment == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "said"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_the_choice_reaches_the_openmp_that_torch_loads(given: dict[str, str], said: str, tmp_path: Path) -> None:
+    """OpenMP itself prints what it was given, when it is loaded."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    command = [
+        sys.executable,
+        "-m",
+        "medunet",
+        "predict",
+        str(tmp_path / "none"),
+        str(tmp_path),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    answer = subprocess.run(
+        command, env=kept | given | {"OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True, check=False
+    )
+    if "OMP_WAIT_POLICY" not in answer.stderr:
+        pytest.skip("this OpenMP does not print its settings")
+    assert f"OMP_WAIT_POLICY = '{said}'" in answer.stderr

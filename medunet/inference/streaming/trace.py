@@ -397,9 +397,9 @@ class _Recorder(TorchDispatchMode):
 def _is_same_view(name: str, args: Any, result: Any) -> bool:
     """Whether a view has the map's own voxels in its own order; an axis of length 1 before them does not count."""
     if name in ("unsqueeze", "squeeze"):
-        return args[1] == 0
+        return bool(args[1] == 0)
     views = ("view", "_unsafe_view", "expand", "permute")
-    return name in views and result.shape == args[0].shape and result.stride() == args[0].stride()
+    return name in views and bool(result.shape == args[0].shape and result.stride() == args[0].stride())
 
 
 def _ancestors(nodes: Sequence[Node], last: int) -> list[int]:
