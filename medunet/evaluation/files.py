@@ -27,6 +27,7 @@ from medunet.report.planes import Overlay, reoriented
 from medunet.report.plots import EpochRecord
 from medunet.report.table import csv_text
 from medunet.system.files import check_free, write_text
+from medunet.version import __version__
 
 REPORT = "report.html"
 
@@ -145,8 +146,6 @@ def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
 
 
 def _record(evaluation: Evaluation) -> dict[str, Any]:
-    from medunet.version import __version__
-
     table = evaluation.labels
     values = dict(zip(table.names, table.values, strict=True))
     labels: dict[str, Any] = {"names": values, "ignore": table.ignore, "kind": table.kind}

@@ -123,7 +123,9 @@ def pair_by_stem(
     pairs = [Pair(case, predicted.scans[case], true.scans[case], images.get(case)) for case in both]
     missing = [] if predicted.single else sorted(set(true.scans) - set(predicted.scans))
     unpaired = set() if true.single else set(predicted.scans) - set(true.scans)
-    extra = sorted(case for case in unpaired if not _are_probabilities(case, predicted.scans))
+    # Probabilities that belong to the label map of another case are no case themselves.
+    beside = {f"{case}{PROBABILITIES}" for case in predicted.scans}
+    extra = sorted(unpaired - beside)
     notes = (f"Not scored, for want of a reference: {_few(extra)} ({len(extra)}).",) if extra else ()
     return pairs, missing, notes
 
@@ -284,9 +286,3 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
             f"{first[0]} would be compared with {first[1]}\n"
             "give the same sections of both, under the same names or all under others"
         )
-
-
-def _are_probabilities(case: str, cases: Iterable[str]) -> bool:
-    """True if this file belongs to the label map of another case, and is no case itself."""
-    owner = case.removesuffix(PROBABILITIES)
-    return owner != case and owner in cases
