@@ -47,6 +47,12 @@ def written(code: int) -> str:
     return f"{code >> 16} {code >> 8 & 255} {code & 255}"
 
 
+def tallied(values: NDArray[Any]) -> dict[int, int]:
+    """The values that occur, ascending, with their pixels."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
 def first_of(found: Sequence[str], most: int = 8) -> str:
     """The first of what was found, and the number of the others, for messages."""
     return "; ".join(found[:most]) + (f"; … {len(found) - most:,} more" if len(found) > most else "")

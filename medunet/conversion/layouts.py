@@ -7,7 +7,7 @@ that says so, is the name of an image.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -384,9 +384,3 @@ def _others(source: Path) -> tuple[Path, ...]:
     return tuple(
         path for path in sorted(source.iterdir()) if path.is_file() and not is_readable(path) and path.name[0] != "."
     )
-
-
-def count_by_suffix(paths: Iterable[Path]) -> str:
-    """`3 .txt, 1 .db` for messages."""
-    counts = Counter(path.suffix or path.name for path in paths)
-    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medunet.conversion.colours import Decoded
 from medunet.conversion.layouts import FoundCase
 from medunet.conversion.masks import Mask, read_mask
-from medunet.conversion.rules import grey_of
+from medunet.conversion.rules import Rule, grey_of
 from medunet.datasets.labels import IGNORE
 from medunet.datasets.loading import refuse
 from medunet.errors import DataError
@@ -338,7 +338,7 @@ def _unused(name: str, number: int, taken: Container[str]) -> str:
 
 
 @dataclass(frozen=True)
-class JoinedStructures:
+class JoinedStructures(Rule):
     """Each mask is a structure; label values stand for combinations of them.
 
     Attributes:
@@ -346,7 +346,6 @@ class JoinedStructures:
     """
 
     values: Mapping[Combination, int]
-    unchanged = False
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         result = joined(masks)
