@@ -140,7 +140,7 @@ class ColourTable:
         nearest, distances = self._nearest(found)
         near = distances <= tolerance
         entries[strange] = np.where(near, nearest, len(self.names)).astype(np.uint16)[inverse.reshape(-1)]
-        unknown = {int(code): int(count) for code, count in zip(found[~near], counts[~near], strict=True)}
+        unknown = dict(zip(found[~near].tolist(), counts[~near].tolist(), strict=True))
         return Decoded(values[entries], int(counts[near].sum()), unknown)
 
     def _nearest(self, codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -295,9 +295,8 @@ def _tracking_challenge(source: Path) -> Layout | None:
     cases, alone, orphans = [], [], []
     for truth in sorted(source.glob("[0-9][0-9]_GT/SEG")):
         sequence = truth.parent.name.removesuffix("_GT")
-        frames = (
-            {case_stem(path): path for path in scan_files(source / sequence)} if (source / sequence).is_dir() else {}
-        )
+        folder = source / sequence
+        frames = {case_stem(path): path for path in scan_files(folder)} if folder.is_dir() else {}
         used = set()
         for mask in scan_files(truth):
             match = re.fullmatch(r"man_seg_?(\d+)", case_stem(mask))

@@ -349,11 +349,10 @@ def _headlines(card: Scorecard) -> tuple[Headline, ...]:
 
 def _subtitle(card: Scorecard) -> str:
     labels = [label.label for label in card.summary.labels]
-    listed = ", ".join(labels if len(labels) <= 8 else [*labels[:7], f"… ({len(labels)} in all)"])
     cases = "1 case" if len(card.cases) == 1 else f"{len(card.cases)} cases"
     share = card.summary.annotated_share
     annotated = f" · {_percent(share)} of the voxels annotated" if share < 1 else ""
-    return f"{cases} · {listed}{annotated}"
+    return f"{cases} · {_few(labels, 8)}{annotated}"
 
 
 def _percent(share: float) -> str:
@@ -373,5 +372,5 @@ def _warnings(card: Scorecard) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names if len(names) <= 6 else [*names[:5], f"… ({len(names)} in all)"])
+def _few(names: list[str], most: int = 6) -> str:
+    return ", ".join(names if len(names) <= most else [*names[: most - 1], f"… ({len(names)} in all)"])

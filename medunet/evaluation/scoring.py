@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medunet.datasets.labels import IGNORE, LabelTable
 from medunet.errors import DataError
@@ -23,7 +21,6 @@ from medunet.metrics.case import CaseScores, score_case
 from medunet.metrics.objects import count_objects
 from medunet.metrics.overlap import pixel_accuracy
 from medunet.metrics.summary import Summary, summarise
-from medunet.volume import Volume
 
 
 def score_pairs(pairs: Iterable[Pair], labels: LabelTable, how: EvaluateSettings) -> Scorecard:
@@ -81,13 +78,9 @@ def _score_pair(pair: Pair, labels: LabelTable, how: EvaluateSettings) -> tuple[
         case = replace(case, boundaries=score_boundaries(probability, true == 1 - border_index(labels), unknown))
     if labels.kind == "instances" and how.instances is not False:
         # Values are whole numbers from 0 on, or `true_indices` would have refused them.
-        case = replace(case, objects=count_objects(_ids(prediction), _ids(reference), unknown))
+        ids, true_ids = (volume.array[0].astype(np.int64) for volume in (prediction, reference))
+        case = replace(case, objects=count_objects(ids, true_ids, unknown))
     return case, grid.unit
-
-
-def _ids(volume: Volume) -> NDArray[Any]:
-    found: NDArray[Any] = volume.array[0].astype(np.int64)
-    return found
 
 
 def _notes(cases: Sequence[CaseScores], summary: Summary, labels: LabelTable, how: EvaluateSettings) -> tuple[str, ...]:

@@ -112,10 +112,8 @@ def _draw_image(ax: Axes, plane: Plane, window: tuple[float, float]) -> None:
         aspect="equal",
     )  # fmt: skip
     ax.set_anchor("N")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     if plane.title:
         ax.set_title(plane.title, color=_LIGHT, fontsize=8, pad=3)
     places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"))
@@ -169,8 +167,7 @@ def _contour(ax: Axes, mask: NDArray[np.bool_], steps: tuple[float, float]) -> A
     columns = (np.arange(padded.shape[1]) - 0.5) * steps[1]
     limits = ax.get_xlim(), ax.get_ylim()
     lines = ax.contour(columns, rows, padded, levels=[0.5])
-    ax.set_xlim(limits[0])
-    ax.set_ylim(limits[1])
+    ax.set(xlim=limits[0], ylim=limits[1])
     return lines
 
 

@@ -174,8 +174,7 @@ def _plain_axes(ax: Axes) -> None:
     ax.grid(axis="both" if len(ax.lines) else "x", color=_GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=8, colors=_INK, length=0)
-    for side in ("top", "right", "left", "bottom"):
-        ax.spines[side].set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
 def _shown(name: str, most: int = 28) -> str:
