@@ -49,11 +49,6 @@ class PredictionAndTarget:
     def channels(self) -> int:
         return self.log_probabilities.shape[1]
 
-    @property
-    def per_channel(self) -> tuple[Tensor, Tensor]:
-        """`right`, and the weight broadcast over `right`."""
-        return self.right, self.weight if self.inside is None else self.weight[:, None]
-
     def mask(self, channel: int) -> Tensor:
         """The true voxels of a class or region, ``(batch, *spatial)`` bool; false where ignored."""
         known = self.weight > 0

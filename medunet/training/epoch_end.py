@@ -11,8 +11,7 @@ from dataclasses import replace
 from torch import nn
 
 from medunet.learning.loop import evaluation_weights
-from medunet.learning.monitor import memory_used
-from medunet.learning.tensorboard import TensorBoardWriter
+from medunet.learning.monitor import TensorBoardWriter, memory_used
 from medunet.model import MODEL_FILE, Model, load_model, save_model
 from medunet.networks.build import build_network
 from medunet.training.session import Session, save_state

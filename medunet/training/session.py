@@ -19,9 +19,8 @@ from medunet.learning.averaging import Ema
 from medunet.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medunet.learning.distributed import World
 from medunet.learning.loop import Recipe, TrainState, placed
-from medunet.learning.monitor import MetricsFile
+from medunet.learning.monitor import MetricsFile, TensorBoardWriter
 from medunet.learning.optimisers import make_optimiser
-from medunet.learning.tensorboard import TensorBoardWriter
 from medunet.model import load_model
 from medunet.networks.build import build_network
 from medunet.networks.external.adapter import AdaptedNetwork
