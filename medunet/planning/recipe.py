@@ -12,7 +12,7 @@ from medunet.config import DataSettings
 from medunet.instances.settings import InstanceSettings
 from medunet.losses.build import LossSettings
 from medunet.planning.budget import Notes
-from medunet.planning.fingerprint import CaseFacts, Fingerprint, ScanRange
+from medunet.planning.fingerprint import CaseFacts, Fingerprint
 from medunet.planning.laterality import directions, sides
 from medunet.planning.preprocessing import Grid
 from medunet.planning.rules import (
@@ -271,14 +271,11 @@ def warnings(found: Fingerprint) -> list[str]:
     partial = partly_annotated(found)
     if partial:
         said.append(f"{_partial_note(found, partial)} (data.partial)")
-    outliers = [c.name for c in found.cases if any(_outlying(r) for r in c.ranges)]
+    outliers = [
+        c.name for c in found.cases if any(r.maximum - r.high > OUTLIER * (r.high - r.low) > 0 for r in c.ranges)
+    ]
     if outliers:
         said.append(
             f"{len(outliers)} case(s) with voxels far above all others ({some(outliers)}), which scale the rest"
         )
     return said
-
-
-def _outlying(values: ScanRange) -> bool:
-    width = values.high - values.low
-    return width > 0 and values.maximum - values.high > OUTLIER * width
