@@ -141,7 +141,7 @@ def _setup_of_fold(folds: Folds, number: int) -> Setup:
     cases = {case.name: case for case in setup.data.labelled}
     return replace(
         setup,
-        file=setup.file.resolved(folds.config(number)),
+        file=replace(setup.file, config=folds.config(number)),
         training_cases=[cases[name] for name in split.learned],
         held=[cases[name] for name in split.held_out],
         folder=folds.run(number),

@@ -248,7 +248,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
         ),
         loss=loss,
     )
-    return file.resolved(resolved)
+    return replace(file, config=resolved)
 
 
 def _fallback(file: ConfigFile, data: DataSet, learned: Sequence[Case], found: Fingerprint) -> tuple[float, ...] | None:
