@@ -175,22 +175,18 @@ def train(
         from medunet.crossvalidate import cross_validate
 
         outcome = cross_validate(TrainRequest(source, output, overrides, device, resume, overwrite), minutes)
-        return _say_outcome(outcome.lines, outcome.signal)
-    from medunet.train import train_run
+    else:
+        from medunet.train import train_run
 
-    if fold is not None:
-        # A plan may have chosen a part to hold out, which there is not without parts.
-        overrides += ("data.folds=0", "data.fold=0") if fold == "none" else (f"data.fold={fold}",)
-    if minutes is not None:
-        overrides += (f"training.minutes={minutes}",)
-    outcome = train_run(TrainRequest(source, output, overrides, device, resume, overwrite, started))
-    return _say_outcome(outcome.lines, outcome.signal)
-
-
-def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
-    for line in lines:
+        if fold is not None:
+            # A plan may have chosen a part to hold out, which there is not without parts.
+            overrides += ("data.folds=0", "data.fold=0") if fold == "none" else (f"data.fold={fold}",)
+        if minutes is not None:
+            overrides += (f"training.minutes={minutes}",)
+        outcome = train_run(TrainRequest(source, output, overrides, device, resume, overwrite, started))
+    for line in outcome.lines:
         click.echo(line)
-    return 128 + stopped_by if stopped_by else 0
+    return 128 + outcome.signal if outcome.signal else 0
 
 
 @cli.command()

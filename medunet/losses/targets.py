@@ -164,7 +164,4 @@ def _region_sums(pair: PredictionAndTarget) -> tuple[Tensor, Tensor]:
 
 def membership_of(regions: Sequence[Sequence[int]], classes: int) -> Tensor:
     """``(classes, regions)`` float32: 1 where a class belongs to a region."""
-    table = torch.zeros(classes, len(regions))
-    for place, indices in enumerate(regions):
-        table[list(indices), place] = 1
-    return table
+    return torch.tensor([[float(index in region) for region in regions] for index in range(classes)])
