@@ -172,15 +172,9 @@ def _annotated(data: DataSet, cases: list[Finding]) -> str | None:
     if total is None or not total[IGNORE]:
         return None
     share = f"{100 * (1 - total[IGNORE] / total.sum()):.3g} % of the voxels"
-    named = [
-        ", ".join(names)
-        for names in (
-            [f"partial: {case.name}" for case in data.labelled if case.annotation.partial][:4],
-            [f"some slices: {case.name}" for case in data.labelled if case.annotation.slices][:4],
-        )
-        if names
-    ]
-    return "; ".join([share, *named])
+    partial = ", ".join([f"partial: {case.name}" for case in data.labelled if case.annotation.partial][:4])
+    slices = ", ".join([f"some slices: {case.name}" for case in data.labelled if case.annotation.slices][:4])
+    return "; ".join(filter(None, (share, partial, slices)))
 
 
 def as_text(finding: Mapping[str, Any]) -> str:

@@ -197,9 +197,11 @@ def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
     sizes = "; ".join(_about(found, index, shares[index]) for index in sorted(rarest))
     if len(rarest) < len(labels.foreground):
         sizes = f"the {len(rarest)} rarest of {len(labels.foreground)} labels: {sizes}"
+    part = found.annotated()
+    unknown = "" if part == 1 else f"\n{share(part)} of the voxels are annotated; the others are not learned from"
     notes["loss.kind"] = (
         "Dice counts each label alike, however small; cross-entropy has a slope where Dice has none\n"
-        f"measured: {sizes}" + _annotated(found)
+        f"measured: {sizes}{unknown}"
     )
     notes["loss.class_weights"] = (
         "none: Dice balances the labels already; rare ones are looked for more often instead, see patches.oversample"
@@ -246,11 +248,6 @@ def _about(found: Fingerprint, index: int, part: float) -> str:
 
 def _span(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _annotated(found: Fingerprint) -> str:
-    part = found.annotated()
-    return "" if part == 1 else f"\n{share(part)} of the voxels are annotated; the others are not learned from"
 
 
 def warnings(found: Fingerprint) -> list[str]:

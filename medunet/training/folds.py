@@ -79,12 +79,11 @@ def with_minutes(request: TrainRequest, minutes: float | None) -> TrainRequest:
     """Each fold's share; it is known before the plan, which fits the network to the time of one training."""
     if minutes is None:
         return request
-    if request.resume:
-        settings = load_config(request.output / CONFIG_FILE, request.overrides).config.data
-    elif request.source.is_dir():
+    if request.source.is_dir() and not request.resume:
         settings = replace(parse_config("", "--set", request.overrides).config.data, path=str(request.source))
     else:
-        settings = load_config(request.source, request.overrides).config.data
+        path = request.output / CONFIG_FILE if request.resume else request.source
+        settings = load_config(path, request.overrides).config.data
     if settings.path is None or settings.folds == 0:
         return request
     data = read_data_set(Path(settings.path))
