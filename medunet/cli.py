@@ -116,20 +116,12 @@ def inspect(paths: tuple[Path, ...], as_json: bool, axes: str | None, frame: int
 @_DEVICE
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace an existing config.")
-def plan(
-    dataset: Path,
-    output: Path,
-    memory: int | None,
-    minutes: float | None,
-    device: str,
-    axes: str | None,
-    overwrite: bool,
-) -> None:
+def plan(dataset: Path, output: Path, axes: str | None, overwrite: bool, **budget: Any) -> None:
     """Measure a data set and write a complete, commented config for it."""
     from medunet.plan import write_plan
     from medunet.planning.budget import Budget
 
-    click.echo(write_plan(dataset, output, Budget.of(memory, minutes, device), axes, overwrite))
+    click.echo(write_plan(dataset, output, Budget.of(**budget), axes, overwrite))
 
 
 @cli.command()
@@ -185,27 +177,18 @@ def train(
         from medunet.crossvalidate import cross_validate
 
         outcome = cross_validate(TrainRequest(source, output, overrides, device, resume, overwrite), minutes)
-        return _say_outcome(outcome.lines, outcome.signal)
-    from medunet.train import train_run
+    else:
+        from medunet.train import train_run
 
-    given = list(overrides)
-    given += _fold_overrides(fold)
-    given += [f"training.minutes={minutes}"] if minutes is not None else []
-    outcome = train_run(TrainRequest(source, output, tuple(given), device, resume, overwrite, started))
-    return _say_outcome(outcome.lines, outcome.signal)
-
-
-def _fold_overrides(fold: int | str | None) -> list[str]:
-    if fold is None:
-        return []
-    # A plan may have chosen a part to hold out, which there is not without parts.
-    return ["data.folds=0", "data.fold=0"] if fold == "none" else [f"data.fold={fold}"]
-
-
-def _say_outcome(lines: Sequence[str], stopped_by: int) -> int:
-    for line in lines:
+        if fold is not None:
+            # A plan may have chosen a part to hold out, which there is not without parts.
+            overrides += ("data.folds=0", "data.fold=0") if fold == "none" else (f"data.fold={fold}",)
+        if minutes is not None:
+            overrides += (f"training.minutes={minutes}",)
+        outcome = train_run(TrainRequest(source, output, overrides, device, resume, overwrite, started))
+    for line in outcome.lines:
         click.echo(line)
-    return 128 + stopped_by if stopped_by else 0
+    return 128 + outcome.signal if outcome.signal else 0
 
 
 @cli.command()
@@ -323,22 +306,13 @@ def _object_rule(options: dict[str, Any]) -> Any:
 @_STACK
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def evaluate(
-    predictions: Path,
-    references: Path,
-    output: Path | None,
-    json_path: Path | None,
-    tolerance: float | None,
-    instances: bool | None,
-    boundaries: bool,
-    axes: str | None,
-    stack: bool,
-    overwrite: bool,
+    predictions: Path, references: Path, output: Path | None, json_path: Path | None, overwrite: bool, **given: Any
 ) -> int:
     """Score segmentations of any tool against references."""
     from medunet.evaluate import evaluate_command
     from medunet.evaluation.settings import EvaluateSettings
 
-    settings = EvaluateSettings(tolerance=tolerance, axes=axes, instances=instances, boundaries=boundaries, stack=stack)
+    settings = EvaluateSettings(**given)
     lines, failed = evaluate_command(predictions, references, output, json_path, settings, overwrite)
     for line in lines:
         click.echo(line)

@@ -26,7 +26,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medunet.datasets.annotation import AnnotatedSlices, AnnotationSettings
-from medunet.datasets.channels import Channel
+from medunet.datasets.catalogue import Channel
 from medunet.datasets.splits import check_pattern
 from medunet.errors import ConfigError
 from medunet.instances.settings import InstanceSettings
@@ -201,10 +201,6 @@ class ConfigFile:
     def stated(self) -> frozenset[str]:
         return frozenset(_dotted_keys(self.document))
 
-    def resolved(self, config: Config) -> ConfigFile:
-        """The same document with another config's values, comments kept."""
-        return ConfigFile(config, self.document, self.source)
-
     def to_yaml(self) -> str:
         """The document with every value of the config in it, old comments in place."""
         document = _parse(_dump(self.document), self.source)
@@ -251,11 +247,6 @@ def _validated(document: CommentedMap, lines: CommentedMap, source: str) -> Conf
         return TypeAdapter(Config).validate_python(_plain(document))
     except ValidationError as error:
         raise ConfigError(_explain(error, document, lines, source)) from error
-
-
-def config_file(config: Config, source: str = "defaults") -> ConfigFile:
-    """A config without a document: that of `medunet train DATASET`."""
-    return ConfigFile(config, CommentedMap(), source)
 
 
 def to_plain(settings: Any) -> Any:
@@ -317,34 +308,24 @@ def _override(document: CommentedMap, override: str) -> None:
 
 def _plain(node: Any) -> Any:
     """A YAML node as plain Python; tags such as !!python/… are refused where they stand."""
-    if isinstance(node, TaggedScalar):
-        raise ConfigError(f"YAML tags are not allowed in a config, found {node.tag.value}")
-    if isinstance(node, Mapping):
-        _refuse_tag(node)
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        _refuse_tag(node)
-        return [_plain(value) for value in node]
-    return node
-
-
-def _refuse_tag(node: Any) -> None:
+    if not isinstance(node, (TaggedScalar, Mapping, list, tuple)):
+        return node
     tag = getattr(getattr(node, "tag", None), "value", None)
-    if tag and not str(tag).startswith("tag:yaml.org,2002:map") and not str(tag).startswith("tag:yaml.org,2002:seq"):
+    plain = not tag or str(tag).startswith(("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"))
+    if isinstance(node, TaggedScalar) or not plain:
         raise ConfigError(f"YAML tags are not allowed in a config, found {tag}")
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node]
 
 
-def _settings_class(annotation: Any) -> tuple[type | None, bool]:
-    """The dataclass inside an annotation, and whether it stands in a list of them."""
+def _settings_class(annotation: Any) -> type | None:
+    """The dataclass inside an annotation, also that of a list of them."""
     if is_dataclass(annotation):
-        return typing.cast(type, annotation), False
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType, tuple, list):
-        for argument in typing.get_args(annotation):
-            inner, _ = _settings_class(argument)
-            if inner is not None:
-                return inner, origin in (tuple, list)
-    return None, False
+        return typing.cast(type, annotation)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list):
+        return next(filter(None, map(_settings_class, typing.get_args(annotation))), None)
+    return None
 
 
 def _refuse_unknown(node: Any, kind: type, loc: tuple[Any, ...], document: CommentedMap, source: str) -> None:
@@ -360,7 +341,7 @@ def _refuse_unknown(node: Any, kind: type, loc: tuple[Any, ...], document: Comme
         here = (*loc, key)
         if key not in known:
             raise ConfigError(_unknown(str(key), known, here, document, source))
-        inner, _ = _settings_class(hints[key])
+        inner = _settings_class(hints[key])
         if here == ("network",) and isinstance(value, Mapping):
             inner = _network_kind(value, document, source)
         if inner is not None:
@@ -389,7 +370,7 @@ def _all_keys(kind: type, prefix: str) -> list[str]:
     hints = typing.get_type_hints(kind)
     for f in fields(kind):
         names.append(prefix + f.name)
-        inner, _ = _settings_class(hints[f.name])
+        inner = _settings_class(hints[f.name])
         if inner is not None:
             names += _all_keys(inner, f"{prefix}{f.name}.")
     return names
@@ -433,10 +414,8 @@ def _dots(loc: tuple[Any, ...]) -> str:
 
 
 def _dotted_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, Mapping):
-        return []
     keys = []
-    for key, value in node.items():
+    for key, value in node.items() if isinstance(node, Mapping) else ():
         keys += [f"{prefix}{key}", *_dotted_keys(value, f"{prefix}{key}.")]
     return keys
 
@@ -474,7 +453,7 @@ def _flow(value: Any) -> Any:
 
 def annotated_yaml(config: Config, notes: Mapping[str, str], header: str) -> str:
     """A complete config as YAML, with a header and the reason for each planned value above its key."""
-    document = _parse(config_file(config).to_yaml(), "plan")
+    document = _parse(ConfigFile(config, CommentedMap(), "plan").to_yaml(), "plan")
     document.yaml_set_start_comment(header)
     for key, note in notes.items():
         *path, name = key.split(".")

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from medunet.conversion.checks import check_cases, check_options, refuse_label_maps
-from medunet.conversion.declaration import completed
-from medunet.conversion.layout_choice import layout_of
+from medunet.conversion.layout_choice import check_cases, check_options, layout_of, refuse_label_maps
 from medunet.conversion.layouts import Layout
 from medunet.conversion.meaning import ConvertRequest, Meaning, masks_of, meaning_of
 from medunet.conversion.messages import Say, Totals, refuse_unknown, say_layout, say_meaning
-from medunet.conversion.write import write_case, write_declaration
+from medunet.conversion.write import completed, write_case, write_declaration
 from medunet.system.files import check_new_folder, folder_written_aside
 from medunet.system.progress import progress
 
@@ -43,7 +41,10 @@ def convert(request: ConvertRequest, say: Say) -> None:
     if request.dry_run:
         say(f"dry run: nothing written; without --dry-run, {request.output} would hold {len(layout.cases)} cases")
         return
-    _write(layout, meaning, declaration, request)
+    with folder_written_aside(request.output) as aside:
+        for case in progress(layout.cases, "case"):
+            write_case(case, masks_of(case, layout, request), meaning.rule, request, aside)
+        write_declaration(aside / "dataset.json", declaration)
     say(f"wrote {request.output}: {len(layout.cases)} cases, images/, labels/ and dataset.json")
 
 
@@ -57,10 +58,3 @@ def _read(layout: Layout, meaning: Meaning, request: ConvertRequest, say: Say) -
     for line in totals.lines(declaration):
         say(line)
     return declaration
-
-
-def _write(layout: Layout, meaning: Meaning, declaration: dict[str, Any], request: ConvertRequest) -> None:
-    with folder_written_aside(request.output) as aside:
-        for case in progress(layout.cases, "case"):
-            write_case(case, masks_of(case, layout, request), meaning.rule, request, aside)
-        write_declaration(aside / "dataset.json", declaration)

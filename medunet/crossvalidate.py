@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,7 @@ import numpy as np
 
 from medunet.datasets.catalogue import Case, by_stem, scan_files
 from medunet.datasets.loading import load_image
-from medunet.datasets.splits import (
-    SPLITS_FILE,
-    all_splits,
-    read_patients,
-    splits_text,
-)
+from medunet.datasets.splits import SPLITS_FILE, all_splits, read_patients, splits_text
 from medunet.errors import ConfigError, DataError
 from medunet.evaluation.pairs import Pair
 from medunet.evaluation.postselection import choose_postprocessing
@@ -47,10 +42,9 @@ from medunet.training.folds import (
     require_same_splits,
     with_minutes,
 )
-from medunet.training.identity import require_same_run, run_identity
 from medunet.training.material import loss_of
 from medunet.training.run_folder import CHECKPOINT, CONFIG_FILE, REPORT, TrainRequest
-from medunet.training.setup import set_up_folds
+from medunet.training.setup import require_same_run, run_identity, set_up_folds
 from medunet.transforms.postprocess import PostStep
 from medunet.transforms.preprocess import ScanView
 
@@ -71,17 +65,19 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
     if world_of(os.environ).size > 1:
         raise ConfigError("--fold all trains in one process; with torchrun, train the folds one by one: --fold 0, …")
     check_folder(request)
-    line = ProgressLine("folds")
-    try:
+    with closing(ProgressLine("folds")) as line:
         folds = _set_up(with_minutes(request, minutes), line)
-    finally:
-        line.close()
-    with _how_to_go_on(folds):
+    try:
         for number in range(len(folds.splits)):
             outcome = _train_fold(folds, number, request.device, line)
             if outcome.signal:
                 return Outcome([outcome.lines[0], _go_on(folds)], outcome.signal)
         return Outcome(_put_together(folds))
+    except BaseException as stop:
+        # Ctrl-C and SIGTERM outside of a training, which reports them itself, leave a line about the finished folds.
+        if not isinstance(stop, Exception):
+            ProgressLine("folds").say(_go_on(folds))
+        raise
 
 
 def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
@@ -107,17 +103,6 @@ def _set_up(request: TrainRequest, line: ProgressLine) -> Folds:
     for text in announcement(folds, patients):
         line.say(text)
     return folds
-
-
-@contextmanager
-def _how_to_go_on(folds: Folds) -> Iterator[None]:
-    """Ctrl-C and SIGTERM outside of a training, which reports them itself, leave a line about the finished folds."""
-    try:
-        yield
-    except BaseException as stop:
-        if not isinstance(stop, Exception):
-            ProgressLine("folds").say(_go_on(folds))
-        raise
 
 
 def _go_on(folds: Folds) -> str:
@@ -155,8 +140,7 @@ def _put_together(folds: Folds) -> list[str]:
         Lines for the terminal.
     """
     setup, folder = folds.setup, folds.folder
-    line = ProgressLine("folds")
-    try:
+    with closing(ProgressLine("folds")) as line:
         pairs = [_out_of_fold(folds, case) for case in setup.data.labelled]
         line.update(1.0, f"scoring {len(pairs)} cases")
         title = f"Every case of {setup.data.name} by the fold that did not learn from it"
@@ -173,8 +157,6 @@ def _put_together(folds: Folds) -> list[str]:
         write_text(folder / POSTPROCESSING, json.dumps(selection.record(), indent=1) + "\n", overwrite=True)
         for number in range(len(folds.splits)):
             _give(folds.run(number) / MODEL_FILE, selection.steps)
-    finally:
-        line.close()
     return [
         *summary_lines(evaluation.card),
         *selection.lines(),

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from medunet.evaluation.files import REPORT, outputs, write_evaluation
 from medunet.evaluation.indices import label_table
-from medunet.evaluation.notes import notes_on
 from medunet.evaluation.pairs import Pair, Source, declaration_beside, label_folder, named_pairs, pair_by_stem
-from medunet.evaluation.scorecard import Scorecard, summary_lines
+from medunet.evaluation.scorecard import summary_lines
 from medunet.evaluation.scoring import score_pairs
 from medunet.evaluation.settings import EvaluateSettings, Evaluation, Track
 from medunet.formats.omezarr.nodes import is_zarr
-from medunet.metrics.summary import summarise
 from medunet.system.files import check_free
 from medunet.system.progress import progress
 
@@ -65,11 +63,8 @@ def evaluate_pairs(
     settings = settings or EvaluateSettings()
     named = named_pairs(pairs)
     labels = label_table(named, settings)
-    scored = score_pairs(track(named), labels, settings)
-    summary = summarise(scored.cases)
-    notes = notes_on(scored.cases, summary, labels, settings)
-    card = Scorecard(settings.title, scored.cases, summary, scored.unit, scored.failed, notes)
-    return Evaluation(card, labels, {pair.case: pair for pair in named if pair.case not in scored.failed})
+    card = score_pairs(track(named), labels, settings)
+    return Evaluation(card, labels, {pair.case: pair for pair in named if pair.case not in card.failed})
 
 
 def evaluate_command(

@@ -38,7 +38,11 @@ def _inspect_scan(path: Path, axes: str | None, frame: int | None) -> Finding:
     grid = read_grid(path, axes=axes, frame=frame)
     volume = read_volume(path, axes=axes, frame=frame)
     finite = volume.array[np.isfinite(volume.array)] if volume.array.dtype.kind == "f" else volume.array
-    problems = []
+    orientation, problems = None, []
+    if volume.dimensions == 3 and grid.unit == "mm":
+        from nibabel.orientations import aff2axcodes
+
+        orientation = "".join(str(letter) for letter in aff2axcodes(volume.affine))
     if finite.size < volume.array.size:
         problems.append(f"{volume.array.size - finite.size} voxels are NaN or infinite")
     if finite.size and finite.min() == finite.max():
@@ -52,7 +56,7 @@ def _inspect_scan(path: Path, axes: str | None, frame: int | None) -> Finding:
         "type": grid.dtype,
         "spacing": [round(s, 6) for s in volume.spacing],
         "unit": grid.unit,
-        "orientation": _orientation_code(volume.affine) if volume.dimensions == 3 and grid.unit == "mm" else None,
+        "orientation": orientation,
         "minimum": float(finite.min()) if finite.size else None,
         "maximum": float(finite.max()) if finite.size else None,
         **grid.details,
@@ -70,7 +74,8 @@ def _what_becomes(grid: Grid, volume: Volume) -> list[str]:
         for letter, length, size in zip(letters, grid.shape, grid.spacing, strict=True)
     ]
     names = [f"{n} {name}" for n, name in enumerate(grid.channel_names)] or [str(n) for n in range(grid.channels)]
-    colour = " (an RGB picture's red, green, blue)" if _is_colour(grid) else ""
+    is_colour = grid.channels == 3 and ("S" in grid.details.get("TIFF axes", "") or grid.format == "picture")
+    colour = " (an RGB picture's red, green, blue)" if is_colour else ""
     network = f"a network of {grid.channels} input channel{'s' if grid.channels > 1 else ''}"
     choice = "; fewer with --set data.channels=[0] or predict --channel 0" if grid.channels > 1 else ""
     slices = ", or its slices by a 2-D one" if grid.dimensions == 3 else ""
@@ -80,16 +85,6 @@ def _what_becomes(grid: Grid, volume: Volume) -> list[str]:
         f"seen by {network} as {grid.dimensions}-D{slices}{choice}",
         f"labels are written as {default_suffix(volume.with_array(volume.array[:1].astype(np.uint8)))} on this grid",
     ]
-
-
-def _is_colour(grid: Grid) -> bool:
-    return grid.channels == 3 and ("S" in grid.details.get("TIFF axes", "") or grid.format == "picture")
-
-
-def _orientation_code(affine: np.ndarray) -> str:
-    from nibabel.orientations import aff2axcodes
-
-    return "".join(str(letter) for letter in aff2axcodes(affine))
 
 
 def _inspect_data_set(data: DataSet, axes: str | None) -> Finding:
@@ -177,15 +172,9 @@ def _annotated(data: DataSet, cases: list[Finding]) -> str | None:
     if total is None or not total[IGNORE]:
         return None
     share = f"{100 * (1 - total[IGNORE] / total.sum()):.3g} % of the voxels"
-    named = [
-        ", ".join(names)
-        for names in (
-            [f"partial: {case.name}" for case in data.labelled if case.annotation.partial][:4],
-            [f"some slices: {case.name}" for case in data.labelled if case.annotation.slices][:4],
-        )
-        if names
-    ]
-    return "; ".join([share, *named])
+    partial = ", ".join([f"partial: {case.name}" for case in data.labelled if case.annotation.partial][:4])
+    slices = ", ".join([f"some slices: {case.name}" for case in data.labelled if case.annotation.slices][:4])
+    return "; ".join(filter(None, (share, partial, slices)))
 
 
 def as_text(finding: Mapping[str, Any]) -> str:

@@ -97,9 +97,7 @@ def _wrapped(note: str, indent: str = "") -> str:
     return f"\n{indent}".join(lines)
 
 
-def plan_data_set(
-    data: DataSet, budget: Budget, axes: str | None, step: Callable[[str], None] = lambda _: None
-) -> Planned:
+def plan_data_set(data: DataSet, budget: Budget, axes: str | None) -> Planned:
     """A config for a data set, the reasons by dotted key, and what was measured.
 
     Raises:
@@ -113,7 +111,7 @@ def plan_data_set(
         )
     check_pairs(data.labelled, axes)
     labels = with_labels(data, data.labelled, axes)
-    found = measure(data, labels, axes, step)
+    found = measure(data, labels, axes)
     device = torch.device(budget.device)
     if device.type == "cpu":
         budget = replace(budget, process=max(budget.process, loaded_memory()))
@@ -132,7 +130,7 @@ def plan_data_set(
         header=(
             _title(data, found, budget),
             *_measurements(planned, budget),
-            *_notes_of_warning(found),
+            *(f"NOTE: {warning}." for warning in warnings(found)),
             *size_notes(data, axes),
         ),
     )
@@ -175,15 +173,13 @@ def with_instances(planned: Planned, instances: InstanceSettings, data: DataSet)
     return replace(planned, config=replace(config, instances=instances, network=network), notes=notes)
 
 
-def measure(
-    data: DataSet, labels: LabelTable, axes: str | None, step: Callable[[str], None] = lambda _: None
-) -> Fingerprint:
+def measure(data: DataSet, labels: LabelTable, axes: str | None) -> Fingerprint:
     """The fingerprint of a data set, or of evenly spaced cases of a large data set.
 
     Raises:
         DataError: cases that are wrong, or that all together teach nothing.
     """
-    found = take_fingerprint(choose_cases(data.labelled, axes), labels, axes, step)
+    found = take_fingerprint(choose_cases(data.labelled, axes), labels, axes)
     bad = [c.name for c in found.cases if not all(math.isfinite(r.minimum + r.maximum) for r in c.ranges)]
     if bad:
         raise DataError(
@@ -324,7 +320,3 @@ def _measurements(planned: Measured, budget: Budget) -> list[str]:
     if budget.device == "cpu" and budget.memory > free_memory(torch.device("cpu")):
         lines.append("NOTE: that is more memory than is free now.")
     return lines
-
-
-def _notes_of_warning(found: Fingerprint) -> list[str]:
-    return [f"NOTE: {warning}." for warning in warnings(found)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.datasets.catalogue import Case
 from medunet.errors import ConfigError
 from medunet.instances.find import Landscape, Workspace, find_objects_of
 from medunet.instances.watershed import ObjectRule
@@ -31,18 +31,11 @@ from medunet.transforms.postprocess import PostStep, mask_values, postprocess
 from medunet.transforms.restore import OutputBuffer
 from medunet.volume import Volume
 
+Given = TypeVar("Given", Volume, NDArray[Any])
+"""A scan in memory: a volume, or a bare array."""
 
-@overload
-def segment_volume(
-    volume: Volume, model: Model | Sequence[Model], settings: PredictSettings | None = None
-) -> Volume: ...
-@overload
-def segment_volume(
-    volume: NDArray[Any], model: Model | Sequence[Model], settings: PredictSettings | None = None
-) -> NDArray[Any]: ...
-def segment_volume(
-    volume: Volume | NDArray[Any], model: Model | Sequence[Model], settings: PredictSettings | None = None
-) -> Volume | NDArray[Any]:
+
+def segment_volume(volume: Given, model: Model | Sequence[Model], settings: PredictSettings | None = None) -> Given:
     """Segment a scan that is in memory.
 
     Args:
@@ -67,29 +60,15 @@ def segment_volume(
     for piece in segmenter.pieces(scan, plan):
         output.put(piece)
     postprocess(output.labels, grid, segmenter.written, steps)
-    return given.with_array(output.labels) if isinstance(volume, Volume) else output.labels
+    return _like(volume, output.labels)
 
 
-@overload
 def segment_objects(
-    volume: Volume,
+    volume: Given,
     model: Model | Sequence[Model],
     settings: PredictSettings | None = None,
     rule: ObjectRule | None = None,
-) -> Volume: ...
-@overload
-def segment_objects(
-    volume: NDArray[Any],
-    model: Model | Sequence[Model],
-    settings: PredictSettings | None = None,
-    rule: ObjectRule | None = None,
-) -> NDArray[Any]: ...
-def segment_objects(
-    volume: Volume | NDArray[Any],
-    model: Model | Sequence[Model],
-    settings: PredictSettings | None = None,
-    rule: ObjectRule | None = None,
-) -> Volume | NDArray[Any]:
+) -> Given:
     """Find the objects of a scan that is in memory, such as cells: `segment_volume`, one number for each object.
 
     Post-processing that cross-validation chose for label maps (`keep the largest component`, …) is not done to objects.
@@ -117,7 +96,15 @@ def segment_objects(
     for piece in segmenter.pieces(scan, plan, landscape.needs_scores):
         landscape.put(piece)
     ids = find_objects_of(landscape, rule, grid.spacing, Workspace(np.empty, segmenter.settings.memory)).ids
-    return given.with_array(ids) if isinstance(volume, Volume) else ids
+    return _like(volume, ids)
+
+
+def _like(volume: Given, array: NDArray[Any]) -> Given:
+    """A label map in the form in which its scan was given."""
+    # A type checker does not see that both branches keep the type.
+    found: Any = volume.with_array(array) if isinstance(volume, Volume) else array
+    result: Given = found
+    return result
 
 
 def _opened(volume: Volume | NDArray[Any], segmenter: Segmenter) -> tuple[Volume, Scan]:
@@ -161,7 +148,10 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
     started = time.perf_counter()
     files = find_inputs(request.inputs, request.stack)
     models = load_models(model_source, find_device(request.device))
-    cases = _cases(files, models[0], request)
+    cases = [
+        replace(case, channels=request.channels, frame=request.frame)
+        for case in as_cases(files, models[0].card.network.in_channels)
+    ]
     segmenter = Segmenter(models, settings)
     masks = _region_values(segmenter, model_source) if request.region_masks else {}
     targets = plan_outputs(cases, request, tuple(masks))
@@ -169,13 +159,11 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         require_verifiable(segmenter)
     elevation_rule = elevation_rule_of(models, request.objects) if request.objects else None
     steps = () if elevation_rule else _post_steps(segmenter)
-    bar, summary = ProgressLine("predict"), Summary()
-    jobs = PredictionJobs(segmenter, elevation_rule, steps, request, Scratch(existing_folder(request.output)), bar)
-    try:
+    summary = Summary()
+    with closing(ProgressLine("predict")) as bar:
+        jobs = PredictionJobs(segmenter, elevation_rule, steps, request, Scratch(existing_folder(request.output)), bar)
         for case, outcome in jobs.run(list(zip(cases, targets, strict=True))):
             summary.note(case.name, outcome)
-    finally:
-        bar.close()
     seconds = time.perf_counter() - started
     summary.lines.append(f"{len(cases) - len(summary.failed)} of {len(cases)} scans segmented in {seconds:.1f} s")
     if request.record:
@@ -184,11 +172,6 @@ def segment_files(model_source: str, request: PredictRequest, settings: PredictS
         }
         write_text(request.record, json.dumps(content, indent=2), overwrite=request.overwrite)
     return summary
-
-
-def _cases(files: Sequence[Any], model: Model, request: PredictRequest) -> list[Case]:
-    grouped = as_cases(files, model.card.network.in_channels)
-    return [replace(case, channels=request.channels, frame=request.frame) for case in grouped]
 
 
 def _region_values(segmenter: Segmenter, model_source: str) -> dict[str, tuple[int, ...]]:

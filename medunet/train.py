@@ -24,14 +24,13 @@ from medunet.planning.trial import try_steps
 from medunet.system.devices import free_memory, loader_workers
 from medunet.system.progress import ProgressLine, Quiet
 from medunet.system.signals import caught_signals
-from medunet.training.epoch_end import end_epoch, ensure_model, score_anew
+from medunet.training.epochs import StepWatch, end_epoch, ensure_model, score_anew
 from medunet.training.finish import finish_run
 from medunet.training.material import make_material
 from medunet.training.run_folder import CONFIG_FILE, PREPARED, TrainRequest
-from medunet.training.session import Session, Training, save_state, set_up_processes, start_training
-from medunet.training.setup import Setup
+from medunet.training.session import Session, Training, save_state, start_training
+from medunet.training.setup import Setup, set_up_processes
 from medunet.training.tensorboard_text import final_scores, hyper_parameters, score_markdown
-from medunet.training.watch import StepWatch
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,10 @@ def _train(request: TrainRequest, world: World) -> Outcome:
         return _interrupted(training) if training.stop.received else Outcome(_finish(training))
     finally:
         line.close()
-        _remove_scratch(scratch)
-
-
-def _remove_scratch(scratch: Path) -> None:
-    """Remove prepared arrays, and the run's folder where nothing else came to be in it."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    with suppress(OSError):
-        scratch.parent.rmdir()
+        # Prepared arrays go, and the run's folder where nothing else came to be in it.
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.parent.rmdir()
 
 
 def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:
@@ -167,8 +162,8 @@ def _finish(session: Session) -> list[str]:
     session.writer.close()
     lines = ["no case was held out (data.folds is 0), so there are no validation scores"]
     if session.held:
-        finished = finish_run(setup, session.line)
-        lines, card = finished.lines, finished.evaluation.card
+        lines, evaluation = finish_run(setup, session.line)
+        card = evaluation.card
         texts = {"final scores": score_markdown(card)}
         session.writer.final(hyper_parameters(setup.config), final_scores(card), texts, step)
     return [

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml.comments import CommentedMap
 
-from medunet.config import Config, annotated_yaml, config_file, load_config, parse_config
+from medunet.config import Config, ConfigFile, annotated_yaml, load_config, parse_config
 from medunet.errors import ConfigError
 
 TEXT = """\
@@ -113,7 +114,7 @@ def test_any_config_survives_writing_and_reading(rate: float, channels: list[int
         training=replace(config.training, seed=seed),
         data=replace(config.data, path=name or None),
     )
-    assert parse_config(config_file(config).to_yaml(), "c").config == config
+    assert parse_config(ConfigFile(config, CommentedMap(), "c").to_yaml(), "c").config == config
 
 
 def test_stated_keys_are_known() -> None:

@@ -16,8 +16,7 @@ from medunet.errors import ConfigError
 from medunet.networks.cost import step_cost, step_memory
 from medunet.plan import plan, plan_measured
 from medunet.planning.budget import Budget
-from medunet.planning.fingerprint import CaseFacts, Fingerprint, Intensities, ScanRange
-from medunet.planning.labelled_objects import Objects
+from medunet.planning.fingerprint import CaseFacts, Fingerprint, Intensities, Objects, ScanRange
 from medunet.planning.preprocessing import Grid
 from medunet.planning.recipe import partly_annotated, warnings
 from medunet.planning.trial import Trial

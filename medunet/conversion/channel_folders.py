@@ -26,8 +26,6 @@ CHANNEL_NAMES = (
 PLAIN_NAMES = ("image", "img", "scan", "volume", "raw")
 """Names of images that are alone in their case."""
 
-_SHOWN = 5
-
 
 @dataclass(frozen=True)
 class CaseFolder:
@@ -59,11 +57,6 @@ class _Parted:
     apart: bool
 
     @property
-    def usable(self) -> bool:
-        """True if there are an image and a mask."""
-        return bool(self.channels and self.others)
-
-    @property
     def called_masks(self) -> list[Path]:
         """The files beside the images that are called seg, label, mask or the like."""
         return [] if self.apart else [path for path, name in self.others.items() if is_mask_name(name)]
@@ -90,8 +83,15 @@ def channel_layout(folders: Iterable[CaseFolder]) -> Layout:
         DataError: cases with different channels, a file more than in other cases, or two that could be the same.
     """
     parted = [_parted(folder) for folder in folders]
-    cases = [one for one in parted if one.usable]
-    refuse([problem for one in cases for problem in _twice(one)], "folders")
+    cases = [one for one in parted if one.channels and one.others]
+    twice = [
+        f"{case.folder}: holds {len(paths)} files of the channel {name} ({names_of(paths)}); expected one\n"
+        "move the others away"
+        for case in cases
+        for name, paths in case.channels.items()
+        if len(paths) > 1
+    ]
+    refuse(twice, "folders")
     channels = _channels_of(cases)
     masks = _masks_of(cases)
     found = tuple(
@@ -142,15 +142,6 @@ def _own_name(path: Path, case: str) -> str:
     return cut if cut and cut != rest else stem
 
 
-def _twice(case: _Parted) -> list[str]:
-    return [
-        f"{case.folder}: holds {len(paths)} files of the channel {name} ({_names(paths)}); expected one\n"
-        "move the others away"
-        for name, paths in case.channels.items()
-        if len(paths) > 1
-    ]
-
-
 def _channels_of(cases: Sequence[_Parted]) -> tuple[str, ...]:
     """The channels that all cases have, by name.
 
@@ -165,7 +156,7 @@ def _channels_of(cases: Sequence[_Parted]) -> tuple[str, ...]:
     refuse([_other_channels(case, expected, wanted) for case in odd], "folders")
     strange = sorted(expected - set(CHANNEL_NAMES))
     if strange:
-        names = _names([path for name in strange for path in cases[0].channels[name]])
+        names = names_of([path for name in strange for path in cases[0].channels[name]])
         raise DataError(
             f"{cases[0].folder}: holds {len(expected)} images, and {names} does not say which channel it is; expected "
             "names such as t1, t2, flair, ct or pet\n"
@@ -178,9 +169,9 @@ def _other_channels(case: _Parted, expected: frozenset[str], wanted: str) -> str
     missing, more = sorted(expected - set(case.channels)), sorted(set(case.channels) - expected)
     if missing:
         found = [path for paths in case.channels.values() for path in paths]
-        words = f"lacks {', '.join(missing)}, it holds {_names([*found, *case.others])}"
+        words = f"lacks {', '.join(missing)}, it holds {names_of([*found, *case.others])}"
     else:
-        words = f"holds {_names([path for name in more for path in case.channels[name]])} besides"
+        words = f"holds {names_of([path for name in more for path in case.channels[name]])} besides"
     return (
         f"{case.folder}: {words}; expected {wanted}\n"
         f"{'add what is missing' if missing else 'take that away'}, or take the folder away to leave the case out"
@@ -207,22 +198,23 @@ def _other_masks(case: _Parted, usual: frozenset[str]) -> str | None:
     own = case.called_masks
     if len(own) > 1:
         return (
-            f"{case.folder}: holds {len(own)} files that are called masks ({_names(own)}); expected one\n"
+            f"{case.folder}: holds {len(own)} files that are called masks ({names_of(own)}); expected one\n"
             "keep one, or move masks of one structure each into a folder of theirs, CASE/masks/liver.nii.gz"
         )
     if not own and len(case.others) > 1:
         return (
-            f"{case.folder}: which is the mask, {_names(list(case.others))}? expected one called seg, label or mask, "
+            f"{case.folder}: which is the mask, {names_of(case.others)}? expected one called seg, label or mask, "
             "as in other cases\nrename it, or move the others away"
         )
     more = [path for path, name in case.others.items() if path not in own and name.lower() not in usual]
     if own and more:
         return (
-            f"{case.folder}: holds {_names(more)} besides; expected the channels and {own[0].name}, as in most cases\n"
-            "take that away, or take the folder away to leave the case out"
+            f"{case.folder}: holds {names_of(more)} besides; expected the channels and {own[0].name}, as in most "
+            "cases\ntake that away, or take the folder away to leave the case out"
         )
     return None
 
 
-def _names(paths: Sequence[Path]) -> str:
-    return listed([path.name for path in paths], _SHOWN)
+def names_of(paths: Iterable[Path], most: int = 5) -> str:
+    """The first of their names, for messages."""
+    return listed([path.name for path in paths], most)

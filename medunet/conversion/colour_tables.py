@@ -65,7 +65,7 @@ def read_colours(path: Path, ignore: str | None = None) -> ColourTable:
     text = _read_text(path)
     if path.suffix.lower() == ".json":
         declared = parse_json(text, path)
-        if _is_data_set(declared):
+        if isinstance(declared.get("labels"), dict):
             table = declared_colours(declared, path, ignore)
             if table is None:
                 raise DataError(f'{path}: says nothing about colours; expected "colours": {{"name": [R, G, B], …}}')
@@ -147,10 +147,6 @@ def _unique(pairs: list[tuple[str, Any]], text: str, path: Path) -> dict[str, An
 def _lines_of(name: str, text: str) -> str:
     numbers = [str(n) for n, line in enumerate(text.splitlines(), 1) if json.dumps(name) in line or f'"{name}"' in line]
     return f"line{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}"
-
-
-def _is_data_set(declared: Mapping[str, Any]) -> bool:
-    return isinstance(declared.get("labels"), dict)
 
 
 def _is_colour(value: Any) -> bool:

@@ -47,6 +47,12 @@ def written(code: int) -> str:
     return f"{code >> 16} {code >> 8 & 255} {code & 255}"
 
 
+def tallied(values: NDArray[Any]) -> dict[int, int]:
+    """The values that occur, ascending, with their pixels."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
 def first_of(found: Sequence[str], most: int = 8) -> str:
     """The first of what was found, and the number of the others, for messages."""
     return "; ".join(found[:most]) + (f"; … {len(found) - most:,} more" if len(found) > most else "")
@@ -134,7 +140,7 @@ class ColourTable:
         nearest, distances = self._nearest(found)
         near = distances <= tolerance
         entries[strange] = np.where(near, nearest, len(self.names)).astype(np.uint16)[inverse.reshape(-1)]
-        unknown = {int(code): int(count) for code, count in zip(found[~near], counts[~near], strict=True)}
+        unknown = dict(zip(found[~near].tolist(), counts[~near].tolist(), strict=True))
         return Decoded(values[entries], int(counts[near].sum()), unknown)
 
     def _nearest(self, codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

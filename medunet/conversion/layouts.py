@@ -7,7 +7,7 @@ that says so, is the name of an image.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,9 +295,8 @@ def _tracking_challenge(source: Path) -> Layout | None:
     cases, alone, orphans = [], [], []
     for truth in sorted(source.glob("[0-9][0-9]_GT/SEG")):
         sequence = truth.parent.name.removesuffix("_GT")
-        frames = (
-            {case_stem(path): path for path in scan_files(source / sequence)} if (source / sequence).is_dir() else {}
-        )
+        folder = source / sequence
+        frames = {case_stem(path): path for path in scan_files(folder)} if folder.is_dir() else {}
         used = set()
         for mask in scan_files(truth):
             match = re.fullmatch(r"man_seg_?(\d+)", case_stem(mask))
@@ -384,9 +383,3 @@ def _others(source: Path) -> tuple[Path, ...]:
     return tuple(
         path for path in sorted(source.iterdir()) if path.is_file() and not is_readable(path) and path.name[0] != "."
     )
-
-
-def count_by_suffix(paths: Iterable[Path]) -> str:
-    """`3 .txt, 1 .db` for messages."""
-    counts = Counter(path.suffix or path.name for path in paths)
-    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())

@@ -231,6 +231,7 @@ def _without_table(census: Census, request: ConvertRequest) -> DataError:
 
 def _objects(census: Census, request: ConvertRequest) -> Meaning:
     settings = request.objects or ObjectSettings()
+    apart = ", every connected part one of its own" if settings.connected else ""
     if census.lossy:
         raise DataError(
             f"{request.source}: {census.lossy} of {census.masks} masks are JPEG, which changes ids and colours of "
@@ -243,17 +244,13 @@ def _objects(census: Census, request: ConvertRequest) -> Meaning:
                 f"frequent are {census.frequent(3)}\nsay which one is the background with --background 'R G B'"
             )
         rule: Rule = ColouredObjects(settings.background, settings.connected)
-        return _object_meaning("one colour per object" + _connected_text(settings), rule, request)
+        return _object_meaning("one colour per object" + apart, rule, request)
     if settings.connected:
-        return _object_meaning("objects" + _connected_text(settings), Connected(), request)
+        return _object_meaning("objects" + apart, Connected(), request)
     notes: tuple[str, ...] = ()
     if len(set(census.values) - {0}) == 1:
         notes = ("each mask is one object as there is one value only; --connected makes every connected part one",)
     return replace(_object_meaning("object ids", Unchanged(), request), notes=notes)
-
-
-def _connected_text(settings: ObjectSettings) -> str:
-    return ", every connected part one of its own" if settings.connected else ""
 
 
 def _object_meaning(description: str, rule: Rule, request: ConvertRequest) -> Meaning:
@@ -282,10 +279,10 @@ def _grey(census: Census, declared: Mapping[str, Any], request: ConvertRequest) 
         )
     if request.tolerance > 0:
         raise ConfigError("--tolerance is for colours and for black and white, but these masks hold label values")
-    notes = [f"{len(values)} values are taken as classes; if they are object ids, say --instances"]
     labels = {"background" if value == 0 else f"label_{value}": value for value in values}
     declaration: dict[str, Any] = {"labels": labels}
-    notes = notes if len(values) > 16 else []
+    many = f"{len(values)} values are taken as classes; if they are object ids, say --instances"
+    notes = [many] if len(values) > 16 else []
     if request.ignore is not None:
         declaration = {
             "labels": {name: value for name, value in labels.items() if value != int(request.ignore)},

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from medunet.conversion.colours import Decoded
-from medunet.conversion.layouts import FoundCase, Layout, count_by_suffix
+from medunet.conversion.colours import Decoded, tallied
+from medunet.conversion.layouts import FoundCase, Layout
 from medunet.conversion.meaning import ConvertRequest, Meaning
-from medunet.conversion.rules import MatchingRule, Rule
+from medunet.conversion.rules import BlackAndWhite, Coloured, Rule
 from medunet.errors import DataError
 from medunet.system.wording import listed
 
@@ -39,15 +39,14 @@ def say_layout(layout: Layout, request: ConvertRequest, say: Say) -> None:
         ("without a mask", layout.alone),
         ("without an image", layout.orphans),
         ("neither a known scan nor the mask", layout.unused),
+        ("folders with an image and masks of their own", layout.passed_over),
     ):
         if paths:
             names = listed([relative(path, request.source) for path in paths], _SHOWN)
             say(f"left out, {what}: {len(paths)}: {names}")
-    if layout.passed_over:
-        names = listed([path.name for path in layout.passed_over], _SHOWN)
-        say(f"left out, folders with an image and masks of their own: {len(layout.passed_over)}: {names}")
     if layout.others:
-        say(f"left out, no scans: {count_by_suffix(layout.others)}")
+        counts = Counter(path.suffix or path.name for path in layout.others)
+        say(f"left out, no scans: {', '.join(f'{count} {suffix}' for suffix, count in counts.most_common())}")
 
 
 def say_meaning(meaning: Meaning, say: Say) -> None:
@@ -78,9 +77,9 @@ class Totals:
         self.unknown.update(decoded.unknown)
         self.odd += [case.masks[0].name] if decoded.unknown else []
         self.overlaps += [case.name] if decoded.overlapping or decoded.hidden else []
-        found, counts = np.unique(decoded.labels, return_counts=True)
-        self.counts.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-        self.objects += int((found > 0).sum())
+        found = tallied(decoded.labels)
+        self.counts.update(found)
+        self.objects += sum(value > 0 for value in found)
 
     def lines(self, declaration: Mapping[str, Any]) -> Iterator[str]:
         """The lines that a user needs before training."""
@@ -105,12 +104,13 @@ class Totals:
 def refuse_unknown(totals: Totals, rule: Rule, request: ConvertRequest) -> None:
     if not totals.unknown:
         return
-    assert isinstance(rule, MatchingRule), "other rules have a label value for every value"
+    assert isinstance(rule, Coloured | BlackAndWhite), "other rules have a label value for every value"
+    known = rule.table if isinstance(rule, Coloured) else rule
     count = sum(totals.unknown.values())
     within = f"within a tolerance of {request.tolerance:g} " if request.tolerance else ""
     raise DataError(
         f"{request.source}: {count:,} pixels ({count / totals.pixels:.3%}) in {len(totals.odd)} masks (first: "
         f"{totals.odd[0]}) have {len(totals.unknown):,} colours that {within}mean nothing; nothing was written\n"
-        f"{rule.describe(totals.unknown)}\nadd them to the table, or take the nearest class with --tolerance "
-        f"{np.ceil(rule.farthest(totals.unknown)):g} or less"
+        f"{known.describe(totals.unknown)}\nadd them to the table, or take the nearest class with --tolerance "
+        f"{np.ceil(known.farthest(totals.unknown)):g} or less"
     )

@@ -53,7 +53,8 @@ def recolour(request: ConvertRequest, say: Say) -> None:
     with folder_written_aside(request.output) as aside:
         folder = aside / "labels" if images else aside
         for path in progress(labels, "mask"):
-            _write_mask(path, table, request, folder)
+            mask = _coloured(path, table, request)
+            write_volume(mask, folder / f"{case_stem(path)}{'.png' if mask.dimensions == 2 else suffix_of(path)}")
         for path in images:
             place_file(path, aside / "images", case_stem(path), request.link)
         if images:
@@ -123,11 +124,6 @@ def _chosen(named: LabelTable) -> ColourTable:
         names, values, codes = [*names, ignore], [*values, named.ignore], [*codes, code_of((40, 40, 40))]
     colours = tuple((code >> 16, code >> 8 & 255, code & 255) for code in codes)
     return ColourTable(tuple(names), colours, tuple(values), ignore)
-
-
-def _write_mask(path: Path, table: ColourTable, request: ConvertRequest, folder: Path) -> None:
-    volume = _coloured(path, table, request)
-    write_volume(volume, folder / f"{case_stem(path)}{'.png' if volume.dimensions == 2 else suffix_of(path)}")
 
 
 def _coloured(path: Path, table: ColourTable, request: ConvertRequest) -> Volume:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medunet.conversion.colours import ColourTable, Decoded, first_of, written
+from medunet.conversion.colours import ColourTable, Decoded, first_of, tallied, written
 from medunet.conversion.masks import Mask
 from medunet.errors import DataError
 from medunet.instances.watershed import connected
@@ -23,7 +23,7 @@ _FEW = 5
 class Rule(Protocol):
     """Makes the label map of one case from its mask, or its masks where each object has one."""
 
-    unchanged: bool
+    unchanged: bool = False
     """True if label maps hold the values of the masks, so that files can be copied."""
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
@@ -31,45 +31,24 @@ class Rule(Protocol):
         ...
 
 
-@runtime_checkable
-class MatchingRule(Rule, Protocol):
-    """A rule that compares with known colours or grey values; others are unknown to it."""
-
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        """Unknown colours or values for a message."""
-        ...
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        """The tolerance that would take all of them."""
-        ...
-
-
 @dataclass(frozen=True)
-class Coloured:
+class Coloured(Rule):
     """Each class has a colour."""
 
     table: ColourTable
     tolerance: float = 0.0
-    unchanged = False
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         (mask,) = masks
         return self.table.decode(mask.as_colours, self.tolerance)
 
-    def describe(self, unknown: Mapping[int, int]) -> str:
-        return self.table.describe(unknown)
-
-    def farthest(self, unknown: Mapping[int, int]) -> float:
-        return self.table.farthest(unknown)
-
 
 @dataclass(frozen=True)
-class BlackAndWhite:
+class BlackAndWhite(Rule):
     """0 is background, `white` the one class; values up to `tolerance` away from either count as it."""
 
     white: int = 255
     tolerance: float = 0.0
-    unchanged = False
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         (mask,) = masks
@@ -77,21 +56,21 @@ class BlackAndWhite:
         bright = 2 * values > self.white
         far = np.abs(values - np.where(bright, self.white, 0))
         strange = far > self.tolerance
-        found, counts = np.unique(values[strange], return_counts=True)
-        unknown = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
         changed = int(((far > 0) & ~strange).sum())
-        return Decoded((bright & ~strange).astype(np.uint8), changed, unknown)
+        return Decoded((bright & ~strange).astype(np.uint8), changed, tallied(values[strange]))
 
     def describe(self, unknown: Mapping[int, int]) -> str:
+        """Unknown values for a message."""
         ordered = sorted(unknown, key=lambda value: (-unknown[value], value))
         return first_of([f"grey {value} {unknown[value]:,} px" for value in ordered])
 
     def farthest(self, unknown: Mapping[int, int]) -> float:
+        """The tolerance that would take all of them."""
         return float(max(min(value, abs(self.white - value)) for value in unknown))
 
 
 @dataclass(frozen=True)
-class Unchanged:
+class Unchanged(Rule):
     """The values are label values or object ids already."""
 
     unchanged = True
@@ -102,10 +81,8 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
-class Connected:
+class Connected(Rule):
     """Every connected part of one value is an object; 0 is background."""
-
-    unchanged = False
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         (mask,) = masks
@@ -113,7 +90,7 @@ class Connected:
 
 
 @dataclass(frozen=True)
-class ColouredObjects:
+class ColouredObjects(Rule):
     """Every colour but the background's is an object, or every connected part of a colour is.
 
     Attributes:
@@ -122,7 +99,6 @@ class ColouredObjects:
 
     background: int = 0
     connected: bool = False
-    unchanged = False
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         (mask,) = masks
@@ -253,14 +229,12 @@ class Census:
         self.coloured += mask.values is None
         self.palettes += mask.values is not None and mask.colours is not None
         if mask.colours is not None:
-            found, counts = np.unique(mask.colours, return_counts=True)
-            self.codes.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-            self.sightings.update(found.tolist())
+            found = tallied(mask.colours)
+            self.codes.update(found)
+            self.sightings.update(list(found))
         if mask.values is not None:
             # JPEG is looked at as it is: whether it can be used is decided later.
-            plain = values_of(mask) if not mask.lossy else mask.values
-            found, counts = np.unique(plain, return_counts=True)
-            self.values.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            self.values.update(tallied(values_of(mask) if not mask.lossy else mask.values))
 
     @property
     def white(self) -> int | None:

@@ -5,11 +5,11 @@ Names alone decide; no file is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medunet.conversion.channel_folders import PLAIN_NAMES, CaseFolder, channel_layout, has_channels
+from medunet.conversion.channel_folders import PLAIN_NAMES, CaseFolder, channel_layout, has_channels, names_of
 from medunet.conversion.layouts import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -23,7 +23,6 @@ from medunet.datasets.catalogue import group_cases, scan_files
 from medunet.datasets.loading import refuse
 from medunet.errors import DataError
 from medunet.formats.dispatch import case_stem, is_readable
-from medunet.system.wording import listed
 
 _IMAGE_NAMES = (*PLAIN_NAMES, "ct", "mr", "mri", "pet", "t1", "t2", "flair")
 
@@ -84,8 +83,8 @@ def _folder_per_image(images: Path, place: Path) -> Layout | None:
     files = scan_files(place)
     if files:
         raise DataError(
-            f"{place}: holds folders of masks ({_names(own.values())}) and files ({_names(files)}); expected one kind\n"
-            f"move one kind away, or say --masks '{place.name}/*' if the files are the masks"
+            f"{place}: holds folders of masks ({names_of(own.values(), 3)}) and files ({names_of(files, 3)}); expected "
+            f"one kind\nmove one kind away, or say --masks '{place.name}/*' if the files are the masks"
         )
     cases = tuple(FoundCase(case.name, case.images, _masks(case.label)) for case in grouped if case.label)
     alone = tuple(path for case in grouped if case.label is None for path in case.images)
@@ -128,7 +127,7 @@ class _LookedInto:
         masks = scan_files(inner[0])
         if len(inner) > 1:
             self.problems.append(
-                f"{folder}: holds {len(inner)} folders of masks ({_names(inner)}); expected one\n"
+                f"{folder}: holds {len(inner)} folders of masks ({names_of(inner, 3)}); expected one\n"
                 f"move the others away, or say which one with --masks {inner[0].name}"
             )
         elif not masks:
@@ -146,7 +145,10 @@ class _LookedInto:
             if len(images) == 1 and masks:
                 self.cases.append(FoundCase(folder.path.name, images, masks))
             elif images and masks:
-                self.problems.append(_several_images(folder.path, images))
+                self.problems.append(
+                    f"{folder.path}: holds {len(images)} scans ({names_of(images, 3)}) beside its masks; expected one "
+                    "image per folder\nkeep one, or make images/ (CASE_0000, CASE_0001, …) with labels/CASE/"
+                )
             else:
                 self.alone += images
                 self.orphans += [folder.path] if masks else []
@@ -183,13 +185,6 @@ def _in_case_folders(source: Path, masks: str | None) -> Layout | None:
     return Layout("one folder per image", tuple(found.cases), alone=alone, orphans=orphans, structures=True)
 
 
-def _several_images(folder: Path, images: Sequence[Path]) -> str:
-    return (
-        f"{folder}: holds {len(images)} scans ({_names(images)}) beside its masks; expected one image per folder\n"
-        "keep one, or make images/ (CASE_0000, CASE_0001, …) with labels/CASE/"
-    )
-
-
 def _no_mask(folder: Path) -> str:
     return (
         f"{folder}: holds no mask; expected a file per structure, such as liver.nii.gz\n"
@@ -202,7 +197,3 @@ def _masks(folder: Path) -> tuple[Path, ...]:
     if not found:
         raise DataError(_no_mask(folder))
     return tuple(found)
-
-
-def _names(paths: Iterable[Path]) -> str:
-    return listed([path.name for path in paths], 3)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medunet.conversion.colours import Decoded
 from medunet.conversion.layouts import FoundCase
 from medunet.conversion.masks import Mask, read_mask
-from medunet.conversion.rules import grey_of
+from medunet.conversion.rules import Rule, grey_of
 from medunet.datasets.labels import IGNORE
 from medunet.datasets.loading import refuse
 from medunet.errors import DataError
@@ -168,11 +168,6 @@ def _parted(values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
     return inside, values[(values != 0) & ~inside]
 
 
-def is_binary(mask: Mask) -> bool:
-    """True if a mask can show one structure: it has no colours, and was not saved as JPEG."""
-    return not mask.lossy and mask.values is not None and _parted(grey_of(mask))[1].size == 0
-
-
 def are_label_maps(cases: Sequence[FoundCase], axes: str | None = None) -> bool:
     """True if masks in a folder per image are label maps: one in each, of the same name, and not all binary.
 
@@ -182,7 +177,10 @@ def are_label_maps(cases: Sequence[FoundCase], axes: str | None = None) -> bool:
     if any(len(case.masks) > 1 for case in cases):
         return False
     names = {case_stem(case.masks[0]).replace(case.name, "").strip("_-. ").lower() for case in cases}
-    return len(names) == 1 and not all(is_binary(read_mask(case.masks[0], axes)) for case in cases)
+    masks = (read_mask(case.masks[0], axes) for case in cases)
+    # A binary mask has no colours, and was not saved as JPEG.
+    binary = (not m.lossy and m.values is not None and _parted(grey_of(m))[1].size == 0 for m in masks)
+    return len(names) == 1 and not all(binary)
 
 
 @dataclass
@@ -338,7 +336,7 @@ def _unused(name: str, number: int, taken: Container[str]) -> str:
 
 
 @dataclass(frozen=True)
-class JoinedStructures:
+class JoinedStructures(Rule):
     """Each mask is a structure; label values stand for combinations of them.
 
     Attributes:
@@ -346,7 +344,6 @@ class JoinedStructures:
     """
 
     values: Mapping[Combination, int]
-    unchanged = False
 
     def apply(self, masks: Sequence[Mask]) -> Decoded:
         result = joined(masks)

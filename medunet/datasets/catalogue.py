@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from medunet.datasets.annotation import EVERYTHING, NOTHING_SAID, Annotation, AnnotationSettings
-from medunet.datasets.channels import Channel, chosen_names
 from medunet.datasets.declaration import read_declaration
 from medunet.datasets.labels import LabelTable, table_from_values
 from medunet.datasets.voxel_size import VoxelSize
@@ -24,6 +24,8 @@ from medunet.formats.dispatch import READABLE, case_stem, is_readable, label_axe
 
 LAYOUTS = (("images", "labels"), ("imagesTr", "labelsTr"))
 """Folders of images and of labels."""
+Channel: TypeAlias = int | str
+"""An index, counted from 0 as in `CASE_0000`, or a name."""
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -85,7 +87,9 @@ def read_data_set(folder: Path, channels: Sequence[Channel] = ()) -> DataSet:
     declared = read_declaration(folder / "dataset.json")
     cases = _cases(folder, images, labels, declared.stack)
     names, size = declared.channels, declared.size
-    wanted = _as_declared(channels, names)
+    known = {name.casefold(): number for number, name in enumerate(names)}
+    # By index where `dataset.json` declares their name.
+    wanted = tuple(known.get(one.casefold(), one) if isinstance(one, str) else one for one in channels)
     found = DataSet(
         folder=folder,
         name=str(declared.content.get("name") or folder.resolve().name),
@@ -123,12 +127,37 @@ def _cases(folder: Path, images: Path, labels: Path, stack: bool) -> list[Case]:
     return cases
 
 
-def _as_declared(channels: Sequence[Channel], names: Sequence[str]) -> tuple[Channel, ...]:
-    """The channels that are chosen, by index where `dataset.json` declares their name."""
-    known = {name.casefold(): number for number, name in enumerate(names)}
-    return tuple(
-        known.get(channel.casefold(), channel) if isinstance(channel, str) else channel for channel in channels
-    )
+def channel_indices(wanted: Sequence[Channel], names: Sequence[str], count: int, where: str) -> tuple[int, ...]:
+    """The indices of the wanted channels among `count`; names are compared without regard to case.
+
+    Args:
+        names: of the channels; empty if nothing says them.
+        where: the file or case, for messages.
+
+    Raises:
+        DataError: an index that is too large, or a name that no channel has, or several.
+    """
+    indices, known = [], ", ".join(f"{number} {name!r}" for number, name in enumerate(names)) or "without names"
+    for channel in wanted:
+        if isinstance(channel, int):
+            if channel >= count:
+                raise DataError(f"{where}: has no channel {channel}: it has {count} ({known}), counted from 0")
+            indices.append(channel)
+            continue
+        found = [number for number, name in enumerate(names) if name.casefold() == channel.casefold()]
+        if len(found) != 1:
+            raise DataError(
+                f"{where}: {len(found) or 'no'} channel{'s are' if found else ' is'} called {channel!r}: it has "
+                f"{count} ({known})\nchoose by index, counted from 0, or name the channels in dataset.json"
+            )
+        indices += found
+    return tuple(indices)
+
+
+def chosen_names(wanted: Sequence[Channel], declared: Sequence[str]) -> tuple[str, ...]:
+    """The names of the wanted channels; empty if one of them is an index that no declaration names."""
+    known = [channel if isinstance(channel, str) else "".join(declared[channel : channel + 1]) for channel in wanted]
+    return tuple(known) if all(known) else ()
 
 
 def annotated(data: DataSet, settings: AnnotationSettings) -> DataSet:

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from medunet.datasets.catalogue import Case, DataSet
-from medunet.datasets.channels import channel_indices
+from medunet.datasets.catalogue import Case, DataSet, channel_indices
 from medunet.datasets.labels import LabelTable
 from medunet.datasets.voxel_size import Scan
 from medunet.errors import DataError
@@ -164,7 +163,11 @@ def check_pairs(cases: Iterable[Case], axes: str | None = None) -> None:
             image = image_grid(case, axes)
             found = (case.name, channel_count(case, image.channels), len(image.shape))
             first = first or found
-            _require_alike(first, found)
+            if found[1:] != first[1:]:
+                raise DataError(
+                    f"{found[0]}: has {found[1]} channel(s) and {found[2]} dimensions, {first[0]} has {first[1]} and "
+                    f"{first[2]}\nall cases of a data set need the same; take the odd ones out"
+                )
             for path in case.images[1:]:
                 _require_same_grid(case, image, read_grid(path, axes=axes), f"channel {path.name}")
             if case.label:
@@ -184,11 +187,3 @@ def refuse(problems: Sequence[str], what: str) -> None:
     if problems:
         more = f"\n… and {len(problems) - 1} more {what} like this" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
-
-
-def _require_alike(first: tuple[str, int, int], other: tuple[str, int, int]) -> None:
-    if other[1:] != first[1:]:
-        raise DataError(
-            f"{other[0]}: has {other[1]} channel(s) and {other[2]} dimensions, {first[0]} has {first[1]} and {first[2]}"
-            "\nall cases of a data set need the same; take the odd ones out"
-        )

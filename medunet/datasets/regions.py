@@ -100,8 +100,8 @@ class DeclaredRegions:
         for (name, values), value in zip(self.values.items(), order, strict=True):
             if value not in values:
                 raise DataError(
-                    f'"regions_class_order" writes {value} for region "{name}", which is made of {_listed(values)}; '
-                    "expected one of these, or it would be scored as something else"
+                    f'"regions_class_order" writes {value} for region "{name}", which is made of '
+                    f"{', '.join(map(str, values))}; expected one of these, or it would be scored as something else"
                 )
         return order
 
@@ -138,7 +138,7 @@ def split_declaration(labels: Mapping[str, Any], declared: Mapping[str, Any]) ->
     Raises:
         DataError: regions that are no lists of whole numbers, or are declared in both forms.
     """
-    single = {name: _unwrapped(value) for name, value in labels.items()}
+    single = {n: v[0] if isinstance(v, list) and len(v) == 1 else v for n, v in labels.items()}
     mixed = [name for name, value in single.items() if isinstance(value, list)]
     if not mixed and not declared.get("regions"):
         return single, None
@@ -152,10 +152,6 @@ def split_declaration(labels: Mapping[str, Any], declared: Mapping[str, Any]) ->
     names = {own[0]: name for name, own in values.items() if len(own) == 1}
     plain = {names.get(value, f"label_{value}"): value for value in sorted({v for own in values.values() for v in own})}
     return {**apart, **plain}, DeclaredRegions(values, order)
-
-
-def _unwrapped(value: Any) -> Any:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _values_by_name(regions: Any) -> dict[str, tuple[int, ...]]:
@@ -182,7 +178,3 @@ def _order(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, list) or any(isinstance(n, bool) or not isinstance(n, int) for n in value):
         raise DataError(f'"regions_class_order" must be a list of label values, one per region; found {value!r}')
     return tuple(value)
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(str(value) for value in values)

@@ -123,27 +123,20 @@ def declared_size(declared: Mapping[str, Any], where: str) -> VoxelSize | None:
     numbers = [spacing] if isinstance(spacing, (int, float)) else spacing
     if not isinstance(numbers, list) or not 1 <= len(numbers) <= 3 or not all(map(_is_length, numbers)):
         raise DataError(f'{where}: "spacing" must be one, two or three positive numbers, found {spacing!r}')
-    known = _unit(_SPELLED.get(word, word))
-    if known is None:
+    word = _SPELLED.get(word, word)
+    name = word if word in MILLIMETRES else "um"
+    factor = 1.0 if name == word else MICROMETRES.get(word)
+    if factor is None:
         raise DataError(
             f'{where}: declares "spacing" {spacing} with "spacing_units" {unit!r}; expected "mm", "um" or "nm"\n'
             'say which unit it is, or "pixel" if it is none'
         )
-    unit_name, factor = known
     lengths = _in_order(numbers, declared.get("axes"), where)
-    return VoxelSize(tuple(factor * float(n) for n in lengths), unit_name)
+    return VoxelSize(tuple(factor * float(n) for n in lengths), name)
 
 
 def _is_length(number: Any) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
-
-
-def _unit(word: str) -> tuple[str, float] | None:
-    """One of medunet's units, and the length of the named unit in it."""
-    if word in MILLIMETRES:
-        return word, 1.0
-    micrometres = MICROMETRES.get(word)
-    return None if micrometres is None else ("um", micrometres)
 
 
 def _in_order(numbers: Sequence[float], axes: Any, where: str) -> list[float]:

@@ -2,6 +2,5 @@
 
 The story is `medunet.evaluate`. Evaluation knows no torch and nothing of other stories.
 
-From top to bottom: files, notes, scoring, indices, settings, membranes, postselection, scorecard,
-objects_boundaries, pairs.
+From top to bottom: files, scoring, indices, settings, postselection, scorecard, objects_boundaries, pairs.
 """

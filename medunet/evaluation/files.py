@@ -27,6 +27,7 @@ from medunet.report.planes import Overlay, reoriented
 from medunet.report.plots import EpochRecord
 from medunet.report.table import csv_text
 from medunet.system.files import check_free, write_text
+from medunet.version import __version__
 
 REPORT = "report.html"
 
@@ -119,11 +120,8 @@ def _objects_drawn(overlay: Overlay, prediction: NDArray[Any], reference: NDArra
     free = int(true.max()) + 1
     found, position = np.unique(ids, return_inverse=True)
     renamed = {int(one): free + number for number, one in enumerate(found) if one}
-    claimed: set[int] = set()
-    for one, partner in errors.partner.items():
-        if partner not in claimed:
-            renamed[one] = partner
-            claimed.add(partner)
+    first = {partner: one for one, partner in reversed(errors.partner.items())}
+    renamed |= {one: partner for partner, one in first.items()}
     shown = np.array([renamed.get(int(one), 0) for one in found])[position].reshape(ids.shape)
     marked = MarkedObjects(
         errors.missed.tolist(), errors.split.tolist(),
@@ -145,8 +143,6 @@ def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
 
 
 def _record(evaluation: Evaluation) -> dict[str, Any]:
-    from medunet.version import __version__
-
     table = evaluation.labels
     values = dict(zip(table.names, table.values, strict=True))
     labels: dict[str, Any] = {"names": values, "ignore": table.ignore, "kind": table.kind}

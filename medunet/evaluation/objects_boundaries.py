@@ -89,10 +89,7 @@ def object_scores(scored: Mapping[str, ObjectCounts], pooled: ObjectCounts, labe
         columns=tuple(Column(_CSV_KEYS.get(c.key, c.key), c.title) for c in (*_SCORES, *_COUNTS)),
         cells={case: _object_row(counts) for case, counts in scored.items()},
         summary=tuple(_summary_rows(label, pooled, by_image)),
-        record={
-            "pooled": _object_record(pooled),
-            "by_image": {key: found.mean for key, found in by_image.items()},
-        },
+        record={"pooled": _object_record(pooled), "by_image": {key: found.mean for key, found in by_image.items()}},
         case_records={case: _object_record(counts) for case, counts in scored.items()},
         headlines=_object_headlines(pooled, by_image),
         section=_object_section(scored, pooled, by_image),
@@ -110,11 +107,16 @@ def _by_image(scored: Mapping[str, ObjectCounts], key: str) -> Statistics:
     return statistics_of({case: value for case, value in values.items() if not isnan(value)})
 
 
+def summary_row(label: str, key: str, s: Statistics) -> Row:
+    """A row of `summary.csv`."""
+    return (label, key, s.count, s.mean, s.deviation, s.median, s.worst, s.worst_case or "")
+
+
 def _summary_rows(label: str, pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> list[Row]:
     rows: list[Row] = []
     for key, s in by_image.items():
         name = _CSV_KEYS.get(key, key)
-        rows.append((label, name, s.count, s.mean, s.deviation, s.median, s.worst, s.worst_case or ""))
+        rows.append(summary_row(label, name, s))
         rows.append(_pooled_row(label, name, s.count, getattr(pooled, key)))
     return rows
 
@@ -123,19 +125,18 @@ def _pooled_row(label: str, key: str, cases: int, value: float) -> Row:
     return (label, f"{key}_pooled", cases, value, None, None, None, "")
 
 
-_THRESHOLD_SCORES = {
-    "true_positives": "true_positives", "false_positives": "false_positives", "false_negatives": "false_negatives",
-    "precision": "precision", "recall": "recall", "f1": "f1", "ap": "accuracy", "mean_true_score": "mean_true_score",
-    "mean_matched_score": "mean_matched_score", "panoptic_quality": "panoptic_quality",
-}  # fmt: skip
-"""Names in `scores.json`, and the attributes of `Matches`."""
+_THRESHOLD_SCORES = (
+    "true_positives", "false_positives", "false_negatives", "precision", "recall", "f1", "ap", "mean_true_score",
+    "mean_matched_score", "panoptic_quality",
+)  # fmt: skip
+"""Attributes of `Matches` in `scores.json`."""
 
 
 def _object_record(counts: ObjectCounts) -> dict[str, Any]:
     return {
         **{column.key: getattr(counts, column.key) for column in (*_SCORES, *_COUNTS)},
         "thresholds": {
-            f"{threshold:g}": {name: getattr(match, attribute) for name, attribute in _THRESHOLD_SCORES.items()}
+            f"{threshold:g}": {name: getattr(match, name) for name in _THRESHOLD_SCORES}
             for threshold, match in zip(THRESHOLDS, counts.matches, strict=True)
         },
     }
@@ -144,10 +145,10 @@ def _object_record(counts: ObjectCounts) -> dict[str, Any]:
 def _object_headlines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> tuple[Headline, ...]:
     wrong = pooled.missed + pooled.invented + pooled.merged + pooled.split
     return (
-        Headline("SEG", _shown(pooled.seg), f"DET {_shown(pooled.det)}"),
-        Headline("AP at IoU 0.5", _shown(pooled.ap50), f"by image {_shown(by_image['ap50'].mean)}"),
-        Headline("mAP 0.5:0.95", _shown(pooled.mean_ap), f"by image {_shown(by_image['mean_ap'].mean)}"),
-        Headline("Panoptic quality", _shown(pooled.pq), f"SQ {_shown(pooled.sq)}, RQ {_shown(pooled.rq)}"),
+        Headline("SEG", cell_text(pooled.seg), f"DET {cell_text(pooled.det)}"),
+        Headline("AP at IoU 0.5", cell_text(pooled.ap50), f"by image {cell_text(by_image['ap50'].mean)}"),
+        Headline("mAP 0.5:0.95", cell_text(pooled.mean_ap), f"by image {cell_text(by_image['mean_ap'].mean)}"),
+        Headline("Panoptic quality", cell_text(pooled.pq), f"SQ {cell_text(pooled.sq)}, RQ {cell_text(pooled.rq)}"),
         Headline("Objects", str(pooled.reference), f"{pooled.prediction} predicted"),
         Headline(
             "Missed objects", str(pooled.missed),
@@ -178,18 +179,15 @@ def _object_section(
 
 def _threshold_table(pooled: ObjectCounts) -> Table:
     columns = (
-        Column("threshold", "IoU at least", digits=2), Column("ap", "AP", share=True), Column("f1", "F1"),
-        Column("precision", "Precision"), Column("recall", "Recall"), Column("tp", "TP"), Column("fp", "FP"),
-        Column("fn", "FN"), Column("mean_matched_score", "Mean IoU of pairs"),
+        Column("ap", "AP", share=True), Column("f1", "F1"), Column("precision", "Precision"),
+        Column("recall", "Recall"), Column("true_positives", "TP"), Column("false_positives", "FP"),
+        Column("false_negatives", "FN"), Column("mean_matched_score", "Mean IoU of pairs"),
     )  # fmt: skip
-    rows = [
-        (
-            threshold, match.accuracy, match.f1, match.precision, match.recall, match.true_positives,
-            match.false_positives, match.false_negatives, match.mean_matched_score,
-        )
+    rows = tuple(
+        (threshold, *(getattr(match, column.key) for column in columns))
         for threshold, match in zip(THRESHOLDS, pooled.matches, strict=True)
-    ]  # fmt: skip
-    return Table(columns, tuple(rows))
+    )
+    return Table((Column("threshold", "IoU at least", digits=2), *columns), rows)
 
 
 def _object_lines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> list[str]:
@@ -200,10 +198,12 @@ def _object_lines(pooled: ObjectCounts, by_image: Mapping[str, Statistics]) -> l
         kinds.append(f"{pooled.unjudged} on ignored voxels not judged")
     lines = [
         f"{counted}; {', '.join(kinds)}",
-        "  pooled    " + ", ".join(f"{OBJECT_SCORES[key]} {_shown(getattr(pooled, key))}" for key in keys),
+        "  pooled    " + ", ".join(f"{OBJECT_SCORES[key]} {cell_text(getattr(pooled, key))}" for key in keys),
     ]
     if by_image["pq"].count > 1:
-        lines.append("  by image  " + ", ".join(f"{OBJECT_SCORES[key]} {_shown(by_image[key].mean)}" for key in keys))
+        lines.append(
+            "  by image  " + ", ".join(f"{OBJECT_SCORES[key]} {cell_text(by_image[key].mean)}" for key in keys)
+        )
     return lines
 
 
@@ -222,7 +222,7 @@ def boundary_scores(scored: Mapping[str, BoundaryCounts], pooled: BoundaryCounts
     values = {case: _boundary_values(counts) for case, counts in scored.items()}
     of_all = _boundary_values(pooled)
     v_rand, v_info, error, plain = (
-        _shown(of_all[key], 4) for key in ("v_rand", "v_info", "pixel_error", "plain_pixel_error")
+        cell_text(of_all[key], 4) for key in ("v_rand", "v_info", "pixel_error", "plain_pixel_error")
     )
     return FurtherScores(
         key="boundaries",
@@ -238,8 +238,8 @@ def boundary_scores(scored: Mapping[str, BoundaryCounts], pooled: BoundaryCounts
         ),
         section=_boundary_section(values, of_all),
         lines=(
-            f"boundaries of {pooled.sections} sections: V_rand {v_rand} (split {_shown(pooled.rand.split, 4)}, merge "
-            f"{_shown(pooled.rand.merge, 4)}), V_info {v_info}, pixel error {error} (plain {plain})",
+            f"boundaries of {pooled.sections} sections: V_rand {v_rand} (split {cell_text(pooled.rand.split, 4)}, "
+            f"merge {cell_text(pooled.rand.merge, 4)}), V_info {v_info}, pixel error {error} (plain {plain})",
         ),
         policy=BOUNDARY_POLICY,
     )
@@ -267,7 +267,3 @@ def _boundary_section(values: Mapping[str, Mapping[str, float]], of_all: Mapping
     rows += [(case, *found.values()) for case, found in values.items()]
     text = "The first row takes one threshold for all sections; each case below has its own best."
     return Section("Boundaries", (text,), tables=(Table((Column("case", "Case"), *_BOUNDARY_COLUMNS), tuple(rows)),))
-
-
-def _shown(value: float, digits: int = 3) -> str:
-    return cell_text(value, digits)

@@ -123,7 +123,9 @@ def pair_by_stem(
     pairs = [Pair(case, predicted.scans[case], true.scans[case], images.get(case)) for case in both]
     missing = [] if predicted.single else sorted(set(true.scans) - set(predicted.scans))
     unpaired = set() if true.single else set(predicted.scans) - set(true.scans)
-    extra = sorted(case for case in unpaired if not _are_probabilities(case, predicted.scans))
+    # Probabilities that belong to the label map of another case are no case themselves.
+    beside = {f"{case}{PROBABILITIES}" for case in predicted.scans}
+    extra = sorted(unpaired - beside)
     notes = (f"Not scored, for want of a reference: {_few(extra)} ({len(extra)}).",) if extra else ()
     return pairs, missing, notes
 
@@ -263,8 +265,8 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
     folders = [
         volume.origin.path for volume in (prediction, reference) if volume.origin and volume.origin.path.is_dir()
     ]
-    stacks = [folder for folder in folders if stack_files(folder)]
-    if not stacks or prediction.dimensions != 3 or reference.dimensions != 3:
+    named = {folder: stems for folder in folders if (stems := [path.stem for path in stack_files(folder)])}
+    if not named or prediction.dimensions != 3 or reference.dimensions != 3:
         return
     counts = prediction.shape[2], reference.shape[2]
     if counts[0] != counts[1]:
@@ -273,20 +275,13 @@ def _require_same_sections(case: str, prediction: Volume, reference: Volume) -> 
             f"{case}: prediction {where[0]} has {counts[0]} sections, but reference {where[1]} has {counts[1]}\n"
             "give all sections of both, and no others"
         )
-    if len(stacks) < 2:
+    if len(named) < 2:
         return
-    named = [[path.stem for path in stack_files(folder)] for folder in stacks]
-    shared = set(named[0]) & set(named[1])
-    if shared and named[0] != named[1]:
-        first = next((one, other) for one, other in zip(*named, strict=True) if one != other)
+    predicted, true = named.values()
+    if set(predicted) & set(true) and predicted != true:
+        first = next((one, other) for one, other in zip(predicted, true, strict=True) if one != other)
         raise DataError(
-            f"{case}: sections of {stacks[0]} and {stacks[1]} have names in common, but not in the same places: "
+            f"{case}: sections of {' and '.join(map(str, named))} have names in common, but not in the same places: "
             f"{first[0]} would be compared with {first[1]}\n"
             "give the same sections of both, under the same names or all under others"
         )
-
-
-def _are_probabilities(case: str, cases: Iterable[str]) -> bool:
-    """True if this file belongs to the label map of another case, and is no case itself."""
-    owner = case.removesuffix(PROBABILITIES)
-    return owner != case and owner in cases

@@ -31,6 +31,9 @@ FEWEST = 3
 CONNECTIVITY = "components share faces, edges or corners; holes share faces"
 
 Dice = dict[str, float]
+_Candidates = Mapping[str, Sequence[PostStep]]
+Report = Callable[[str], None]
+"""Is told what is going on."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,8 @@ class Selection:
             "dice_before": _without_nan(self.before),
             "dice_after": _without_nan(self.after),
             "tried": [
-                {
-                    **asdict(trial.step),
-                    "gain": round(trial.gain, 6),
-                    "dice": _without_nan(trial.dice),
-                    "chosen": trial.chosen,
-                }
-                for trial in self.trials
+                {**asdict(t.step), "gain": round(t.gain, 6), "dice": _without_nan(t.dice), "chosen": t.chosen}
+                for t in self.trials
             ],
         }
 
@@ -126,7 +124,7 @@ class _Tally:
 
 
 def choose_postprocessing(
-    pairs: Sequence[Pair], labels: LabelTable, report: Callable[[str], None] = lambda _: None, reason: str = ""
+    pairs: Sequence[Pair], labels: LabelTable, report: Report = lambda _: None, reason: str = ""
 ) -> Selection:
     """Try steps on predictions against their references, and choose those that help.
 
@@ -137,7 +135,6 @@ def choose_postprocessing(
 
     Args:
         pairs: label maps on one grid each, in files or in memory; read anew for each of up to six rounds.
-        report: is told what is going on.
         reason: why nothing can be chosen, where that is known; scores are taken all the same.
 
     Raises:
@@ -162,7 +159,7 @@ def choose_postprocessing(
     return selection
 
 
-def _try_together(selection: Selection, pairs: Sequence[Pair], labels: LabelTable, report: Any) -> Selection:
+def _try_together(selection: Selection, pairs: Sequence[Pair], labels: LabelTable, report: Report) -> Selection:
     """The largest component of all foreground."""
     step = PostStep("keep_largest")
     dice = _means(_measure(pairs, labels, (), (step,), report).tried[step])
@@ -175,11 +172,7 @@ def _try_together(selection: Selection, pairs: Sequence[Pair], labels: LabelTabl
 
 
 def _try_each(
-    selection: Selection,
-    pairs: Sequence[Pair],
-    labels: LabelTable,
-    candidates: Mapping[str, Sequence[PostStep]],
-    report: Callable[[str], None],
+    selection: Selection, pairs: Sequence[Pair], labels: LabelTable, candidates: _Candidates, report: Report
 ) -> Selection:
     """One more step for each label that gains by one."""
     used = {(step.label, step.action) for step in selection.steps}
@@ -187,7 +180,7 @@ def _try_each(
     if not left:
         return selection
     tried = _measure(pairs, labels, selection.steps, left, report).tried
-    trials, chosen = [], []
+    trials, chosen = list(selection.trials), []
     for name in candidates:
         mine = [step for step in left if step.label == name]
         gains = [_mean_dice(tried[step][name]) - selection.after[name] for step in mine]
@@ -196,16 +189,14 @@ def _try_each(
             takes = number == best and gain > MARGIN
             trials.append(Trial(step, {**selection.after, name: selection.after[name] + gain}, gain, takes))
             chosen += [step] if takes else []
-    trials = [*selection.trials, *trials]
-    if not chosen:
-        return replace(selection, trials=tuple(trials))
-    steps = (*selection.steps, *chosen)
-    # Steps of different labels meet where one encloses the other, so what they do together is measured as well.
-    after = _means(_measure(pairs, labels, steps, (), report).base)
-    if _worse(after, selection.after):
+    if chosen:
+        steps = (*selection.steps, *chosen)
+        # Steps of different labels meet where one encloses the other, so what they do together is measured as well.
+        after = _means(_measure(pairs, labels, steps, (), report).base)
+        if not _worse(after, selection.after):
+            return replace(selection, trials=tuple(trials), steps=steps, after=after)
         trials = [replace(trial, chosen=trial.chosen and trial.step in selection.steps) for trial in trials]
-        return replace(selection, trials=tuple(trials))
-    return replace(selection, trials=tuple(trials), steps=steps, after=after)
+    return replace(selection, trials=tuple(trials))
 
 
 def _worse(dice: Dice, before: Dice) -> bool:
@@ -226,11 +217,7 @@ def _candidates(name: str, labels: LabelTable, start: _Tally) -> list[PostStep]:
 
 
 def _measure(
-    pairs: Sequence[Pair],
-    labels: LabelTable,
-    steps: Sequence[PostStep],
-    candidates: Sequence[PostStep],
-    report: Callable[[str], None],
+    pairs: Sequence[Pair], labels: LabelTable, steps: Sequence[PostStep], candidates: Sequence[PostStep], report: Report
 ) -> _Tally:
     """Count voxels of every label in every case after `steps`, and after each of `candidates` on top of them."""
     tally = _Tally()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import isnan
 from typing import Any
 
-from medunet.evaluation.objects_boundaries import FurtherScores, boundary_scores, object_scores
+from medunet.evaluation.objects_boundaries import FurtherScores, boundary_scores, object_scores, summary_row
 from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Measure
 from medunet.metrics.summary import LabelSummary, Summary
 from medunet.report.colours import label_colours
@@ -18,6 +18,7 @@ from medunet.report.objects import OBJECT_LEGEND, OBJECT_PICTURES
 from medunet.report.page import Headline, Picture, Report, Section
 from medunet.report.plots import EpochRecord, ScorePanel, curves_plot, score_plot
 from medunet.report.table import Cell, Column, Spread, Table, cell_text
+from medunet.version import __version__
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}
 _DICE, _HD95 = _BY_KEY["dice"], _BY_KEY["hausdorff95"]
@@ -26,6 +27,7 @@ _PAGE_MEASURES = (
     "iou", "surface_dice", "hausdorff95", "mean_surface_distance", "precision", "recall", "volume_similarity",
     "hausdorff",
 )  # fmt: skip
+_VOLUMES = ("reference_volume", "prediction_volume", "volume_difference", "relative_volume_difference")
 _HOW_TO_READ = (
     "Solid and tinted: reference. Dashed: prediction. Medical scans in radiological convention: "
     "the patient's right is on the left."
@@ -83,9 +85,8 @@ def score_table(card: Scorecard) -> Table:
     columns += [
         Column(key, key)
         for key in (
-            "reference_voxels", "prediction_voxels", "true_positives", "false_positives", "false_negatives",
-            "reference_volume", "prediction_volume", "volume_difference",
-            "relative_volume_difference", "annotated_share",
+            "reference_voxels", "prediction_voxels", "true_positives", "false_positives", "false_negatives", *_VOLUMES,
+            "annotated_share",
         )
     ]  # fmt: skip
     further = card.further
@@ -102,9 +103,7 @@ def _score_row(case: str, scores: LabelScores) -> tuple[Cell, ...]:
     counts = scores.counts
     return (
         case, scores.label, scores.outcome, *(scores.value(measure) for measure in MEASURES),
-        counts.reference, counts.prediction, counts.true_positives, counts.false_positives, counts.false_negatives,
-        scores.reference_volume, scores.prediction_volume, scores.volume_difference,
-        scores.relative_volume_difference,
+        counts.reference, counts.prediction, *asdict(counts).values(), *(getattr(scores, key) for key in _VOLUMES),
     )  # fmt: skip
 
 
@@ -135,11 +134,9 @@ def summary_table(card: Scorecard) -> Table:
         Column(key, key) for key in ("label", "measure", "cases", "mean", "deviation", "median", "worst", "worst_case")
     ]
     rows = [
-        (label.label, key, s.count, s.mean, s.deviation, s.median, s.worst, s.worst_case or "")
-        for label in card.summary.labels
-        for key, s in label.statistics.items()
+        summary_row(label.label, key, found) for label in card.summary.labels for key, found in label.statistics.items()
     ]
-    rows += [row for more in card.further for row in more.summary]  # type: ignore[misc]
+    rows += [row for more in card.further for row in more.summary]
     return Table(tuple(columns), tuple(rows))
 
 
@@ -242,10 +239,7 @@ def _case_record(case: CaseScores) -> dict[str, Any]:
                 "outcome": scores.outcome,
                 **{measure.key: scores.value(measure) for measure in MEASURES},
                 **asdict(scores.counts),
-                "reference_volume": scores.reference_volume,
-                "prediction_volume": scores.prediction_volume,
-                "volume_difference": scores.volume_difference,
-                "relative_volume_difference": scores.relative_volume_difference,
+                **{key: getattr(scores, key) for key in _VOLUMES},
             }
             for scores in case.labels
         },
@@ -284,8 +278,9 @@ def score_report(card: Scorecard, pictures: Sequence[Picture] = (), epochs: Sequ
     tolerance = f"The tolerance of the surface Dice is {card.tolerance}."
     defined = (*POLICY, tolerance, *(line for more in further for line in more.policy))
     sections.append(Section("How these numbers are defined", defined, folded=True))
+    footer = f"Made by medunet {__version__}. This page holds all its pictures and needs no network."
     headlines = (*(headline for more in further for headline in more.headlines), *_headlines(card))
-    return Report(card.title, _subtitle(card), headlines, tuple(sections), _warnings(card), _footer())
+    return Report(card.title, _subtitle(card), headlines, tuple(sections), _warnings(card), footer)
 
 
 def _picture_words(card: Scorecard) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -315,8 +310,8 @@ def summary_lines(card: Scorecard) -> list[str]:
     lines = [
         _subtitle(card),
         *(line for more in card.further for line in more.lines),
-        f"mean Dice {_number(mean['dice'], 3)}, IoU {_number(mean['iou'], 3)}, HD95 {_number(mean['hausdorff95'], 2)} "
-        f"{unit}, surface Dice {_number(mean['surface_dice'], 3)} (within {card.tolerance})",
+        f"mean Dice {cell_text(mean['dice'])}, IoU {cell_text(mean['iou'])}, HD95 {cell_text(mean['hausdorff95'], 2)} "
+        f"{unit}, surface Dice {cell_text(mean['surface_dice'])} (within {card.tolerance})",
     ]
     wide = max((len(label.label) for label in card.summary.labels), default=0)
     lines += [f"  {label.label:<{wide}}  {_label_line(label, unit)}" for label in card.summary.labels]
@@ -328,7 +323,7 @@ def _label_line(label: LabelSummary, unit: str) -> str:
     dice, far = label.statistics["dice"], label.statistics["hausdorff95"]
     if not dice.count:
         return "absent everywhere"
-    text = f"Dice {cell_text(Spread(dice.mean, dice.deviation), 3)}"
+    text = f"Dice {cell_text(Spread(dice.mean, dice.deviation))}"
     if dice.count > 1:
         text += f", worst {dice.worst:.3f} ({dice.worst_case})"
     text += f", HD95 {far.mean:.2f} {unit}"
@@ -343,26 +338,21 @@ def _headlines(card: Scorecard) -> tuple[Headline, ...]:
     single = len(card.summary.labels) == 1
     over = "over cases" if single else f"over {len(card.summary.labels)} labels"
     return (
-        Headline("Mean Dice", _number(mean["dice"], 3), over),
-        Headline("Mean IoU", _number(mean["iou"], 3), f"pooled voxels {_number(card.summary.pooled_iou, 3)}"),
-        Headline("Surface Dice", _number(mean["surface_dice"], 3), f"within {card.tolerance}"),
-        Headline("HD95", f"{_number(mean['hausdorff95'], 2)} {unit}", "95 % of the surface lies nearer"),
-        Headline("Pixel error", _number(1 - card.summary.pixel_accuracy, 4), "share of wrong voxels"),
+        Headline("Mean Dice", cell_text(mean["dice"]), over),
+        Headline("Mean IoU", cell_text(mean["iou"]), f"pooled voxels {cell_text(card.summary.pooled_iou)}"),
+        Headline("Surface Dice", cell_text(mean["surface_dice"]), f"within {card.tolerance}"),
+        Headline("HD95", f"{cell_text(mean['hausdorff95'], 2)} {unit}", "95 % of the surface lies nearer"),
+        Headline("Pixel error", cell_text(1 - card.summary.pixel_accuracy, 4), "share of wrong voxels"),
         Headline("Missed structures", str(missed), f"{invented} invented", alarm=missed + invented > 0),
     )
 
 
-def _number(value: float, digits: int) -> str:
-    return "–" if isnan(value) else f"{value:.{digits}f}"
-
-
 def _subtitle(card: Scorecard) -> str:
     labels = [label.label for label in card.summary.labels]
-    listed = ", ".join(labels if len(labels) <= 8 else [*labels[:7], f"… ({len(labels)} in all)"])
     cases = "1 case" if len(card.cases) == 1 else f"{len(card.cases)} cases"
     share = card.summary.annotated_share
     annotated = f" · {_percent(share)} of the voxels annotated" if share < 1 else ""
-    return f"{cases} · {listed}{annotated}"
+    return f"{cases} · {_few(labels, 8)}{annotated}"
 
 
 def _percent(share: float) -> str:
@@ -382,11 +372,5 @@ def _warnings(card: Scorecard) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names if len(names) <= 6 else [*names[:5], f"… ({len(names)} in all)"])
-
-
-def _footer() -> str:
-    from medunet.version import __version__
-
-    return f"Made by medunet {__version__}. This page holds all its pictures and needs no network."
+def _few(names: list[str], most: int = 6) -> str:
+    return ", ".join(names if len(names) <= most else [*names[: most - 1], f"… ({len(names)} in all)"])

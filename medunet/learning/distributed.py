@@ -217,13 +217,9 @@ def joined_world() -> Iterator[World]:
             )
         yield world
     except RuntimeError as error:
-        if not _is_lost(error):
+        # Either says that another process is gone.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise MedunetError(f"process {world.rank} of {world.size} ends, because another one did; see there") from error
     finally:
         dist.destroy_process_group()
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """True for an error that says that another process is gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -24,16 +24,11 @@ def synced_norms(network: nn.Module, total: Sum, device: torch.device) -> None:
     """
     for name, child in list(network.named_children()):
         if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
-            synced = nn.SyncBatchNorm.convert_sync_batchnorm(child) if device.type == "cuda" else _on_cpu(child, total)
-            setattr(network, name, synced)
+            on_gpu = device.type == "cuda"
+            synced = nn.SyncBatchNorm.convert_sync_batchnorm(child) if on_gpu else SyncedBatchNorm(child, total)
+            setattr(network, name, synced.train(child.training))
         else:
             synced_norms(child, total, device)
-
-
-def _on_cpu(norm: nn.BatchNorm2d | nn.BatchNorm3d, total: Sum) -> SyncedBatchNorm:
-    synced = SyncedBatchNorm(norm, total)
-    synced.train(norm.training)
-    return synced
 
 
 class SyncedBatchNorm(nn.Module):

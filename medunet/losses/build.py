@@ -155,13 +155,7 @@ def make_loss(
         reduce=reduce,
     )
 
-    def loss(
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        progress: float = 1.0,
-        parts: Parts | None = None,
-    ) -> Tensor:
+    def loss(logits: Tensor, target: Tensor, weight: Tensor | None, progress: float, parts: Parts | None) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             if membership is None:
                 pair = pair_classes(logits, target, weight)

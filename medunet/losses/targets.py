@@ -49,11 +49,6 @@ class PredictionAndTarget:
     def channels(self) -> int:
         return self.log_probabilities.shape[1]
 
-    @property
-    def per_channel(self) -> tuple[Tensor, Tensor]:
-        """`right`, and the weight broadcast over `right`."""
-        return self.right, self.weight if self.inside is None else self.weight[:, None]
-
     def mask(self, channel: int) -> Tensor:
         """The true voxels of a class or region, ``(batch, *spatial)`` bool; false where ignored."""
         known = self.weight > 0
@@ -169,7 +164,4 @@ def _region_sums(pair: PredictionAndTarget) -> tuple[Tensor, Tensor]:
 
 def membership_of(regions: Sequence[Sequence[int]], classes: int) -> Tensor:
     """``(classes, regions)`` float32: 1 where a class belongs to a region."""
-    table = torch.zeros(classes, len(regions))
-    for place, indices in enumerate(regions):
-        table[list(indices), place] = 1
-    return table
+    return torch.tensor([[float(index in region) for region in regions] for index in range(classes)])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from scipy.ndimage import label as components
 from torch import Tensor
 
-from medunet.losses.distances import surface_distances
 from medunet.losses.targets import PredictionAndTarget, Reduce, Sums, one_process, overlap_sums
 
 
@@ -72,7 +73,7 @@ def top_k(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
 
 def _weight(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
     """The weight of voxels and classes together, broadcast over `PredictionAndTarget.right`."""
-    _, weight = pair.per_channel
+    weight = pair.weight if pair.inside is None else pair.weight[:, None]
     if settings.weights is None:
         return weight
     weights = settings.weights.to(weight)
@@ -196,8 +197,46 @@ def hausdorff(pair: PredictionAndTarget, settings: TermSettings) -> Tensor:
 
 
 def _surface(pair: PredictionAndTarget, settings: TermSettings, value: Callable[[int, Tensor], Tensor]) -> Tensor:
-    means = []
-    for channel in range(settings.first, pair.channels):
-        values = value(channel, pair.log_probabilities[:, channel].exp())
-        means.append(_mean(values, pair.weight, settings))
-    return torch.stack(means).mean()
+    values = (value(c, pair.log_probabilities[:, c].exp()) for c in range(settings.first, pair.channels))
+    return torch.stack([_mean(one, pair.weight, settings) for one in values]).mean()
+
+
+def surface_distances(masks: Tensor, known: Tensor, signed: bool) -> Tensor:
+    """The distance of each voxel to the nearest voxel on the other side of a surface, in voxels.
+
+    scipy computes it on the CPU, patch by patch, as MONAI does without cuCIM. Unknown voxels take the side of their
+    nearest known voxel, so that no surface appears at their border.
+
+    Args:
+        masks: ``(batch, *spatial)`` bool.
+        known: of the same shape.
+        signed: inside the mask, distances are counted from the outermost voxels on (0, 1, …) and negative, as in
+            Kervadec et al. 2019.
+
+    Returns:
+        ``(batch, *spatial)`` float32; 0 for a mask that is empty or full, which has no surface.
+    """
+    pairs = zip(masks.cpu().numpy(), known.cpu().numpy(), strict=True)
+    found = [_distances(_continued(mask, seen), signed) for mask, seen in pairs]
+    return torch.from_numpy(np.stack(found)).to(masks.device)
+
+
+def _distances(mask: NDArray[np.bool_], signed: bool) -> NDArray[np.float32]:
+    if mask.all() or not mask.any():
+        return np.zeros(mask.shape, np.float32)
+    inside, outside = _edt(mask), _edt(~mask)
+    return outside - np.maximum(inside - 1, 0) if signed else inside + outside
+
+
+def _edt(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    distances: NDArray[np.float64] = distance_transform_edt(mask)
+    return distances.astype(np.float32)
+
+
+def _continued(mask: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask with unknown voxels on the side of their nearest known one."""
+    if known.all() or not known.any():
+        return mask & known
+    nearest: Any = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    found: NDArray[np.bool_] = mask[tuple(nearest)]
+    return found

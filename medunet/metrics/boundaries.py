@@ -248,13 +248,9 @@ def score_boundaries(
     """
     if probability.shape != reference.shape or (ignore is not None and ignore.shape != reference.shape):
         raise ValueError(f"probability {probability.shape} and reference {reference.shape} (and ignore) must fit")
-    if reference.ndim == 2:
-        return _score_section(probability, reference, ignore)
-    sections = [
-        _score_section(probability[..., z], reference[..., z], None if ignore is None else ignore[..., z])
-        for z in range(reference.shape[2])
-    ]
-    return pooled(sections)
+    places = [np.s_[...]] if reference.ndim == 2 else [np.s_[..., z] for z in range(reference.shape[2])]
+    known = ((probability[at], reference[at], None if ignore is None else ignore[at]) for at in places)
+    return pooled([_score_section(*section) for section in known])
 
 
 def _score_section(

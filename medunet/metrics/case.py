@@ -177,10 +177,9 @@ def score_case(
     ]
 
 
-_Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
-
-
-def _score(name: str, masks: _Masks, spacing: tuple[float, ...], tolerance: float) -> LabelScores:
+def _score(
+    name: str, masks: tuple[NDArray[np.bool_], NDArray[np.bool_]], spacing: tuple[float, ...], tolerance: float
+) -> LabelScores:
     from scipy.ndimage import find_objects
 
     predicted, true = masks
@@ -191,14 +190,9 @@ def _score(name: str, masks: _Masks, spacing: tuple[float, ...], tolerance: floa
     (box,) = boxes
     counts = count_overlap(predicted[box], true[box])
     if counts.reference and counts.prediction:
-        # Axes of length one are left out of the surface, so a cut must not make any.
-        surfaces = surface_scores(*_cropped(masks, box), spacing, tolerance)
+        # One voxel more on each side, where the image goes on: axes of length one are left out of the surface.
+        grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+        surfaces = surface_scores(predicted[grown], true[grown], spacing, tolerance)
     else:
         surfaces = worst_surface_scores(true.shape, spacing)
     return LabelScores(name, counts, voxel_volume, surfaces)
-
-
-def _cropped(masks: _Masks, box: tuple[slice, ...]) -> _Masks:
-    """Both masks cut to the box and one voxel more on each side, where the image goes on."""
-    grown = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
-    return masks[0][grown], masks[1][grown]

@@ -63,8 +63,8 @@ class Matches(Counts):
 
     f1 = property(attrgetter("dice"))
     """Kirillov's recognition quality."""
-    accuracy = property(attrgetter("iou"))
-    """The AP of the Data Science Bowl."""
+    ap = property(attrgetter("iou"))
+    """The AP of the Data Science Bowl, StarDist's accuracy."""
 
     @property
     def mean_true_score(self) -> float:
@@ -128,18 +128,15 @@ class ObjectCounts(Pooled):
     @property
     def mean_ap(self) -> float:
         """The mean over `THRESHOLDS`."""
-        return float(np.mean([match.accuracy for match in self.matches]))
-
-    @property
-    def ap75(self) -> float:
-        return float(self.matches[5].accuracy)
+        return float(np.mean([match.ap for match in self.matches]))
 
     @property
     def half(self) -> Matches:
         """The pairs at an IoU of 0.5."""
         return self.matches[0]
 
-    ap50 = property(attrgetter("half.accuracy"))
+    ap50 = property(attrgetter("half.ap"))
+    ap75 = property(lambda counts: counts.matches[5].ap)
     f1 = property(attrgetter("half.f1"))
     precision = property(attrgetter("half.precision"))
     recall = property(attrgetter("half.recall"))

@@ -9,7 +9,7 @@ from math import isnan, nan
 import numpy as np
 
 from medunet.metrics.boundaries import BoundaryCounts
-from medunet.metrics.case import MEASURES, CaseScores, LabelScores, Measure
+from medunet.metrics.case import MEASURES, CaseScores
 from medunet.metrics.objects import ObjectCounts
 from medunet.metrics.overlap import Counts, pooled
 
@@ -91,6 +91,7 @@ def summarise(cases: Sequence[CaseScores]) -> Summary:
     objects = [case.objects for case in cases if case.objects is not None]
     boundaries = [case.boundaries for case in cases if case.boundaries is not None]
     voxels = sum(case.voxels for case in cases)
+    means = [(mean, case.case) for case in cases if not isnan(mean := case.mean(MEASURES[0]))]
     names = list(dict.fromkeys(scores.label for case in cases for scores in case.labels))
     labels = tuple(_summarise_label(name, cases) for name in names)
     return Summary(
@@ -98,7 +99,7 @@ def summarise(cases: Sequence[CaseScores]) -> Summary:
         mean={m.key: mean_of_known([label.statistics[m.key].mean for label in labels]) for m in MEASURES},
         pooled_iou=mean_of_known([label.pooled.iou for label in labels]),
         pixel_accuracy=mean_of_known([case.pixel_accuracy for case in cases]),
-        ranked=_ranked(cases),
+        ranked=tuple(name for _, name in sorted(means)),
         objects=pooled(objects) if objects else None,
         boundaries=pooled(boundaries) if boundaries else None,
         annotated_share=sum(case.annotated for case in cases) / voxels if voxels else nan,
@@ -113,14 +114,13 @@ def _summarise_label(name: str, cases: Sequence[CaseScores]) -> LabelSummary:
         outcomes[scores.outcome] += 1
     return LabelSummary(
         label=name,
-        statistics={measure.key: _statistics(present, measure) for measure in MEASURES},
+        statistics={
+            m.key: statistics_of({case: scores.value(m) for case, scores in present}, m.higher_is_better)
+            for m in MEASURES
+        },
         outcomes=outcomes,
         pooled=pooled([scores.counts for _, scores in found]),
     )
-
-
-def _statistics(present: Sequence[tuple[str, LabelScores]], measure: Measure) -> Statistics:
-    return statistics_of({case: scores.value(measure) for case, scores in present}, measure.higher_is_better)
 
 
 def statistics_of(by_case: Mapping[str, float], higher_is_better: bool = True) -> Statistics:
@@ -143,8 +143,3 @@ def mean_of_known(values: Sequence[float]) -> float:
     """The mean of the values that are not NaN; NaN if all are."""
     known = [value for value in values if not isnan(value)]
     return float(np.mean(known)) if known else nan
-
-
-def _ranked(cases: Sequence[CaseScores]) -> tuple[str, ...]:
-    means = [(case.mean(MEASURES[0]), case.case) for case in cases]
-    return tuple(name for mean, name in sorted(pair for pair in means if not isnan(pair[0])))

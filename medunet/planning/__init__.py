@@ -2,6 +2,5 @@
 
 The story is `medunet.plan`. Planning knows the parts, the config and nothing of other stories.
 
-From top to bottom: network, recipe, trial, preprocessing, budget, fingerprint, labelled_objects, laterality,
-rules.
+From top to bottom: network, recipe, trial, preprocessing, budget, fingerprint, laterality, rules.
 """

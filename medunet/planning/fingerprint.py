@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from medunet.datasets.loading import load_image, load_label_values
 from medunet.errors import DataError
 from medunet.formats.dispatch import read_grid
 from medunet.geometry.grids import closest_ras
-from medunet.planning.labelled_objects import Objects, connected_parts, instance_objects
+from medunet.instances.watershed import connected
 from medunet.transforms.preprocess import nonzero_box
 from medunet.volume import MILLIMETRES, Volume
 
@@ -52,6 +52,22 @@ class ScanRange:
     @property
     def constant(self) -> bool:
         return self.minimum == self.maximum
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The connected parts of a class in one case; in instance maps the objects, whether connected or not.
+
+    Attributes:
+        count: how many; 0 where the class is absent.
+        smallest, median: voxels of the smallest and of the median one; 0 where there is none.
+        touching: how many have a face neighbour that belongs to another object (instance maps only).
+    """
+
+    count: int
+    smallest: int
+    median: int
+    touching: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,10 +167,8 @@ def _evenly(cases: Sequence[Case], most: int) -> list[Case]:
     return [cases[int(i)] for i in np.linspace(0, len(cases) - 1, most).round()]
 
 
-def take_fingerprint(
-    cases: Sequence[Case], labels: LabelTable, axes: str | None = None, step: Callable[[str], None] = lambda _: None
-) -> Fingerprint:
-    """Read every case once and measure it; `step` is called with each case's name when it is done.
+def take_fingerprint(cases: Sequence[Case], labels: LabelTable, axes: str | None = None) -> Fingerprint:
+    """Read every case once and measure it.
 
     One case is in memory at a time. See `choose_cases` for data sets too large to be measured whole.
 
@@ -169,7 +183,6 @@ def take_fingerprint(
         label = case.annotation.marked(labels.to_indices(values, str(case.label)), labels, case.name)
         facts.append(replace(_facts(case, image, label, labels.classes), objects=_objects(values, label, labels)))
         samples.append(_foreground_samples(image, label, labels))
-        step(case.name)
     _require_uniform([(f.name, s.shape[0], len(f.shape)) for f, s in zip(facts, samples, strict=True)])
     pooled = np.concatenate(samples, axis=1)
     alike = tuple(_in_unit(case, facts[0].unit) for case in facts)
@@ -220,6 +233,50 @@ def _objects(values: NDArray[Any], label: NDArray[np.uint8], labels: LabelTable)
         return Objects(0, 0, 0), instance_objects(ids, labels.ignore)
     nothing = (Objects(0, 0, 0),) * (labels.classes - len(labels.foreground))
     return (*nothing, *connected_parts(label[0], labels.foreground))
+
+
+def connected_parts(label: NDArray[np.uint8], classes: Sequence[int]) -> tuple[Objects, ...]:
+    """The parts of each class, neighbours across faces, edges and corners being connected.
+
+    Args:
+        label: ``(*spatial)`` class indices.
+        classes: which to look at; one result for each, in this order.
+    """
+    from scipy.ndimage import find_objects
+
+    everywhere = (slice(0, None),) * label.ndim
+    boxes = find_objects(label, max_label=max(classes, default=0)) if max(classes, default=0) > 0 else []
+    result = []
+    for c in classes:
+        # scipy gives no box for 0, and None for classes without a voxel.
+        box = boxes[c - 1] if c > 0 else everywhere
+        if box is None:
+            result.append(Objects(0, 0, 0))
+            continue
+        parts, _ = connected(label[box] == c)
+        result.append(_of_sizes(np.bincount(parts.ravel())[1:]))
+    return tuple(result)
+
+
+def instance_objects(ids: NDArray[np.integer[Any]], ignore: int | None) -> Objects:
+    """The objects of an instance map ``(*spatial)``: every value above 0 but `ignore` is an object.
+
+    They touch where a voxel's face neighbour has another id above 0.
+    """
+    known = ids if ignore is None else np.where(ids == ignore, 0, ids)
+    values, counts = np.unique(known, return_counts=True)
+    touching: set[int] = set()
+    for axis in range(known.ndim):
+        first, second = (known.take(range(*span), axis) for span in ((0, ids.shape[axis] - 1), (1, ids.shape[axis])))
+        border = (first != second) & (first > 0) & (second > 0)
+        touching.update(np.unique(first[border]).tolist(), np.unique(second[border]).tolist())
+    return _of_sizes(counts[values > 0], len(touching))
+
+
+def _of_sizes(sizes: NDArray[np.integer[Any]], touching: int = 0) -> Objects:
+    if not sizes.size:
+        return Objects(0, 0, 0)
+    return Objects(int(sizes.size), int(sizes.min()), int(np.median(sizes)), touching)
 
 
 def _scan_range(channel: NDArray[Any]) -> ScanRange:

@@ -30,9 +30,10 @@ def sides(names: tuple[str, ...]) -> dict[int, str]:
     found: dict[int, str] = {}
     for axis, pairs in enumerate(_OPPOSITES):
         for one, other in pairs:
-            example = _pair(words, one, other) or _single(words, {one, other} & _ALONE)
-            if example and axis not in found:
-                found[axis] = example
+            alone = (name for name, parts in words.items() if {one, other} & _ALONE & set(parts))
+            example = _pair(words, one, other) or next(alone, None)
+            if example:
+                found.setdefault(axis, example)
     return found
 
 
@@ -68,7 +69,3 @@ def _pair(words: dict[str, tuple[str, ...]], one: str, other: str) -> str | None
             if opposite:
                 return f"{name} and {opposite}"
     return None
-
-
-def _single(words: dict[str, tuple[str, ...]], telling: set[str]) -> str | None:
-    return next((name for name, parts in words.items() if telling & set(parts)), None)

@@ -179,7 +179,9 @@ def choose(task: Task, budget: Budget) -> Choice:
     grid = task.grid
     room = budget.memory - budget.process - task.resident
     for base in FIRST_CHANNELS:
-        speed = budget.speed(grid.dimensions) * _efficiency(base, grid.dimensions) / budget.slowness
+        # Narrow layers wait for memory more than they compute.
+        efficiency = base / (base + HALF_EFFICIENT[grid.dimensions])
+        speed = budget.speed(grid.dimensions) * efficiency / budget.slowness
         limits = Limits(speed * budget.seconds / budget.wanted_steps, room / budget.growth)
         patch, settings = _largest_patch(task, base, limits)
         whole = all(p >= n for p, n in zip(patch, grid.shape, strict=True))
@@ -206,14 +208,6 @@ def _refuse(task: Task, budget: Budget, settings: UNetSettings, patch: tuple[int
         f"the prepared scans {bytes_text(scans)} and the process {bytes_text(budget.process)}\n"
         f"--memory {math.ceil((needed + scans) / 2**20)}M would do"
     )
-
-
-def _efficiency(base: int, dimensions: int) -> float:
-    """Share of a 32-channel convolution's speed that a whole U-Net with this many first channels reaches.
-
-    Narrow layers wait for memory more than they compute.
-    """
-    return base / (base + HALF_EFFICIENT[dimensions])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medunet.planning.budget import Notes
-from medunet.planning.fingerprint import Fingerprint, Intensities
+from medunet.planning.fingerprint import Fingerprint
 from medunet.planning.rules import AIR, APART, COARSE, CROPPED, FEW_SLICES, MASKED, SOME_SLICES
 from medunet.system.wording import share, times_text
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings
@@ -62,8 +62,10 @@ def _plan_normalisation(found: Fingerprint, channel: int, names: tuple[str, ...]
         why = (
             f"CT (its channel is called {name!r})" if name else f"the darkest voxels lie below {AIR:g}, as in CT alone"
         )
-        text = f"{why}: Hounsfield units mean the same in all scans, so all are clipped and scaled alike" + _inside(
-            values
+        text = (
+            f"{why}: Hounsfield units mean the same in all scans, so all are clipped and scaled alike; inside the "
+            f"foreground {values.low:.4g} to {values.high:.4g} (0.5 and 99.5 percentiles), mean {values.mean:.4g}, "
+            f"deviation {values.std:.4g}"
         )
         how = Normalisation("ct", low=values.low, high=values.high, mean=values.mean, std=values.std)
     else:
@@ -85,13 +87,6 @@ def _is_ct(found: Fingerprint, channel: int, name: str) -> bool:
         return "ct" in re.split(r"[^a-z]+", name.lower())
     lows = [case.ranges[channel].low for case in found.cases if case.ranges]
     return bool(lows) and found.dimensions == 3 and found.cases[0].unit == "mm" and float(np.median(lows)) < AIR
-
-
-def _inside(values: Intensities) -> str:
-    return (
-        f"; inside the foreground {values.low:.4g} to {values.high:.4g} (0.5 and 99.5 percentiles), "
-        f"mean {values.mean:.4g}, deviation {values.std:.4g}"
-    )
 
 
 def _scales(found: Fingerprint, channel: int) -> str:

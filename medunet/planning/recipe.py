@@ -12,7 +12,7 @@ from medunet.config import DataSettings
 from medunet.instances.settings import InstanceSettings
 from medunet.losses.build import LossSettings
 from medunet.planning.budget import Notes
-from medunet.planning.fingerprint import CaseFacts, Fingerprint, ScanRange
+from medunet.planning.fingerprint import CaseFacts, Fingerprint
 from medunet.planning.laterality import directions, sides
 from medunet.planning.preprocessing import Grid
 from medunet.planning.rules import (
@@ -197,9 +197,11 @@ def plan_loss(found: Fingerprint, notes: Notes) -> LossSettings:
     sizes = "; ".join(_about(found, index, shares[index]) for index in sorted(rarest))
     if len(rarest) < len(labels.foreground):
         sizes = f"the {len(rarest)} rarest of {len(labels.foreground)} labels: {sizes}"
+    part = found.annotated()
+    unknown = "" if part == 1 else f"\n{share(part)} of the voxels are annotated; the others are not learned from"
     notes["loss.kind"] = (
         "Dice counts each label alike, however small; cross-entropy has a slope where Dice has none\n"
-        f"measured: {sizes}" + _annotated(found)
+        f"measured: {sizes}{unknown}"
     )
     notes["loss.class_weights"] = (
         "none: Dice balances the labels already; rare ones are looked for more often instead, see patches.oversample"
@@ -248,11 +250,6 @@ def _span(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _annotated(found: Fingerprint) -> str:
-    part = found.annotated()
-    return "" if part == 1 else f"\n{share(part)} of the voxels are annotated; the others are not learned from"
-
-
 def warnings(found: Fingerprint) -> list[str]:
     """Warnings about the data before training: absent labels, empty cases, constant scans, outliers."""
     labels, said = found.labels, []
@@ -271,14 +268,11 @@ def warnings(found: Fingerprint) -> list[str]:
     partial = partly_annotated(found)
     if partial:
         said.append(f"{_partial_note(found, partial)} (data.partial)")
-    outliers = [c.name for c in found.cases if any(_outlying(r) for r in c.ranges)]
+    outliers = [
+        c.name for c in found.cases if any(r.maximum - r.high > OUTLIER * (r.high - r.low) > 0 for r in c.ranges)
+    ]
     if outliers:
         said.append(
             f"{len(outliers)} case(s) with voxels far above all others ({some(outliers)}), which scale the rest"
         )
     return said
-
-
-def _outlying(values: ScanRange) -> bool:
-    width = values.high - values.low
-    return width > 0 and values.maximum - values.high > OUTLIER * width

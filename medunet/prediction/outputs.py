@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medunet.datasets.catalogue import Case, group_cases, scan_files, stack_folders
-from medunet.datasets.channels import Channel
+from medunet.datasets.catalogue import Case, Channel, group_cases, scan_files, stack_folders
 from medunet.errors import ConfigError, DataError, OutputError
 from medunet.formats.dispatch import WRITABLE, case_stem, check_target, is_folder_scan, stack_files, suffix_of
 from medunet.formats.omezarr.nodes import SUFFIXES as ZARR_SUFFIXES

@@ -2,5 +2,5 @@
 
 Entry point: `page.render_page`. Reports know no torch and write no file.
 
-From top to bottom: objects, plots, raster, page, pictures, colours, planes, table.
+From top to bottom: objects, plots, raster, page, pictures, planes, colours, table.
 """

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from medunet.report.pictures import grey_window, png_bytes
-from medunet.report.planes import Overlay, Plane, disagreeing_planes
-from medunet.report.raster import DARK, GAP, LIGHT, LINE, grey_picture, nearest
+from medunet.report.planes import Overlay, disagreeing_planes
+from medunet.report.raster import GAP, grey_picture, nearest, page_of
 
 _WRONG, _MISTAKEN = (255, 72, 48), (255, 214, 0)
 _GOLDEN_RATIO = 0.618034
@@ -56,14 +56,17 @@ def object_picture(
     plane = disagreeing_planes(overlay)[0]
     assert plane.reference is not None and plane.prediction is not None
     count = 2 if plane.image is None else 3
-    size = _panel_size(plane, (width - GAP * (count + 1)) / count)
+    room = (width - GAP * (count + 1)) / count
+    size = plane.pixels(min(room / plane.extent[1], room / plane.extent[0]))  # never higher than wide
     grey = grey_picture(plane, size, grey_window((plane,)))
     if ignore is not None:
         grey[nearest(_plane_of_mask(overlay, ignore), size)] //= 2
     panels = [] if plane.image is None else [("image", grey)]
     panels.append(("reference", _drawn(grey, nearest(plane.reference, size), marked.missed, marked.split)))
     panels.append(("prediction", _drawn(grey, nearest(plane.prediction, size), marked.invented, marked.merged)))
-    return _page(panels, plane.title)
+    names = [f"{name}   {plane.title}" if plane.title else name for name, _ in panels]
+    page = page_of([panel for _, panel in panels], names, GAP + (size[1] + GAP) * count)
+    return png_bytes(Image.fromarray(page))
 
 
 def _plane_of_mask(overlay: Overlay, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -71,13 +74,6 @@ def _plane_of_mask(overlay: Overlay, mask: NDArray[np.bool_]) -> NDArray[np.bool
     shown = disagreeing_planes(replace(overlay, image=mask))[0].image
     assert shown is not None
     return shown
-
-
-def _panel_size(plane: Plane, room: float) -> tuple[int, int]:
-    """Rows and columns in pixels that fill the room, but never higher than wide."""
-    height, width = plane.extent
-    scale = min(room / width, room / height)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _drawn(
@@ -117,14 +113,3 @@ def _edge(ids: NDArray[Any], wide: int) -> NDArray[np.bool_]:
             edge[first] |= other
             edge[second] |= other
     return edge
-
-
-def _page(panels: list[tuple[str, NDArray[np.uint8]]], title: str) -> bytes:
-    height, width = panels[0][1].shape[:2]
-    page = Image.new("RGB", (GAP + (width + GAP) * len(panels), height + LINE + GAP), DARK)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    for number, (name, panel) in enumerate(panels):
-        left = GAP + number * (width + GAP)
-        draw.text((left, 2), f"{name}   {title}" if title else name, fill=LIGHT, font=font)
-        page.paste(Image.fromarray(panel), (left, LINE))
-    return png_bytes(page)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medunet.report.colours import label_colours, tinted
-from medunet.report.planes import Overlay, Plane, shown_planes
+from medunet.report.colours import tinted
+from medunet.report.planes import Overlay, Plane, legend_of, shown_planes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,10 +112,8 @@ def _draw_image(ax: Axes, plane: Plane, window: tuple[float, float]) -> None:
         aspect="equal",
     )  # fmt: skip
     ax.set_anchor("N")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     if plane.title:
         ax.set_title(plane.title, color=_LIGHT, fontsize=8, pad=3)
     places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"))
@@ -128,7 +126,7 @@ def _draw_outlines(ax: Axes, plane: Plane, overlay: Overlay, wide: float) -> Non
     from matplotlib import patheffects
 
     _tint(ax, plane, overlay)
-    for value, colour in _coloured(overlay):
+    for _, value, colour in overlay.coloured:
         for labels, dashed in ((plane.reference, False), (plane.prediction, True)):
             if labels is None or not (mask := np.isin(labels, value)).any():
                 continue
@@ -157,7 +155,7 @@ def _tint(ax: Axes, plane: Plane, overlay: Overlay) -> None:
         return
     height, width = plane.extent
     layer = np.zeros((*plane.shape, 4), dtype=np.float32)
-    for value, colour in _coloured(overlay):
+    for _, value, colour in overlay.coloured:
         layer[np.isin(plane.reference, value)] = to_rgba(colour, 0.2)
     ax.imshow(layer, extent=(0, width, height, 0), interpolation="nearest", aspect="equal")
 
@@ -169,13 +167,8 @@ def _contour(ax: Axes, mask: NDArray[np.bool_], steps: tuple[float, float]) -> A
     columns = (np.arange(padded.shape[1]) - 0.5) * steps[1]
     limits = ax.get_xlim(), ax.get_ylim()
     lines = ax.contour(columns, rows, padded, levels=[0.5])
-    ax.set_xlim(limits[0])
-    ax.set_ylim(limits[1])
+    ax.set(xlim=limits[0], ylim=limits[1])
     return lines
-
-
-def _coloured(overlay: Overlay) -> list[tuple[int | tuple[int, ...], str]]:
-    return list(zip(overlay.names.values(), label_colours(len(overlay.names)), strict=True))
 
 
 def _draw_scale(ax: Axes, plane: Plane, unit: str) -> None:
@@ -202,17 +195,8 @@ def _halo() -> list[Any]:
 def _legend_entries(overlay: Overlay, planes: Sequence[Plane]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    present: set[int] = set()
-    for plane in planes:
-        for labels in (plane.reference, plane.prediction):
-            if labels is not None:
-                present.update(int(value) for value in np.unique(labels))
-    names = {value: name for name, value in overlay.names.items()}
-    entries = [
-        Line2D([], [], color=colour, linewidth=4, label=names[value])
-        for value, colour in _coloured(overlay)
-        if not present.isdisjoint(np.atleast_1d(value).tolist())
-    ]
+    seen = legend_of(overlay, planes)
+    entries = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in seen]
     if overlay.reference is not None:
         entries.append(Line2D([], [], color=_LIGHT, linewidth=1.7, label="reference"))
     if overlay.prediction is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunet.geometry.grids import Affine, closest_ras
+from medunet.report.colours import label_colours
 
 _LARGEST_SIDE = 1024
+_LAYERS = ("image", "reference", "prediction")
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,19 @@ class Overlay:
     radiological: bool = False
 
     def __post_init__(self) -> None:
-        shapes = {a.shape for a in (self.image, self.reference, self.prediction) if a is not None}
+        shapes = {layer.shape for layer in _layers(self).values()}
         if len(shapes) != 1 or len(self.shape) not in (2, 3) or len(self.spacing) != len(self.shape):
             raise ValueError(f"an overlay needs arrays of one 2-D or 3-D shape, found {shapes}, spacing {self.spacing}")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        given = next((a for a in (self.image, self.reference, self.prediction) if a is not None), None)
-        return () if given is None else tuple(int(n) for n in given.shape)
+        return next((tuple(int(n) for n in layer.shape) for layer in _layers(self).values()), ())
+
+    @property
+    def coloured(self) -> list[tuple[str, int | tuple[int, ...], str]]:
+        """Name, value and colour of each structure."""
+        colours = label_colours(len(self.names))
+        return [(name, value, colour) for (name, value), colour in zip(self.names.items(), colours, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -60,21 +67,37 @@ class Plane:
     """
 
     title: str
-    image: NDArray[Any] | None
-    reference: NDArray[Any] | None
-    prediction: NDArray[Any] | None
     steps: tuple[float, float]
     edges: str = ""
+    image: NDArray[Any] | None = None
+    reference: NDArray[Any] | None = None
+    prediction: NDArray[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        given = next(a for a in (self.image, self.reference, self.prediction) if a is not None)
-        return int(given.shape[0]), int(given.shape[1])
+        rows, columns = next(iter(_layers(self).values())).shape
+        return int(rows), int(columns)
 
     @property
     def extent(self) -> tuple[float, float]:
         """Height and width in the overlay's unit."""
         return self.shape[0] * self.steps[0], self.shape[1] * self.steps[1]
+
+    def pixels(self, scale: float) -> tuple[int, int]:
+        """Rows and columns at so many pixels per unit, at least one."""
+        return max(1, round(self.extent[0] * scale)), max(1, round(self.extent[1] * scale))
+
+
+def _layers(shown: Overlay | Plane) -> dict[str, NDArray[Any]]:
+    """The image and the label maps by name, those that are there."""
+    return {name: layer for name in _LAYERS if (layer := getattr(shown, name)) is not None}
+
+
+def legend_of(overlay: Overlay, planes: Sequence[Plane]) -> list[tuple[str, str]]:
+    """Name and colour of each structure that is seen in reference or prediction."""
+    layers = [labels for plane in planes for labels in (plane.reference, plane.prediction) if labels is not None]
+    present = np.unique(np.concatenate([np.unique(labels) for labels in layers])) if layers else np.array([])
+    return [(name, colour) for name, value, colour in overlay.coloured if np.isin(present, value).any()]
 
 
 def reoriented(overlay: Overlay, affine: Affine) -> Overlay:
@@ -86,18 +109,9 @@ def reoriented(overlay: Overlay, affine: Affine) -> Overlay:
     if len(overlay.shape) == 2:
         return overlay
     turn = closest_ras(affine)
-
-    def turned(array: NDArray[Any] | None) -> NDArray[Any] | None:
-        return None if array is None else turn.apply(array[None])[0]
-
-    return replace(
-        overlay,
-        image=turned(overlay.image),
-        reference=turned(overlay.reference),
-        prediction=turned(overlay.prediction),
-        spacing=tuple(overlay.spacing[axis] for axis in turn.axes),
-        radiological=True,
-    )
+    spacing = tuple(overlay.spacing[axis] for axis in turn.axes)
+    turned = {name: turn.apply(layer[None])[0] for name, layer in _layers(overlay).items()}
+    return replace(overlay, spacing=spacing, radiological=True, **turned)
 
 
 def shown_planes(overlay: Overlay) -> tuple[Plane, ...]:
@@ -105,7 +119,7 @@ def shown_planes(overlay: Overlay) -> tuple[Plane, ...]:
 
     Without a reference, or with an empty one, the prediction chooses; without either the middle.
     """
-    return _planes_at(overlay, _largest_areas)
+    return _planes_at(overlay, _largest_areas(overlay))
 
 
 def disagreeing_planes(overlay: Overlay, ignore: int | None = None) -> tuple[Plane, ...]:
@@ -114,33 +128,24 @@ def disagreeing_planes(overlay: Overlay, ignore: int | None = None) -> tuple[Pla
     Args:
         ignore: the value of unannotated voxels in the reference, with which nothing disagrees.
     """
-
-    def places(overlay: Overlay) -> tuple[int, ...]:
-        if overlay.reference is None or overlay.prediction is None:
-            return _largest_areas(overlay)
+    if overlay.reference is not None and overlay.prediction is not None:
         wrong = (overlay.reference != overlay.prediction) & (overlay.reference != ignore)
-        return _fullest(wrong) if wrong.any() else _largest_areas(overlay)
+        if wrong.any():
+            return _planes_at(overlay, _fullest(wrong))
+    return shown_planes(overlay)
 
-    return _planes_at(overlay, places)
 
-
-def _planes_at(overlay: Overlay, choose: Callable[[Overlay], tuple[int, ...]]) -> tuple[Plane, ...]:
+def _planes_at(overlay: Overlay, places: tuple[int, ...]) -> tuple[Plane, ...]:
+    """The whole picture in 2-D; in 3-D the planes across each axis at these places."""
     if len(overlay.shape) == 2:
         return (_plane(overlay, (slice(None), slice(None)), ""),)
-    places = choose(overlay)
+    names = ("sagittal", "coronal", "axial") if overlay.radiological else ("YZ plane", "XZ plane", "XY plane")
     planes = []
     for axis in (2, 1, 0):
         cut: list[Any] = [slice(None)] * 3
         cut[axis] = places[axis]
-        planes.append(
-            _plane(overlay, tuple(cut), f"{_name(overlay, axis)} {places[axis] + 1} of {overlay.shape[axis]}")
-        )
+        planes.append(_plane(overlay, tuple(cut), f"{names[axis]} {places[axis] + 1} of {overlay.shape[axis]}"))
     return tuple(planes)
-
-
-def _name(overlay: Overlay, axis: int) -> str:
-    names = ("sagittal", "coronal", "axial") if overlay.radiological else ("YZ plane", "XZ plane", "XY plane")
-    return names[axis]
 
 
 def _largest_areas(overlay: Overlay) -> tuple[int, ...]:
@@ -162,21 +167,13 @@ def _plane(overlay: Overlay, cut: tuple[Any, ...], title: str) -> Plane:
     across = [axis for axis, index in enumerate(cut) if isinstance(index, slice)]
     # Larger pictures than a screen only make the page heavy; every n-th voxel keeps label values as they are.
     stride = max(1, -(-max(overlay.shape[a] for a in across) // _LARGEST_SIDE))
-
-    def shown(array: NDArray[Any] | None) -> NDArray[Any] | None:
-        if array is None:
-            return None
-        flat = array[cut].T
-        found: NDArray[Any] | None = (flat[::-1, ::-1] if overlay.radiological else flat)[::stride, ::stride]
-        return found
-
+    flat = {name: layer[cut].T for name, layer in _layers(overlay).items()}
+    shown = {name: layer[::-1, ::-1] if overlay.radiological else layer for name, layer in flat.items()}
     column, row = across
     letters = {(0, 1): "RLAP", (0, 2): "RLSI", (1, 2): "APSI"}
     return Plane(
         title=title,
-        image=shown(overlay.image),
-        reference=shown(overlay.reference),
-        prediction=shown(overlay.prediction),
         steps=(overlay.spacing[row] * stride, overlay.spacing[column] * stride),
         edges=letters[column, row] if overlay.radiological else "",
+        **{name: layer[::stride, ::stride] for name, layer in shown.items()},
     )

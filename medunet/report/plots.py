@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def score_plot(panels: Sequence[ScorePanel]) -> bytes:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
         _draw_panel(ax, panel, names)
-    shown = [_plain(_short(name)) for name in names]
+    shown = [_shown(name) for name in names]
     axes[0].set_yticks(range(len(names)), shown, fontsize=7 if many else 8.5, color=_INK)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     return figure_png(figure, dpi=160)
@@ -151,7 +151,7 @@ def _draw_dice(ax: Axes, epochs: Sequence[EpochRecord]) -> int:
     wide, marker = (1.4, "o" if len(validated) < 30 else "") if few else (0.7, "")
     for name, colour in zip(names, label_colours(len(names)), strict=True):
         points = [(record.epoch, record.dice[name]) for record in validated if name in record.dice]
-        label = _plain(_short(name, 20))
+        label = _shown(name, 20)
         ax.plot(*zip(*points, strict=True), color=colour, linewidth=wide, marker=marker, markersize=3, label=label)
     if len(names) > 1:
         means = [_mean(record.dice.values()) for record in validated]
@@ -174,14 +174,10 @@ def _plain_axes(ax: Axes) -> None:
     ax.grid(axis="both" if len(ax.lines) else "x", color=_GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=8, colors=_INK, length=0)
-    for side in ("top", "right", "left", "bottom"):
-        ax.spines[side].set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _plain(name: str) -> Any:
-    """Matplotlib reads $…$ as mathematics and hides legend entries that begin with an underscore."""
+def _shown(name: str, most: int = 28) -> str:
+    """A short name; matplotlib reads $…$ as mathematics and hides legend entries that begin with an underscore."""
+    name = name if len(name) <= most else name[: most - 1] + "…"
     return name.replace("$", r"\$").lstrip("_") or "unnamed"

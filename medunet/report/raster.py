@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medunet.report.colours import label_colours, tinted
+from medunet.report.colours import tinted
 from medunet.report.pictures import grey_window
-from medunet.report.planes import Overlay, Plane, disagreeing_planes
+from medunet.report.planes import Overlay, Plane, disagreeing_planes, legend_of
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -52,7 +52,7 @@ def outlined(overlay: Overlay, title: str = "", width: int = 900, ignore: int | 
         _panel(plane, overlay, (scale, window), ignore, bare_first and number == 0)
         for number, plane in enumerate(panels)
     ]
-    return _page(drawn, [plane.title for plane in panels], title, _legend(overlay, planes), width)
+    return page_of(drawn, [plane.title for plane in panels], width, title, _first(legend_of(overlay, planes)))
 
 
 def _scale(planes: Sequence[Plane], width: int) -> float:
@@ -65,7 +65,7 @@ def _panel(
     plane: Plane, overlay: Overlay, shown: tuple[float, tuple[float, float]], ignore: int | None, bare: bool
 ) -> NDArray[np.uint8]:
     scale, window = shown
-    size = (max(1, round(plane.extent[0] * scale)), max(1, round(plane.extent[1] * scale)))
+    size = plane.pixels(scale)
     picture = grey_picture(plane, size, window)
     if bare:
         return picture
@@ -96,7 +96,7 @@ def _draw_outlines(picture: NDArray[np.uint8], labels: NDArray[Any], overlay: Ov
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     dash = ((rows + columns) // _DASH) % 2 == 0
     present = np.unique(labels)
-    for value, colour in zip(overlay.names.values(), label_colours(len(overlay.names)), strict=True):
+    for _, value, colour in overlay.coloured:
         if not np.isin(present, value).any():
             continue
         edge = _edge(np.isin(labels, value))
@@ -114,28 +114,24 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _legend(overlay: Overlay, planes: Sequence[Plane]) -> list[tuple[str, str]]:
-    """Name and colour of each structure that is seen, the first ones where there are many."""
-    seen = [labels for plane in planes for labels in (plane.reference, plane.prediction) if labels is not None]
-    present = np.unique(np.concatenate([np.unique(labels) for labels in seen])) if seen else np.array([])
-    coloured = zip(overlay.names.items(), label_colours(len(overlay.names)), strict=True)
-    entries = [(name, colour) for (name, value), colour in coloured if np.isin(present, value).any()]
+def _first(entries: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first entries of a legend where there are many."""
     more = len(entries) - _MOST_NAMES
     return [*entries[:_MOST_NAMES], (f"and {more} more", "#101418")] if more > 0 else entries
 
 
-def _page(
+def page_of(
     panels: Sequence[NDArray[np.uint8]],
     names: Sequence[str],
-    title: str,
-    legend: Sequence[tuple[str, str]],
     width: int,
+    title: str = "",
+    entries: Sequence[tuple[str, str]] = (),
 ) -> NDArray[np.uint8]:
     """Title, panels side by side with their names above, and the legend below, on a dark page."""
     from PIL import ImageDraw, ImageFont
 
     font = ImageFont.load_default(13)
-    rows = _wrapped([name for name, _ in legend], font, width)
+    rows = _wrapped([name for name, _ in entries], font, width)
     top = LINE * (bool(title) + any(names))
     height = top + max(len(panel) for panel in panels) + GAP + LINE * (1 + max(rows, default=-1))
     page = Image.new("RGB", (width, height), DARK)
@@ -146,7 +142,7 @@ def _page(
         draw.text((left, top - LINE + 2), name, fill=LIGHT, font=font)
         page.paste(Image.fromarray(panel), (left, top))
         left += panel.shape[1] + GAP
-    _draw_legend(draw, legend, rows, font, height - LINE * (1 + max(rows, default=-1)))
+    _draw_legend(draw, entries, rows, font, height - LINE * (1 + max(rows, default=-1)))
     return np.array(page)
 
 
@@ -165,9 +161,11 @@ def _wrapped(names: Sequence[str], font: Font, width: int) -> list[int]:
     return lines
 
 
-def _draw_legend(draw: ImageDraw, legend: Sequence[tuple[str, str]], rows: Sequence[int], font: Font, top: int) -> None:
+def _draw_legend(
+    draw: ImageDraw, entries: Sequence[tuple[str, str]], rows: Sequence[int], font: Font, top: int
+) -> None:
     left, before = GAP, 0
-    for (name, colour), row in zip(legend, rows, strict=True):
+    for (name, colour), row in zip(entries, rows, strict=True):
         left, before = (left if row == before else GAP), row
         y = top + row * LINE
         draw.rectangle((left, y + 4, left + 12, y + 14), fill=_rgb(colour))

@@ -51,7 +51,7 @@ class Table:
                 raise ValueError(f"a row of {len(row)} cells does not fit {len(self.columns)} columns: {row}")
 
 
-def cell_text(cell: Cell, digits: int) -> str:
+def cell_text(cell: Cell, digits: int = 3) -> str:
     """The cell in a page: `0.873`, `0.873 ± 0.021`, an unchanged text, `–` without a value."""
     if isinstance(cell, Spread):
         mean = cell_text(cell.mean, digits)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,16 +52,12 @@ _PAGE_PICTURES = 3
 """Cases in pictures on a report's page: worst, median, best."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    """Results of a training: lines for the terminal, and the scores."""
+def finish_run(setup: Setup, line: ProgressLine) -> tuple[list[str], Evaluation]:
+    """Predict and score all held-out scans on their own grids with the best model; write predictions and reports.
 
-    lines: list[str]
-    evaluation: Evaluation
-
-
-def finish_run(setup: Setup, line: ProgressLine) -> Finished:
-    """Predict and score all held-out scans on their own grids with the best model; write predictions and reports."""
+    Returns:
+        Lines for the terminal, and the scores.
+    """
     folder, segmenter = setup.folder, Segmenter([load_model(setup.folder, setup.device)])
     pairs = []
     for number, case in enumerate(setup.held, start=1):
@@ -69,8 +65,7 @@ def finish_run(setup: Setup, line: ProgressLine) -> Finished:
         pairs.append(_predict_case(case, segmenter, folder / "validation", setup))
     evaluation = _compared(pairs, segmenter, setup)
     write_scores(evaluation, folder, epoch_records(folder / METRICS))
-    lines = [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / REPORT}"]
-    return Finished(lines, evaluation)
+    return [*summary_lines(evaluation.card), *_unnumbered(segmenter, pairs), f"report: {folder / REPORT}"], evaluation
 
 
 def write_scores(evaluation: Evaluation, folder: Path, epochs: Sequence[EpochRecord] = ()) -> None:

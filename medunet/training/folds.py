@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from medunet.datasets.splits import SPLITS_FILE, Split, count_folds, fold_folder
 from medunet.errors import ConfigError, DataError, ModelError, OutputError
 from medunet.learning.checkpoint import has_checkpoint, load_checkpoint
 from medunet.model import MODEL_FILE, fold_is_finished
-from medunet.training.identity import require_same_run
 from medunet.training.run_folder import CHECKPOINT, CONFIG_FILE, TrainRequest, check_output, clear_run
-from medunet.training.setup import Setup
+from medunet.training.setup import Setup, require_same_run
 from medunet.training.timetable import require_time_left
 
 POSTPROCESSING = "postprocessing.json"
@@ -80,12 +79,11 @@ def with_minutes(request: TrainRequest, minutes: float | None) -> TrainRequest:
     """Each fold's share; it is known before the plan, which fits the network to the time of one training."""
     if minutes is None:
         return request
-    if request.resume:
-        settings = load_config(request.output / CONFIG_FILE, request.overrides).config.data
-    elif request.source.is_dir():
+    if request.source.is_dir() and not request.resume:
         settings = replace(parse_config("", "--set", request.overrides).config.data, path=str(request.source))
     else:
-        settings = load_config(request.source, request.overrides).config.data
+        path = request.output / CONFIG_FILE if request.resume else request.source
+        settings = load_config(path, request.overrides).config.data
     if settings.path is None or settings.folds == 0:
         return request
     data = read_data_set(Path(settings.path))
@@ -126,8 +124,10 @@ def require_resumable(folds: Folds) -> None:
         if has_checkpoint(run / CHECKPOINT):
             setup, checkpoint = _setup_of_fold(folds, number), load_checkpoint(run / CHECKPOINT)
             require_same_run(checkpoint.identity, setup)
-            with _named(run):
+            try:
                 require_time_left(setup.config, checkpoint)
+            except ConfigError as error:
+                raise ConfigError(f"{run}: {error}") from error
         elif (run / MODEL_FILE).exists():
             raise ModelError(
                 f"{run}: holds a model, but no {CHECKPOINT}, so that its training cannot go on\n"
@@ -141,20 +141,11 @@ def _setup_of_fold(folds: Folds, number: int) -> Setup:
     cases = {case.name: case for case in setup.data.labelled}
     return replace(
         setup,
-        file=setup.file.resolved(folds.config(number)),
+        file=replace(setup.file, config=folds.config(number)),
         training_cases=[cases[name] for name in split.learned],
         held=[cases[name] for name in split.held_out],
         folder=folds.run(number),
     )
-
-
-@contextmanager
-def _named(run: Path) -> Iterator[None]:
-    """Errors in the block name the fold."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{run}: {error}") from error
 
 
 def require_free_folds(folds: Folds) -> None:

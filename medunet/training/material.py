@@ -49,9 +49,22 @@ def make_material(setup: Setup, cases: list[PreparedCase], held: list[PreparedCa
     Raises:
         ConfigError: class weights that do not fit the labels or regions.
     """
-    balanced = setup.config.loss.class_weights == "balanced"
-    loss = loss_of(setup, class_voxels(cases, setup.labels.classes) if balanced else None)
-    return Material(setup, cases, held, _patches(setup, cases), recipe_of(setup.config, loss, setup.device))
+    config, classes = setup.config, setup.labels.classes
+    loss = loss_of(setup, class_voxels(cases, classes) if config.loss.class_weights == "balanced" else None)
+    class_weights: tuple[float, ...] = ()
+    if config.weight_map.kind != "none":
+        balance = config.weight_map.class_balance
+        class_weights = class_balance(class_voxels(cases, classes)) if balance else (1.0,) * classes
+    patches = PatchDataset(
+        cases=cases,
+        settings=config.patches,
+        per_epoch=config.training.iterations * config.patches.batch,
+        augmentation=Augmentation(config.augment, config.network.dimensions),
+        seed=config.training.seed,
+        margin=() if config.network.padded else config.network.shape.margin,
+        class_weights=class_weights,
+    )
+    return Material(setup, cases, held, patches, recipe_of(config, loss, setup.device))
 
 
 def loss_of(setup: Setup, voxels: Sequence[int] | None) -> Loss:
@@ -65,24 +78,3 @@ def loss_of(setup: Setup, voxels: Sequence[int] | None) -> Loss:
     """
     regions = [region.indices for region in setup.labels.regions]
     return make_loss(setup.config.loss, setup.labels.classes, voxels, regions, setup.world.sum)
-
-
-def _patches(setup: Setup, cases: Sequence[PreparedCase]) -> PatchDataset:
-    config = setup.config
-    return PatchDataset(
-        cases=cases,
-        settings=config.patches,
-        per_epoch=config.training.iterations * config.patches.batch,
-        augmentation=Augmentation(config.augment, config.network.dimensions),
-        seed=config.training.seed,
-        margin=() if config.network.padded else config.network.shape.margin,
-        class_weights=_class_weights(setup, cases),
-    )
-
-
-def _class_weights(setup: Setup, cases: Sequence[PreparedCase]) -> tuple[float, ...]:
-    """Weights of the classes in a weight map, over all training cases; empty without a map."""
-    if setup.config.weight_map.kind == "none":
-        return ()
-    classes = setup.labels.classes
-    return class_balance(class_voxels(cases, classes)) if setup.config.weight_map.class_balance else (1.0,) * classes

@@ -64,11 +64,7 @@ def check_output(request: TrainRequest) -> None:
 
 
 def require_no_folds(folder: Path) -> None:
-    """Refuse a single run where a cross-validation is.
-
-    Raises:
-        OutputError: it is one.
-    """
+    """Refuse (`OutputError`) a single run where a cross-validation is."""
     if (folder / SPLITS_FILE).exists():
         raise OutputError(
             f"-o {folder}: holds a cross-validation\n"

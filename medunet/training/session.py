@@ -13,15 +13,12 @@ from typing import Any
 
 import torch
 
-from medunet.config import TrainingSettings, load_config, parse_config
-from medunet.errors import ConfigError
+from medunet.config import TrainingSettings, load_config
 from medunet.learning.averaging import Ema
 from medunet.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from medunet.learning.distributed import World
 from medunet.learning.loop import Recipe, TrainState, placed
-from medunet.learning.monitor import MetricsFile
+from medunet.learning.monitor import MetricsFile, TensorBoardWriter
 from medunet.learning.optimisers import make_optimiser
-from medunet.learning.tensorboard import TensorBoardWriter
 from medunet.model import load_model
 from medunet.networks.build import build_network
 from medunet.networks.external.adapter import AdaptedNetwork
@@ -32,20 +29,9 @@ from medunet.system.files import write_text
 from medunet.system.progress import ProgressLine
 from medunet.system.signals import StopSignal
 from medunet.training.finish import EndCost
-from medunet.training.identity import require_same_run, run_identity
 from medunet.training.material import Material
-from medunet.training.run_folder import (
-    CHECKPOINT,
-    CONFIG_FILE,
-    EVENTS,
-    METRICS,
-    PREPARED,
-    TrainRequest,
-    check_output,
-    clear_run,
-    require_no_folds,
-)
-from medunet.training.setup import Say, Setup, set_up
+from medunet.training.run_folder import CHECKPOINT, CONFIG_FILE, EVENTS, METRICS, PREPARED, TrainRequest, clear_run
+from medunet.training.setup import Setup, require_same_run, run_identity
 from medunet.training.tensorboard_text import plan_notes
 from medunet.training.timetable import Timetable, require_minutes
 from medunet.training.warm_start import take_weights
@@ -108,32 +94,6 @@ class Session(Training):
 
 def _scored(training: TrainingSettings, setup: Setup) -> list[Any]:
     return [training.score, min(training.validation_cases, len(setup.held))]
-
-
-def set_up_processes(request: TrainRequest, world: World, say: Say) -> Setup:
-    """The set-up that the first process found, planned and resolved; the others read the same data with its config.
-
-    Raises:
-        MedunetError: anything wrong with config, data or output, in one process for all.
-    """
-    setup = None
-    with world.together():
-        if world.leads:
-            check_output(request)
-            require_no_folds(request.output)
-            setup = set_up(request, say, world)
-    found = world.first(setup.file.to_yaml().encode() if setup else b"").decode()
-    with world.together():
-        setup = setup or set_up(request, say, world, parse_config(found, "the first process' config"))
-    # Also makes sure that the same data lie on all machines.
-    identities = world.all(run_identity(setup))
-    other = [rank for rank, identity in enumerate(identities) if identity != identities[0]]
-    if other:
-        raise ConfigError(
-            f"process {other[0]} sees other cases, labels or scans than process 0\n"
-            "give all machines the same data set, under the same path"
-        )
-    return setup
 
 
 def _first_network(setup: Setup, cases: Sequence[PreparedCase], resume: bool) -> UNet | AdaptedNetwork:

@@ -1,10 +1,15 @@
-"""Setup of a training: config, cases, labels and split, checked before anything is written or trained."""
+"""Setup of a training: config, cases, labels and split, checked before anything is written or trained.
+
+Its identity is what a resumed run must share with the one it goes on with.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +30,7 @@ from medunet.planning.budget import Budget
 from medunet.planning.fingerprint import Fingerprint, take_fingerprint
 from medunet.system.devices import find_device
 from medunet.training.checks import check_dimensions, check_objects, check_sizes, per_channel
-from medunet.training.run_folder import CONFIG_FILE, TrainRequest
+from medunet.training.run_folder import CONFIG_FILE, TrainRequest, check_output, require_no_folds
 from medunet.training.warm_start import planned_like
 from medunet.transforms.preprocess import Normalisation
 from medunet.version import __version__
@@ -86,6 +91,32 @@ class Setup:
             instances=self.instances,
             record={"cases": len(self.training_cases), "held_out": len(self.held), "version": __version__, **record},
         )
+
+
+def set_up_processes(request: TrainRequest, world: World, say: Say) -> Setup:
+    """The set-up that the first process found, planned and resolved; the others read the same data with its config.
+
+    Raises:
+        MedunetError: anything wrong with config, data or output, in one process for all.
+    """
+    setup = None
+    with world.together():
+        if world.leads:
+            check_output(request)
+            require_no_folds(request.output)
+            setup = set_up(request, say, world)
+    found = world.first(setup.file.to_yaml().encode() if setup else b"").decode()
+    with world.together():
+        setup = setup or set_up(request, say, world, parse_config(found, "the first process' config"))
+    # Also makes sure that the same data lie on all machines.
+    identities = world.all(run_identity(setup))
+    other = [rank for rank, identity in enumerate(identities) if identity != identities[0]]
+    if other:
+        raise ConfigError(
+            f"process {other[0]} sees other cases, labels or scans than process 0\n"
+            "give all machines the same data set, under the same path"
+        )
+    return setup
 
 
 def set_up(request: TrainRequest, say: Say, world: World = ALONE, resolved: ConfigFile | None = None) -> Setup:
@@ -248,7 +279,7 @@ def _resolve(file: ConfigFile, data: DataSet, labels: LabelTable, learned: Seque
         ),
         loss=loss,
     )
-    return file.resolved(resolved)
+    return replace(file, config=resolved)
 
 
 def _fallback(file: ConfigFile, data: DataSet, learned: Sequence[Case], found: Fingerprint) -> tuple[float, ...] | None:
@@ -263,3 +294,42 @@ def _fallback(file: ConfigFile, data: DataSet, learned: Sequence[Case], found: F
     if all(data.size.given_to(grid) is grid for grid in grids):
         return None
     return data.size.in_unit(found.cases[0].unit, found.dimensions)
+
+
+def run_identity(setup: Setup) -> str:
+    """The identity as JSON: network, data, split, patches and optimiser.
+
+    The number of processes is not part of it, nor are settings that may change in between: length, schedule, highest
+    rate, loss, augmentation, decay of the averaged weights, validation.
+    """
+    config = setup.config
+    identity: dict[str, Any] = {
+        "network": config.network, "preprocess": config.preprocess, "patches": config.patches,
+        "optimiser": config.optimiser.kind, "averaged": bool(config.training.ema), "seed": config.training.seed,
+        "iterations": config.training.iterations, "labels": setup.labels,
+        "learned": [case.name for case in setup.training_cases], "held_out": [case.name for case in setup.held],
+        "part": None if setup.inside is None else [setup.inside.number, setup.inside.count],
+    }  # fmt: skip
+    if setup.instances is not None and setup.instances.target != "foreground":
+        identity["instances"] = setup.instances
+    return json.dumps(to_plain(identity))
+
+
+def require_same_run(identity: str, setup: Setup) -> None:
+    """Refuse to resume with another network, data, split or optimiser: held-out cases would become training cases.
+
+    Args:
+        identity: `run_identity` of the run that was stopped, as its checkpoint has it.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    before = json.loads(identity)
+    before["network"].setdefault("architecture", "unet")  # runs that were stopped before there were others
+    changed = differences(before, json.loads(run_identity(setup)))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{setup.folder}: cannot be resumed, because since it was stopped {'; '.join(changed[:3])}{more}\n"
+            "resume with the run's own settings and data, or start a new run in another folder"
+        )

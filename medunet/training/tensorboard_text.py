@@ -9,7 +9,7 @@ from typing import Any
 from medunet.config import Config, to_plain
 from medunet.evaluation.objects_boundaries import OBJECT_SCORES, FurtherScores
 from medunet.evaluation.scorecard import Scorecard, shown_unit
-from medunet.metrics.case import MEASURES
+from medunet.metrics.case import MEASURES, Measure
 
 _HYPER_PARAMETERS = (
     "network.architecture",
@@ -17,7 +17,8 @@ _HYPER_PARAMETERS = (
     "patches.size", "patches.batch", "patches.oversample", "loss.kind", "optimiser.kind", "optimiser.rate",
     "optimiser.weight_decay", "schedule.kind", "training.ema", "training.precision", "training.seed", "data.fold",
 )  # fmt: skip
-_FINAL = ("dice", "iou", "surface_dice", "hausdorff95", "mean_surface_distance")
+_KEYS = ("dice", "iou", "surface_dice", "hausdorff95", "mean_surface_distance")
+_FINAL = tuple(measure for measure in MEASURES if measure.key in _KEYS)
 
 
 def plan_notes(config: str) -> str:
@@ -77,9 +78,7 @@ def final_scores(card: Scorecard) -> dict[str, float]:
 
     Where objects were compared one by one, also their pooled scores, such as `final objects/AP50`.
     """
-    chosen = [measure for measure in MEASURES if measure.key in _FINAL]
-    scores = {f"final/{_titled(measure.title, measure.is_distance, card)}": card.summary.mean[measure.key]
-              for measure in chosen}  # fmt: skip
+    scores = {f"final/{_titled(measure, card)}": card.summary.mean[measure.key] for measure in _FINAL}
     objects = _objects(card)
     if objects is not None:
         scores |= {f"final objects/{title}": objects.record["pooled"][key] for key, title in OBJECT_SCORES.items()}
@@ -92,13 +91,12 @@ def _objects(card: Scorecard) -> FurtherScores | None:
 
 def score_markdown(card: Scorecard) -> str:
     """One row per structure with means over the cases, as a Markdown table; a second one of objects, if there are."""
-    chosen = [measure for measure in MEASURES if measure.key in _FINAL]
-    titles = ["label", "cases", *(_titled(measure.title, measure.is_distance, card) for measure in chosen)]
+    titles = ["label", "cases", *(_titled(measure, card) for measure in _FINAL)]
     rows = [titles, ["---"] * len(titles)]
     for label in card.summary.labels:
-        means = [label.statistics[measure.key].mean for measure in chosen]
+        means = [label.statistics[measure.key].mean for measure in _FINAL]
         cases = label.statistics[MEASURES[0].key].count
-        rows.append([_cell(label.label), str(cases), *map(_number, means)])
+        rows.append([label.label.replace("|", "\\|"), str(cases), *map(_number, means)])
     objects = _objects(card)
     return _table(rows) if objects is None else f"{_table(rows)}\n\n{_table(_object_rows(objects))}"
 
@@ -118,9 +116,5 @@ def _number(value: float) -> str:
     return "–" if isnan(value) else f"{value:.3f}"
 
 
-def _titled(title: str, is_distance: bool, card: Scorecard) -> str:
-    return f"{title} ({shown_unit(card.unit)})" if is_distance else title
-
-
-def _cell(name: str) -> str:
-    return name.replace("|", "\\|")
+def _titled(measure: Measure, card: Scorecard) -> str:
+    return f"{measure.title} ({shown_unit(card.unit)})" if measure.is_distance else measure.title

@@ -11,8 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from medunet.datasets.catalogue import Case, read_data_set
-from medunet.datasets.channels import channel_indices, chosen_names
+from medunet.datasets.catalogue import Case, channel_indices, chosen_names, read_data_set
 from medunet.datasets.labels import table_from_names
 from medunet.datasets.loading import by_model_channels, check_pairs, load_image, load_label
 from medunet.errors import DataError

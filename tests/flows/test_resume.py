@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import medunet.learning.loop
-import medunet.training.epoch_end
+import medunet.training.epochs
 from medunet.cli import run
 from medunet.model import load_model
 from tests.flows.made import make_set
@@ -108,7 +108,7 @@ def test_a_validation_that_is_cut_off_is_made_up_for(
 ) -> None:
     """A second Ctrl-C, or a crash, while the scans are predicted at the end of an epoch."""
     data, expected = world(base)
-    real, calls = medunet.training.epoch_end.validate, []
+    real, calls = medunet.training.epochs.validate, []
 
     def cut_off(*arguments: object) -> object:
         calls.append(1)
@@ -116,7 +116,7 @@ def test_a_validation_that_is_cut_off_is_made_up_for(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(medunet.training.epoch_end, "validate", cut_off)
+    monkeypatch.setattr(medunet.training.epochs, "validate", cut_off)
     assert start(base, tmp_path / "run", data) == 130
     assert run(["train", "-o", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
     assert left_by(tmp_path / "run") == expected

@@ -1,4 +1,4 @@
-"""The fingerprint against numbers known from how the data set was made."""
+"""The fingerprint against numbers known from how a data set was made, maps drawn by hand, and scikit-image."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from skimage.measure import label as label_parts
 
 from medunet.datasets.catalogue import read_data_set
 from medunet.datasets.labels import table_from_names
 from medunet.errors import DataError
-from medunet.planning.fingerprint import take_fingerprint
+from medunet.planning.fingerprint import Objects, connected_parts, instance_objects, take_fingerprint
 
 LABELS = table_from_names({"background": 0, "organ": 1, "rare": 2}, 9)
 
@@ -38,9 +39,8 @@ def make(folder: Path, rng: np.random.Generator) -> Path:
 
 
 def test_facts(tmp_path: Path, rng: np.random.Generator) -> None:
-    seen: list[str] = []
-    found = take_fingerprint(read_data_set(make(tmp_path, rng)).cases, LABELS, step=seen.append)
-    assert seen == ["c0", "c1"]
+    found = take_fingerprint(read_data_set(make(tmp_path, rng)).cases, LABELS)
+    assert [case.name for case in found.cases] == ["c0", "c1"]
     first = found.cases[0]
     assert first.shape == (6, 8, 10) and first.spacing == (1, 1, 1)
     assert first.voxels == (480 - 96 - 1, 95, 1) and first.ignored == 1
@@ -59,3 +59,32 @@ def test_cases_that_differ_in_channels_are_named(tmp_path: Path, rng: np.random.
     )
     with pytest.raises(DataError, match=r"c1: has 2 channel\(s\) and 3 dimensions, c0 has 1 and 3"):
         take_fingerprint(read_data_set(tmp_path).cases, LABELS)
+
+
+def test_parts_by_hand() -> None:
+    label = np.zeros((6, 6), np.uint8)
+    label[0, 0] = label[1, 1] = 1  # corners connect
+    label[4:6, 4:6] = 1
+    label[3, 0] = 3
+    assert connected_parts(label, (1, 2, 3)) == (Objects(2, 2, 3), Objects(0, 0, 0), Objects(1, 1, 1))
+    assert connected_parts(label, (0,))[0].count == 1
+    assert connected_parts(label, ()) == ()
+
+
+def test_parts_are_scikit_images(rng: np.random.Generator) -> None:
+    label = rng.integers(0, 3, (9, 10, 11)).astype(np.uint8) * (rng.random((9, 10, 11)) < 0.1).astype(np.uint8)
+    for c, found in zip((0, 1, 2), connected_parts(label, (0, 1, 2)), strict=True):
+        sizes = np.bincount(label_parts(label == c, connectivity=3).ravel())[1:]
+        assert (found.count, found.smallest, found.median) == (sizes.size, sizes.min(), int(np.median(sizes)))
+
+
+def test_objects_touch_across_faces_only() -> None:
+    ids = np.zeros((5, 7), np.int64)
+    ids[0, 0:2] = 10
+    ids[0, 2] = 20  # touches 10
+    ids[1, 3] = 30  # a corner of 20
+    ids[4, 6] = 99
+    assert instance_objects(ids, None) == Objects(4, 1, 1, 2)
+    assert instance_objects(ids, 20) == Objects(3, 1, 1, 0)
+    assert instance_objects(np.zeros((3, 3), int), None) == Objects(0, 0, 0)
+    assert instance_objects(np.array([[1, 2]]), None).touching == 2

@@ -163,21 +163,21 @@ def test_a_model_of_objects_leaves_its_objects_beside_the_masks(tmp_path: Path) 
     save_model(tmp_path / MODEL_FILE, UNet(card.network, 1).state_dict(), card)
     (tmp_path / "metrics.csv").write_text("epoch,loss,rate\n1,0.5,0.1\n2,0.4,0.1\n")
     setup = held_out(found, found.labels, tmp_path)
-    finished = finish_run(setup, ProgressLine("t"))
+    lines, evaluation = finish_run(setup, ProgressLine("t"))
     for name in ("case_0.nii.gz", "case_1.nii.gz"):
         mask = read_volume(tmp_path / "validation" / name).array
         ids = read_volume(tmp_path / "validation" / OBJECTS / name).array
         assert set(np.unique(mask)) == {0, 1} and ids.max() > 0
         np.testing.assert_array_equal(mask > 0, ids > 0)
-    objects = finished.evaluation.summary.objects
+    objects = evaluation.summary.objects
     ids = [read_volume(tmp_path / "validation" / OBJECTS / f"case_{n}.nii.gz").array for n in (0, 1)]
     assert objects is not None
     assert objects.prediction == sum(int(one.max()) for one in ids)
-    assert any("objects:" in line for line in finished.lines)
+    assert any("objects:" in line for line in lines)
     # The masks' scores are those of the masks that were written.
     pairs = [(tmp_path / "validation" / f"case_{n}.nii.gz", setup.held[n].label) for n in (0, 1)]
     masks = evaluate_pairs(pairs, EvaluateSettings(labels=setup.declared, instances=False))
-    assert masks.summary.mean["dice"] == finished.evaluation.summary.mean["dice"]
+    assert masks.summary.mean["dice"] == evaluation.summary.mean["dice"]
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".ome.zarr"])

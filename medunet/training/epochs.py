@@ -1,26 +1,70 @@
-"""End of an epoch: validation where it is due, the best model is kept, and the epoch gets its line in the log."""
+"""Epochs: the watch over their steps; at their end validation if it is due, the best model, a line in the log."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
-from medunet.learning.loop import evaluation_weights
-from medunet.learning.monitor import memory_used
-from medunet.learning.tensorboard import TensorBoardWriter
+from medunet.learning.loop import StepFacts, evaluation_weights
+from medunet.learning.monitor import Waited, memory_used
 from medunet.model import MODEL_FILE, Model, load_model, save_model
 from medunet.networks.build import build_network
-from medunet.training.session import Session, save_state
+from medunet.training.session import Session, Training, save_state
 from medunet.training.validation import Validation, validate
-from medunet.training.watch import StepWatch
 
 _LEAVING = 1.0
 """Seconds for the last checkpoint and for ending the process."""
+
+
+class StepWatch:
+    """Shows each step, measures their pace, and passes on a stop signal; called after every step of an epoch.
+
+    Attributes:
+        batches: those that were given, with the time that they were waited for.
+    """
+
+    def __init__(self, training: Training, batches: Iterable[Any]) -> None:
+        self._training, self.batches = training, Waited(batches)
+        self._started = self._last = time.monotonic()
+        self._steps, self._smooth = 0, math.nan
+
+    def __call__(self, facts: StepFacts) -> bool:
+        self._last = time.monotonic()
+        self._steps += 1
+        if isinstance(self._training, Session):
+            self._show(self._training, facts)
+        return self._training.stopping()
+
+    def _show(self, session: Session, facts: StepFacts) -> None:
+        state, timetable = session.state, session.timetable
+        self._smooth = facts.loss if math.isnan(self._smooth) else 0.9 * self._smooth + 0.1 * facts.loss
+        left = timetable.left(state.step)
+        session.line.update(
+            timetable.share(state.step),
+            f"epoch {state.epoch + 1}, step {state.step}, loss {self._smooth:.3f}, {self.seconds:.2f} s/it"
+            + (f", best {state.best:.4f}" if math.isfinite(state.best) else ""),
+            None if math.isnan(left) else left + timetable.ending,
+        )
+        session.writer.scalars(
+            {"loss/step": facts.loss, "optimiser/learning rate": facts.rate, "optimiser/gradient norm": facts.norm},
+            state.step,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Per iteration, so far in this epoch."""
+        return (self._last - self._started) / max(self._steps, 1)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time in which the network waited for patches."""
+        return self.batches.seconds / max(self._last - self._started, 1e-9)
 
 
 def end_epoch(session: Session, loss: float, watch: StepWatch) -> None:
@@ -70,7 +114,12 @@ def _validate(session: Session) -> Validation:
         if not score < state.best:
             state.best = score if math.isfinite(score) else state.best
             _save(session, score)
-        _show(session.writer, result, state.step)
+        writer = session.writer
+        writer.scalars({"validation/dice": result.mean_dice, "validation/iou": result.mean_iou}, state.step)
+        writer.scalars({f"validation dice/{name}": value for name, value in result.dice.items()}, state.step)
+        writer.scalars({f"validation iou/{name}": value for name, value in result.iou.items()}, state.step)
+        writer.shares({f"dice over cases/{name}": values for name, values in result.spread.items()}, state.step)
+        writer.pictures("validation/worst", result.pictures, state.step)
         seconds = time.monotonic() - started
         session.timetable.validated(seconds, seconds + _LEAVING + _measure_end(session, model, seconds))
     return result
@@ -83,14 +132,6 @@ def _scores_of(session: Session, model: Model) -> Validation:
 
 def _score(session: Session, result: Validation) -> float:
     return result.mean_dice if session.setup.config.training.score == "dice" else result.mean_iou
-
-
-def _show(writer: TensorBoardWriter, result: Validation, step: int) -> None:
-    writer.scalars({"validation/dice": result.mean_dice, "validation/iou": result.mean_iou}, step)
-    writer.scalars({f"validation dice/{name}": value for name, value in result.dice.items()}, step)
-    writer.scalars({f"validation iou/{name}": value for name, value in result.iou.items()}, step)
-    writer.shares({f"dice over cases/{name}": values for name, values in result.spread.items()}, step)
-    writer.pictures("validation/worst", result.pictures, step)
 
 
 def _measure_end(session: Session, model: Model, seconds: float) -> float:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medunet.learning.muon import Muon, muon_groups, orthogonal
+from medunet.learning.optimisers import Muon, OptimiserSettings, make_optimiser, orthogonal
 from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
 
@@ -76,7 +76,7 @@ def test_a_step_has_the_size_of_adams_whatever_the_gradients_are() -> None:
 
 def test_hidden_layers_are_matrices_and_the_ends_are_not() -> None:
     network = build_network(UNetSettings(dimensions=2, channels=(4, 8), in_channels=3, classes=5), 0)
-    hidden, ends, others = muon_groups(network, 0.1)
+    hidden, ends, others = make_optimiser(OptimiserSettings(weight_decay=0.1), network).param_groups
     assert ends["params"][0].shape[1] == 3 and ends["params"][1].shape[0] == 5
     assert all(w.ndim > 1 for w in hidden["params"]) and hidden["orthogonal"]
     assert all(w.ndim == 1 for w in others["params"]) and others["weight_decay"] == 0
@@ -87,13 +87,13 @@ def test_hidden_layers_are_matrices_and_the_ends_are_not() -> None:
 @pytest.mark.parametrize("size", [(3,), (3, 3), (3, 4, 5)])
 def test_one_and_two_layers_are_ends(size: tuple[int, ...]) -> None:
     network = nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(size)], nn.LayerNorm(size[-1]))
-    groups = muon_groups(network, 0.1)
+    groups = make_optimiser(OptimiserSettings(weight_decay=0.1), network).param_groups
     assert not any(group.get("orthogonal") for group in groups)
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
 
 
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been() -> None:
-    def steps(optimiser: Muon, network: nn.Module, numbers: range) -> None:
+    def steps(optimiser: torch.optim.Optimizer, network: nn.Module, numbers: range) -> None:
         for number in numbers:
             optimiser.zero_grad()
             network(torch.randn(4, 3, generator=torch.Generator().manual_seed(number))).square().mean().backward()
@@ -101,10 +101,10 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been() -> None:
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    optimiser = Muon(muon_groups(network, 0.1), 0.01, (0.9, 0.999))
+    optimiser = make_optimiser(OptimiserSettings(rate=0.01, weight_decay=0.1), network)
     steps(optimiser, network, range(3))
     other = copy.deepcopy(network)
-    again = Muon(muon_groups(other, 0.1), 0.5, (0.1, 0.1))
+    again = make_optimiser(OptimiserSettings(rate=0.5, weight_decay=0.1, betas=(0.1, 0.1)), other)
     again.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     steps(optimiser, network, range(3, 6))
     steps(again, other, range(3, 6))
