@@ -9,6 +9,7 @@ has random statistics. `difference` is that of the streamed logits to one whole 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -77,8 +78,8 @@ def main() -> None:
     for name in options.network or NETWORKS:
         network = seasoned(NETWORKS[name]())
         ways = {
-            "streamed": lambda: streamed(network, image),
-            "windows": lambda: windows(network, image, options.window),
+            "streamed": functools.partial(streamed, network, image),
+            "windows": functools.partial(windows, network, image, options.window),
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.rounds):

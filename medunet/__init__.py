@@ -6,49 +6,80 @@ The public names below are loaded when they are first used, so that `medunet --h
 from __future__ import annotations
 
 import importlib
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from medunet.errors import in_python
 from medunet.version import __version__
 
 if TYPE_CHECKING:
+    from medunet.api import Run, Scores, evaluate_pairs, plan, segment_objects, segment_volume, train
+    from medunet.config import Config, load_config
     from medunet.errors import MedunetError
-    from medunet.evaluate import evaluate_pairs
+    from medunet.evaluate import evaluate_folders
+    from medunet.evaluation.settings import EvaluateSettings
     from medunet.formats.dispatch import read_volume, write_volume
     from medunet.inference.any_network import stream
-    from medunet.model import Model, load_model
+    from medunet.model import Model, load_model, save_model
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
-    from medunet.predict import segment_objects, segment_volume
+    from medunet.predict import segment_files
+    from medunet.prediction.outputs import PredictRequest
+    from medunet.prediction.planning import PredictSettings
     from medunet.volume import Volume
 
 _HOMES = {
+    "Config": "medunet.config",
+    "EvaluateSettings": "medunet.evaluation.settings",
     "MedunetError": "medunet.errors",
     "Model": "medunet.model",
+    "PredictRequest": "medunet.prediction.outputs",
+    "PredictSettings": "medunet.prediction.planning",
+    "Run": "medunet.api",
+    "Scores": "medunet.api",
     "UNet": "medunet.networks.unet",
     "UNetSettings": "medunet.networks.settings",
     "Volume": "medunet.volume",
-    "evaluate_pairs": "medunet.evaluate",
+    "evaluate_folders": "medunet.evaluate",
+    "evaluate_pairs": "medunet.api",
+    "load_config": "medunet.config",
     "load_model": "medunet.model",
+    "plan": "medunet.api",
     "read_volume": "medunet.formats.dispatch",
-    "segment_objects": "medunet.predict",
-    "segment_volume": "medunet.predict",
+    "save_model": "medunet.model",
+    "segment_files": "medunet.predict",
+    "segment_objects": "medunet.api",
+    "segment_volume": "medunet.api",
     "stream": "medunet.inference.any_network",
+    "train": "medunet.api",
     "write_volume": "medunet.formats.dispatch",
 }
 
 __all__ = [
+    "Config",
+    "EvaluateSettings",
     "MedunetError",
     "Model",
+    "PredictRequest",
+    "PredictSettings",
+    "Run",
+    "Scores",
     "UNet",
     "UNetSettings",
     "Volume",
     "__version__",
+    "evaluate_folders",
     "evaluate_pairs",
+    "load_config",
     "load_model",
+    "plan",
     "read_volume",
+    "save_model",
+    "segment_files",
     "segment_objects",
     "segment_volume",
     "stream",
+    "train",
     "write_volume",
 ]
 
@@ -56,7 +87,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'medunet' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    if isinstance(found, FunctionType):
+        found = in_python(found)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -113,12 +113,18 @@ def inspect(paths: tuple[Path, ...], as_json: bool, axes: str | None, frame: int
     "--memory", type=MemorySize(), help="Memory the training may use (default: three quarters of what is free)."
 )
 @_MINUTES
+@click.option(
+    "--dimensions",
+    type=click.IntRange(2, 3),
+    help="A network of slices (2) or of volumes (3), whatever the plan would choose; make both configs, train both "
+    "with the same --fold, and take the one with the higher validation Dice.",
+)
 @_DEVICE
 @_AXES
 @click.option("--overwrite", is_flag=True, help="Replace an existing config.")
 def plan(dataset: Path, output: Path, axes: str | None, overwrite: bool, **budget: Any) -> None:
     """Measure a data set and write a complete, commented config for it."""
-    from medunet.plan import write_plan
+    from medunet.plan_training import write_plan
     from medunet.planning.budget import Budget
 
     click.echo(write_plan(dataset, output, Budget.of(**budget), axes, overwrite))
@@ -178,7 +184,7 @@ def train(
 
         outcome = cross_validate(TrainRequest(source, output, overrides, device, resume, overwrite), minutes)
     else:
-        from medunet.train import train_run
+        from medunet.train_network import train_run
 
         if fold is not None:
             # A plan may have chosen a part to hold out, which there is not without parts.

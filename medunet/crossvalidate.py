@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -28,7 +29,7 @@ from medunet.learning.distributed import world_of
 from medunet.model import MODEL_FILE, fold_is_finished, load_model, save_model
 from medunet.system.files import write_text, written_aside
 from medunet.system.progress import ProgressLine
-from medunet.train import Outcome, train_run
+from medunet.train_network import Outcome, train_run
 from medunet.training.finish import OBJECTS, compare_predictions, fold_of_voxels, objects_of, write_scores
 from medunet.training.folds import (
     POSTPROCESSING,
@@ -65,18 +66,18 @@ def cross_validate(request: TrainRequest, minutes: float | None = None) -> Outco
     if world_of(os.environ).size > 1:
         raise ConfigError("--fold all trains in one process; with torchrun, train the folds one by one: --fold 0, …")
     check_folder(request)
-    with closing(ProgressLine("folds")) as line:
+    with closing(request.shown("folds")) as line:
         folds = _set_up(with_minutes(request, minutes), line)
     try:
         for number in range(len(folds.splits)):
-            outcome = _train_fold(folds, number, request.device, line)
+            outcome = _train_fold(folds, number, request, line)
             if outcome.signal:
                 return Outcome([outcome.lines[0], _go_on(folds)], outcome.signal)
-        return Outcome(_put_together(folds))
+        return Outcome(_put_together(folds, request))
     except BaseException as stop:
         # Ctrl-C and SIGTERM outside of a training, which reports them itself, leave a line about the finished folds.
         if not isinstance(stop, Exception):
-            ProgressLine("folds").say(_go_on(folds))
+            request.shown("folds").say(_go_on(folds))
         raise
 
 
@@ -113,7 +114,7 @@ def _go_on(folds: Folds) -> str:
     )
 
 
-def _train_fold(folds: Folds, number: int, device: str, line: ProgressLine) -> Outcome:
+def _train_fold(folds: Folds, number: int, request: TrainRequest, line: ProgressLine) -> Outcome:
     run, count = folds.run(number), len(folds.splits)
     changed = changes(folds, number) if (run / CONFIG_FILE).exists() else []
     if fold_is_finished(run):
@@ -125,22 +126,22 @@ def _train_fold(folds: Folds, number: int, device: str, line: ProgressLine) -> O
     resume = (run / CONFIG_FILE).exists() and has_checkpoint(run / CHECKPOINT)
     line.say(f"fold {number} of {count}: {'goes on' if resume else 'starts'} in {run}")
     overrides = changed if resume else [f"data.fold={number}"]
-    outcome = train_run(
-        TrainRequest(folds.folder / CONFIG_FILE, run, tuple(overrides), device, resume=resume, overwrite=not resume)
-    )
+    source, started = folds.folder / CONFIG_FILE, time.monotonic()
+    asked = replace(request, source=source, output=run, overrides=tuple(overrides), started=started)
+    outcome = train_run(replace(asked, resume=resume, overwrite=not resume))
     for text in outcome.lines if not outcome.signal else ():
         line.say(f"  {text}")
     return outcome
 
 
-def _put_together(folds: Folds) -> list[str]:
+def _put_together(folds: Folds, request: TrainRequest) -> list[str]:
     """Score every case by the fold that held it out, and choose the post-processing that helps.
 
     Returns:
         Lines for the terminal.
     """
     setup, folder = folds.setup, folds.folder
-    with closing(ProgressLine("folds")) as line:
+    with closing(request.shown("folds")) as line:
         pairs = [_out_of_fold(folds, case) for case in setup.data.labelled]
         line.update(1.0, f"scoring {len(pairs)} cases")
         title = f"Every case of {setup.data.name} by the fold that did not learn from it"
@@ -217,6 +218,6 @@ def _write_joined(folds: Folds, case: Case, files: Sequence[Path], target: Path)
 
 def _give(path: Path, steps: tuple[PostStep, ...]) -> None:
     """Put post-processing into a model's card; the file is replaced as a whole."""
-    model = load_model(path)
+    model = load_model(path, "cpu")
     if model.card.postprocess != steps:
         save_model(path, model.network.state_dict(), replace(model.card, postprocess=steps))

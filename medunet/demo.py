@@ -21,13 +21,13 @@ from medunet.evaluate import evaluate_folders
 from medunet.evaluation.files import case_picture, write_evaluation
 from medunet.evaluation.settings import EvaluateSettings, Evaluation
 from medunet.formats.dispatch import write_volume
-from medunet.plan import write_plan
+from medunet.plan_training import write_plan
 from medunet.planning.budget import Budget
 from medunet.predict import segment_files
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import PredictSettings
 from medunet.system.files import write_text, written_aside
-from medunet.train import train_run
+from medunet.train_network import train_run
 from medunet.training.run_folder import TrainRequest
 from medunet.volume import Volume
 

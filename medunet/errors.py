@@ -11,6 +11,16 @@ Each message names the file or case, what was found, what was expected, and what
     └── MissingExtra  an optional dependency is not installed    (also an ImportError)
 """
 
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
 
 class MedunetError(Exception):
     """Base of all errors that a user can act on."""
@@ -42,3 +52,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class MissingExtra(MedunetError, ImportError):
     """An optional dependency is missing; the message says what to install."""
+
+
+def in_python(function: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
+    """The function with errors in Python's terms: `device` for `--device`."""
+
+    @functools.wraps(function)
+    def called(*args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
+        try:
+            return function(*args, **kwargs)
+        except MedunetError as error:
+            said = str(error).replace("--set", "overrides")
+            said = re.sub(r"(?<!\w)--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), said)
+            raise type(error)(said) from error
+
+    return called

@@ -28,6 +28,7 @@ from medunet.errors import ConfigError, DataError, ModelError
 from medunet.instances.settings import InstanceSettings
 from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
+from medunet.system.devices import find_device
 from medunet.system.files import written_aside
 from medunet.transforms.postprocess import PostStep
 from medunet.transforms.preprocess import PreprocessSettings
@@ -115,8 +116,12 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> No
         save_file(tensors, aside, metadata={"medunet": json.dumps(metadata)})
 
 
-def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
+def load_model(source: Path | str, device: str | torch.device = "auto") -> Model:
     """Load a model from a run folder or a model file. No code from the file is ever run.
+
+    Args:
+        source: the folder or the file.
+        device: where it shall run; `auto` is the first CUDA device, or the CPU where there is none.
 
     Raises:
         ModelError: nothing there, not a model of ours, or damaged.
@@ -135,10 +140,10 @@ def load_model(source: Path | str, device: str | torch.device = "cpu") -> Model:
             f"{path}: its description cannot be used by medunet {__version__}: {first}\n"
             "it was written by another version, or changed by hand"
         ) from error
-    return Model(network.to(device).eval(), card, path, metadata["sha256"])
+    return Model(network.to(find_device(str(device))).eval(), card, path, metadata["sha256"])
 
 
-def load_models(source: Path | str, device: str | torch.device = "cpu") -> list[Model]:
+def load_models(source: Path | str, device: str | torch.device = "auto") -> list[Model]:
     """Load the models to average: the folds of a cross-validation, the runs in a folder, or a single model.
 
     Args:

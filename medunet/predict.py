@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from medunet.errors import ConfigError
 from medunet.instances.find import Landscape, Workspace, find_objects_of
 from medunet.instances.watershed import ObjectRule
-from medunet.model import Model, load_models
+from medunet.model import load_models
 from medunet.prediction.jobs import PredictionJobs, Summary, record
 from medunet.prediction.members import elevation_rule_of
 from medunet.prediction.outputs import PredictRequest, as_cases, existing_folder, find_inputs, plan_outputs
@@ -31,63 +30,38 @@ from medunet.transforms.postprocess import PostStep, mask_values, postprocess
 from medunet.transforms.restore import OutputBuffer
 from medunet.volume import Volume
 
-Given = TypeVar("Given", Volume, NDArray[Any])
-"""A scan in memory: a volume, or a bare array."""
 
-
-def segment_volume(volume: Given, model: Model | Sequence[Model], settings: PredictSettings | None = None) -> Given:
-    """Segment a scan that is in memory.
+def segment_volume(
+    volume: Volume | NDArray[Any], segmenter: Segmenter, scores: bool = False
+) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Segment a scan that is in memory; see `medunet.api.segment_volume`, the door for users.
 
     Args:
-        volume: `(channel, *spatial)` with the channels that the model was trained on. A bare array is taken as lying on
-            the model's own grid: its axes and its voxel size do not change, its intensities are normalised.
-        model: one, or several whose class probabilities are averaged.
+        volume: `(channel, *spatial)`; a bare array lies on the models' own grid.
+        scores: whether probabilities are wanted as well.
 
     Returns:
-        A label map `(1, *spatial)` on exactly the scan's grid, with the data set's own label values and the model's
-        post-processing; an array for an array.
-
-    Raises:
-        DataError: the scan's channels or dimensions are not the model's, or voxels are NaN or infinite.
-        ConfigError: the method asked for is impossible for this network, or the memory is too small.
+        The label map `(1, *spatial)` on exactly the scan's grid, and its probabilities `(class, *spatial)` or None.
     """
-    segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given = volume if isinstance(volume, Volume) else Volume(volume)
     grid, scan = _opened(volume, segmenter)
     steps = _post_steps(segmenter)
     plan = segmenter.plan(scan)
-    output = OutputBuffer.blank(given, scan.undo, segmenter.card.labels, np.empty, False, segmenter.card.values)
-    for piece in segmenter.pieces(scan, plan):
+    output = OutputBuffer.blank(given, scan.undo, segmenter.card.labels, np.empty, scores, segmenter.card.values)
+    for piece in segmenter.pieces(scan, plan, scores):
         output.put(piece)
     postprocess(output.labels, grid, segmenter.written, steps)
-    return _like(volume, output.labels)
+    return output.labels, output.probabilities
 
 
 def segment_objects(
-    volume: Given,
-    model: Model | Sequence[Model],
-    settings: PredictSettings | None = None,
-    rule: ObjectRule | None = None,
-) -> Given:
-    """Find the objects of a scan that is in memory, such as cells: `segment_volume`, one number for each object.
-
-    Post-processing that cross-validation chose for label maps (`keep the largest component`, …) is not done to objects.
-
-    Args:
-        volume, model: see `segment_volume`. The model learned one kind of object.
-        rule: which objects are kept, and how; by default those that are as large as the objects of the training.
+    volume: Volume | NDArray[Any], segmenter: Segmenter, rule: ObjectRule | None = None
+) -> NDArray[Any]:
+    """Find the objects of a scan that is in memory; see `medunet.api.segment_objects`, the door for users.
 
     Returns:
-        An id map `(1, *spatial)` on exactly the scan's grid, with 0 for background, in uint16, or in uint32 from 65536
-        objects on. Objects are numbered from 1 without gaps, by z, then y, then x of their first voxel. An array for an
-        array.
-
-    Raises:
-        DataError: see `segment_volume`.
-        ConfigError: see `segment_volume`; or the model learned several kinds of objects.
-        MedunetError: touching objects fill more voxels than `settings.memory` allows to be told apart.
+        An id map `(1, *spatial)` on exactly the scan's grid.
     """
-    segmenter = Segmenter([model] if isinstance(model, Model) else model, settings)
     given, rule = volume if isinstance(volume, Volume) else Volume(volume), rule or ObjectRule()
     elevation_rule = elevation_rule_of(segmenter.models, rule)
     grid, scan = _opened(volume, segmenter)
@@ -95,16 +69,7 @@ def segment_objects(
     landscape = Landscape.blank(elevation_rule, scan.undo, given.shape, np.empty)
     for piece in segmenter.pieces(scan, plan, landscape.needs_scores):
         landscape.put(piece)
-    ids = find_objects_of(landscape, rule, grid.spacing, Workspace(np.empty, segmenter.settings.memory)).ids
-    return _like(volume, ids)
-
-
-def _like(volume: Given, array: NDArray[Any]) -> Given:
-    """A label map in the form in which its scan was given."""
-    # A type checker does not see that both branches keep the type.
-    found: Any = volume.with_array(array) if isinstance(volume, Volume) else array
-    result: Given = found
-    return result
+    return find_objects_of(landscape, rule, grid.spacing, Workspace(np.empty, segmenter.settings.memory)).ids
 
 
 def _opened(volume: Volume | NDArray[Any], segmenter: Segmenter) -> tuple[Volume, Scan]:

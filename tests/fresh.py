@@ -27,8 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300.0
 """Seconds after which a process that does not end is killed, and its test fails."""
 
-LIBRARIES = ("medunet.cli", "medunet.train", "medunet.prediction.segmenter", "torch._dynamo", "tensorboard.summary",
-             "torch.utils.tensorboard", "matplotlib.backends.backend_agg", "matplotlib.figure")  # fmt: skip
+LIBRARIES = (
+    "medunet.cli", "medunet.train_network", "medunet.prediction.segmenter", "torch._dynamo", "tensorboard.summary",
+    "torch.utils.tensorboard", "matplotlib.backends.backend_agg", "matplotlib.figure",
+)  # fmt: skip
 
 
 @dataclass

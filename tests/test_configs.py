@@ -18,7 +18,7 @@ import medunet
 from medunet.config import load_config
 from medunet.networks.presets import unet3d2016_settings, unet2015_settings
 from medunet.networks.unet import UNet
-from medunet.train import train_run
+from medunet.train_network import train_run
 from medunet.training.run_folder import TrainRequest
 from medunet.transforms.augment.settings import Chance, ElasticGrid
 from tests.networks.external.examples import require_packages

@@ -16,6 +16,7 @@ from PIL import Image
 
 import medunet
 import medunet.predict
+from medunet.api import segment_volume
 from medunet.datasets.labels import table_from_names
 from medunet.errors import ConfigError, DataError, MedunetError, OutputError
 from medunet.geometry.tiles import plan_tiles
@@ -24,7 +25,7 @@ from medunet.inference.sliding_window import Windows, blended_windows
 from medunet.model import Model, ModelCard, load_model, save_model
 from medunet.networks.settings import UNetSettings
 from medunet.networks.unet import UNet
-from medunet.predict import segment_files, segment_volume
+from medunet.predict import segment_files
 from medunet.prediction.outputs import PredictRequest, as_cases
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter

@@ -17,6 +17,7 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 import medunet
+from medunet.api import segment_objects, segment_volume
 from medunet.cli import run
 from medunet.datasets.labels import LabelTable, table_from_names
 from medunet.errors import ConfigError
@@ -24,7 +25,7 @@ from medunet.instances.settings import InstanceSettings
 from medunet.instances.watershed import ObjectRule
 from medunet.model import Model, ModelCard, save_model
 from medunet.networks.settings import UNetSettings
-from medunet.predict import segment_files, segment_objects, segment_volume
+from medunet.predict import segment_files
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import PredictSettings
 from medunet.transforms.preprocess import Normalisation, PreprocessSettings

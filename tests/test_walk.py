@@ -72,5 +72,5 @@ def test_every_step_is_led_to_by_one_before_it(walk: str) -> None:
 
 def test_a_scan_is_opened_planned_cut_into_pieces_and_put_in_this_order() -> None:
     source = inspect.getsource(importlib.import_module("medunet.predict").segment_volume)
-    places = [source.index(word) for word in ("_opened(volume", ".plan(scan)", ".pieces(scan, plan)", ".put(piece)")]
+    places = [source.index(word) for word in ("_opened(volume", ".plan(scan)", ".pieces(scan, plan", ".put(piece)")]
     assert places == sorted(places)

@@ -51,7 +51,7 @@ def write_evaluation(
     targets = outputs(folder, json_path)
     for path in targets:
         check_free(path, overwrite)
-    record = json.dumps(_record(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    record = json.dumps(evaluation_record(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     texts = [record] if json_path is not None else []
     if folder is not None:
         texts += [csv_text(score_table(evaluation.card)), csv_text(summary_table(evaluation.card))]
@@ -142,7 +142,7 @@ def _shown_image(pair: Pair, shape: tuple[int, ...]) -> NDArray[Any] | None:
     return image.array[0] if image.shape == shape else None
 
 
-def _record(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     table = evaluation.labels
     values = dict(zip(table.names, table.values, strict=True))
     labels: dict[str, Any] = {"names": values, "ignore": table.ignore, "kind": table.kind}

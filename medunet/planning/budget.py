@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from medunet.planning.rules import MOST_STEPS, STEPS_OF_ONE_MINUTE, STEPS_POWER, TRAINING_SHARE
 from medunet.system.devices import autocast_type, find_device, free_memory, resident_memory, training_speed
@@ -24,6 +25,7 @@ class Budget:
         process: bytes of `memory` that the process takes before it trains anything.
         slowness: how many times as long as counted a whole training step was measured to take.
         growth: how many times as much memory as counted it was measured to need.
+        dimensions: of the network, where the user has chosen them.
     """
 
     memory: int
@@ -33,9 +35,10 @@ class Budget:
     process: int = 0
     slowness: float = 1.0
     growth: float = 1.0
+    dimensions: Literal[2, 3] | None = None
 
     @staticmethod
-    def of(memory: int | None, minutes: float | None, device: str) -> Budget:
+    def of(memory: int | None, minutes: float | None, device: str, dimensions: Literal[2, 3] | None = None) -> Budget:
         """The budget of this machine; an hour and three quarters of the free memory by default."""
         where = find_device(device)
         dtype = autocast_type("auto", where)
@@ -53,6 +56,7 @@ class Budget:
             speed,
             str(where),
             resident_memory() if where.type == "cpu" else 0,
+            dimensions=dimensions,
         )
 
     def after(self, slowness: float, growth: float) -> Budget:

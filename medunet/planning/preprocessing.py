@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from medunet.errors import ConfigError
 from medunet.planning.budget import Notes
 from medunet.planning.fingerprint import Fingerprint
 from medunet.planning.rules import AIR, APART, COARSE, CROPPED, FEW_SLICES, MASKED, SOME_SLICES
@@ -125,8 +126,17 @@ def _target_spacing(found: Fingerprint, notes: Notes) -> tuple[float, ...] | Non
     return tuple(float(f"{s:.6g}") for s in median)
 
 
-def plan_grid(found: Fingerprint, preprocess: PreprocessSettings, notes: Notes) -> Grid:
-    """The median scan that is left after preprocessing, and whether the network sees it whole or slice by slice."""
+def plan_grid(
+    found: Fingerprint, preprocess: PreprocessSettings, notes: Notes, dimensions: Literal[2, 3] | None = None
+) -> Grid:
+    """The median scan that is left after preprocessing, and whether the network sees it whole or slice by slice.
+
+    Args:
+        dimensions: those that the user wants; None decides by the scans.
+
+    Raises:
+        ConfigError: three dimensions for pictures.
+    """
     spacing = preprocess.spacing or found.median_spacing()
     shapes = []
     for case in found.cases:
@@ -135,7 +145,7 @@ def plan_grid(found: Fingerprint, preprocess: PreprocessSettings, notes: Notes) 
             kept = np.array(case.kept) if case.kept else kept * case.content ** (1 / len(case.shape))
         shapes.append(kept if preprocess.spacing is None else kept * np.array(case.spacing) / spacing)
     shape = tuple(max(1, round(float(n))) for n in np.median(shapes, axis=0))
-    thin = _slices(shape, spacing, notes)
+    thin = _slices(shape, spacing, notes) if dimensions is None else _wanted(shape, spacing, notes, dimensions)
     if thin is None:
         return Grid(shape, spacing)
     notes["patches.slice_axis"] = "the axis across the slices, see network.dimensions"
@@ -165,6 +175,17 @@ def _slices(shape: tuple[int, ...], spacing: tuple[float, ...], notes: Notes) ->
         f"{median}: at least {shape[thin]} voxels along each axis, the coarsest {apart:.2g} times the others"
     )
     return None
+
+
+def _wanted(shape: tuple[int, ...], spacing: tuple[float, ...], notes: Notes, dimensions: int) -> int | None:
+    """The axis across the slices where the user has chosen the dimensions."""
+    if dimensions > len(shape):
+        raise ConfigError("--dimensions 3: the cases are pictures, which a 2-D network segments; leave it out")
+    notes["network.dimensions"] = f"asked for, with --dimensions {dimensions}"
+    if dimensions == len(shape):
+        return None
+    coarse = int(np.argmax(spacing))
+    return coarse if spacing[coarse] > max(_without(spacing, coarse)) else int(np.argmin(shape))
 
 
 def _without(values: tuple[Any, ...], axis: int) -> tuple[Any, ...]:

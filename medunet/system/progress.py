@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -79,7 +80,7 @@ class ProgressLine:
 
 
 class Quiet(ProgressLine):
-    """A progress line that shows nothing, for all processes but the first."""
+    """A progress line that shows nothing, for all processes but the first, and for programs."""
 
     def __init__(self) -> None:
         pass
@@ -92,3 +93,10 @@ class Quiet(ProgressLine):
 
     def close(self) -> None:
         pass
+
+
+class Logged(Quiet):
+    """A progress line for programs: notes go to the logger `medunet`, which says nothing unless it is asked to."""
+
+    def say(self, text: str) -> None:
+        logging.getLogger("medunet").info(text)

@@ -67,15 +67,15 @@ class StepWatch:
         return self.batches.seconds / max(self._last - self._started, 1e-9)
 
 
-def end_epoch(session: Session, loss: float, watch: StepWatch) -> None:
-    """Validate if it is due, and log the epoch."""
+def end_epoch(session: Session, loss: float, watch: StepWatch) -> dict[str, float]:
+    """Validate if it is due, and log the epoch; its line of `metrics.csv`, as numbers."""
     state = session.state
     due = bool(session.held) and session.timetable.validation_due(state.step, state.epoch)
     if due:
         # A validation that is cut off is made up for by a resumed run.
         iterations = session.setup.config.training.iterations
         save_state(session, replace(state, epoch=state.epoch - 1, skip=iterations))
-    _log_epoch(session, loss, watch, _validate(session) if due else None)
+    return _log_epoch(session, loss, watch, _validate(session) if due else None)
 
 
 def ensure_model(session: Session) -> None:
@@ -175,7 +175,7 @@ def _evaluated(session: Session) -> Iterator[nn.Module]:
             yield plain.eval()
 
 
-def _log_epoch(session: Session, loss: float, watch: StepWatch, scores: Validation | None) -> None:
+def _log_epoch(session: Session, loss: float, watch: StepWatch, scores: Validation | None) -> dict[str, float]:
     """Write the epoch's line to `metrics.csv`, its points to TensorBoard, and a line for people."""
     state, parts = session.state, session.state.tally.mean_parts
     speed = {
@@ -183,7 +183,7 @@ def _log_epoch(session: Session, loss: float, watch: StepWatch, scores: Validati
         "patches_per_second": session.setup.config.patches.batch / watch.seconds if watch.seconds else math.nan,
         "waiting_share": watch.waiting,
     }
-    row: dict[str, str | int | float] = {
+    row: dict[str, float] = {
         "epoch": state.epoch, "step": state.step, "minutes": session.timetable.elapsed() / 60, "loss": loss,
         "rate": state.rate, "gradient_norm": state.tally.mean_norm, **speed,
         **{f"loss:{name}": value for name, value in parts.items()},
@@ -202,3 +202,4 @@ def _log_epoch(session: Session, loss: float, watch: StepWatch, scores: Validati
         text += f", validation Dice {scores.mean_dice:.4f} ({each}{', …' if len(scores.dice) > 6 else ''})"
     session.metrics.add(row)
     session.line.say(text)
+    return row

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medunet.datasets.splits import SPLITS_FILE
 from medunet.errors import ConfigError, ModelError, OutputError
 from medunet.model import MODEL_FILE, REPORT_FILE
+from medunet.system.progress import ProgressLine
 
 CONFIG_FILE, CHECKPOINT, METRICS, EVENTS, REPORT = "config.yaml", "last.ckpt", "metrics.csv", "tensorboard", REPORT_FILE
 PREPARED = "preprocessed"
@@ -25,6 +27,8 @@ class TrainRequest:
 
     Attributes:
         started: the reading of `time.monotonic` when the command was given: its minutes are counted from there.
+        line: where progress and notes are shown; None is standard error.
+        after_epoch: called after each epoch with its line of `metrics.csv`, as numbers.
     """
 
     source: Path
@@ -34,6 +38,12 @@ class TrainRequest:
     resume: bool = False
     overwrite: bool = False
     started: float = field(default_factory=time.monotonic)
+    line: ProgressLine | None = None
+    after_epoch: Callable[[dict[str, float]], object] | None = None
+
+    def shown(self, title: str) -> ProgressLine:
+        """The line that was given, or one on standard error."""
+        return self.line or ProgressLine(title)
 
 
 def check_output(request: TrainRequest) -> None:

@@ -167,7 +167,7 @@ def _start_anew(setup: Setup, network: UNet | AdaptedNetwork, started: float, li
 
 
 def _take_over(setup: Setup, network: UNet | AdaptedNetwork, source: str, line: ProgressLine) -> dict[str, Any]:
-    model = load_model(source)
+    model = load_model(source, "cpu")
     warm_start = take_weights(network, model, setup.data.channels, setup.labels)
     for text in warm_start.lines(model.card):
         line.say(text)

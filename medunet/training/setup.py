@@ -25,7 +25,7 @@ from medunet.learning.distributed import ALONE, World
 from medunet.model import ModelCard, load_model
 from medunet.networks.build import NetworkSettings, require_library
 from medunet.networks.settings import UNetSettings
-from medunet.plan import Planned, plan_data_set, with_instances
+from medunet.plan_training import Planned, plan_data_set, with_instances
 from medunet.planning.budget import Budget
 from medunet.planning.fingerprint import Fingerprint, take_fingerprint
 from medunet.system.devices import find_device
@@ -201,7 +201,7 @@ def _config_and_data(request: TrainRequest, say: Say) -> tuple[ConfigFile, DataS
             if line.startswith("NOTE"):
                 say(line)
         if given.training.init is not None:
-            config, own = planned_like(planned.config, load_model(given.training.init).card)
+            config, own = planned_like(planned.config, load_model(given.training.init, "cpu").card)
             planned = replace(planned, config=config, notes=planned.notes | own)
             say(f"the network is that of {given.training.init}, so that its weights fit")
         planned = _with_architecture(planned, given.network, say)

@@ -12,7 +12,7 @@ import pytest
 from medunet.config import parse_config
 from medunet.datasets.catalogue import read_data_set
 from medunet.errors import DataError, MedunetError
-from medunet.plan import Planned, plan_data_set, write_plan
+from medunet.plan_training import Planned, plan_data_set, write_plan
 from medunet.planning import fingerprint
 from medunet.planning.budget import Budget
 

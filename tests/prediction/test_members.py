@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from medunet.api import segment_volume
 from medunet.errors import ConfigError
 from medunet.geometry.tiles import plan_tiles
 from medunet.inference.overlap_tile import overlap_tile
 from medunet.networks.settings import UNetSettings
-from medunet.predict import segment_volume
 from medunet.prediction.members import symmetries_of
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import medunet
+from medunet.api import segment_volume
 from medunet.datasets.labels import LabelTable, table_from_names, with_regions
 from medunet.datasets.regions import DeclaredRegions
 from medunet.model import Model, load_model, save_model
 from medunet.networks.settings import UNetSettings
-from medunet.predict import segment_files, segment_volume
+from medunet.predict import segment_files
 from medunet.prediction.outputs import PredictRequest
 from medunet.prediction.planning import PredictSettings
 from medunet.prediction.segmenter import Segmenter

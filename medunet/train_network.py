@@ -6,6 +6,7 @@ config -> cases and split -> preprocessed cases -> patches -> loop; validation i
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def train_run(request: TrainRequest) -> Outcome:
 
 
 def _train(request: TrainRequest, world: World) -> Outcome:
-    line = ProgressLine("train") if world.leads else Quiet()
+    line = request.shown("train") if world.leads else Quiet()
     scratch = request.output / PREPARED / ("" if world.leads else f"process_{world.rank}")
     try:
         setup = set_up_processes(request, world, line.say)
@@ -69,7 +70,7 @@ def _train(request: TrainRequest, world: World) -> Outcome:
         if isinstance(training, Session):
             score_anew(training)
         with caught_signals(patient=world.size > 1) as training.stop:
-            _run_epochs(training, material.patches)
+            _run_epochs(training, material.patches, request.after_epoch or (lambda row: None))
         if not isinstance(training, Session):
             return Outcome([], training.stop.received)
         return _interrupted(training) if training.stop.received else Outcome(_finish(training))
@@ -102,7 +103,7 @@ def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[Prep
     return [prepared[c.name] for c in setup.training_cases], [prepared[c.name] for c in setup.held]
 
 
-def _run_epochs(training: Training, patches: PatchDataset) -> None:
+def _run_epochs(training: Training, patches: PatchDataset, after_epoch: Callable[[dict[str, float]], object]) -> None:
     """Epoch after epoch, until the timetable says that the run is over or a signal arrives."""
     config, state, world = training.setup.config, training.state, training.setup.world
     workers = loader_workers(config.training.workers, training.setup.device)
@@ -115,9 +116,10 @@ def _run_epochs(training: Training, patches: PatchDataset) -> None:
         loss = _run_epoch(training, watch)
         training.timetable.end_epoch()
         if isinstance(training, Session):
-            if not state.skip:
-                end_epoch(training, loss, watch)
+            row = None if state.skip else end_epoch(training, loss, watch)
             save_state(training, state)
+            if row is not None:
+                after_epoch(row)
 
 
 def _run_epoch(training: Training, watch: StepWatch) -> float:

@@ -15,7 +15,7 @@ import tifffile
 import torch
 
 import medunet
-import medunet.train
+import medunet.train_network
 from medunet.cli import run
 from medunet.config import load_config
 from medunet.datasets.labels import table_from_names
@@ -182,13 +182,13 @@ def test_an_interrupt_while_data_is_read_touches_nothing(
 ) -> None:
     data, out = trained
     before = (out / "model.safetensors").read_bytes()
-    real = medunet.train.prepare_cases
+    real = medunet.train_network.prepare_cases
 
     def interrupted(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(medunet.train, "prepare_cases", interrupted)
+    monkeypatch.setattr(medunet.train_network, "prepare_cases", interrupted)
     before_it = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:
         assert train(data, out, "--overwrite") == 130
@@ -259,7 +259,7 @@ def test_a_training_gives_the_same_bits_with_the_cache_cold_warm_and_off_in_memo
     assert "from the cache" not in capsys.readouterr().err
     assert train(data, tmp_path / "cold", *cache) == 0
     assert f"prepared cases: 0 of 4 from the cache, {tmp_path / 'cache'}" in capsys.readouterr().err
-    monkeypatch.setattr(medunet.train, "free_memory", lambda device: 0)
+    monkeypatch.setattr(medunet.train_network, "free_memory", lambda device: 0)
     assert train(data, tmp_path / "mapped", *off) == 0
     assert train(data, tmp_path / "warm", *cache, "--set", "data.fold=0") == 0
     assert f"prepared cases: 4 of 4 from the cache, {tmp_path / 'cache'}" in capsys.readouterr().err

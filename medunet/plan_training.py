@@ -266,7 +266,7 @@ def plan(found: Fingerprint, channel_names: tuple[str, ...], budget: Budget) -> 
     notes: Notes = {}
     data = plan_data(found, notes)
     preprocess = plan_preprocess(found, channel_names, notes)
-    grid = plan_grid(found, preprocess, notes)
+    grid = plan_grid(found, preprocess, notes, budget.dimensions)
     scan = math.prod(grid.shape) * (1 if grid.slice_axis is None else found.median_shape()[grid.slice_axis])
     instances = plan_instances(found, preprocess.spacing, notes)
     task = Task.of(found, instances.learned(found.labels), grid, scan, budget)

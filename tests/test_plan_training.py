@@ -14,7 +14,7 @@ from medunet.config import Config, parse_config, to_plain
 from medunet.datasets.labels import LabelTable, table_from_names
 from medunet.errors import ConfigError
 from medunet.networks.cost import step_cost, step_memory
-from medunet.plan import plan, plan_measured
+from medunet.plan_training import plan, plan_measured
 from medunet.planning.budget import Budget
 from medunet.planning.fingerprint import CaseFacts, Fingerprint, Intensities, Objects, ScanRange
 from medunet.planning.preprocessing import Grid
