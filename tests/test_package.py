@@ -95,3 +95,22 @@ def test_pins_fit_the_declared_requirements() -> None:
     wanted = [Requirement(text) for text in [*project["dependencies"], *extras["demo"], *extras["test"]]]
     unfit = [str(r) for r in wanted if not r.specifier.contains(versions.get(canonicalize_name(r.name), "0"))]
     assert unfit == []
+
+
+@pytest.mark.slow
+def test_all_public_names_can_be_had_where_a_system_lacks_what_only_unix_has() -> None:
+    """Windows has no `resource` and no `os.sysconf`; importing must not need them."""
+    code = (
+        "import os, sys\n"
+        "for name in ('resource', 'fcntl', 'pwd', 'grp', 'termios'):\n"
+        "    sys.modules[name] = None\n"
+        "import medunet\n"
+        "for name in medunet.__all__:\n"
+        "    getattr(medunet, name)\n"
+        "import medunet.cli, torch\n"
+        "from medunet.system.devices import free_memory, peak_of_process\n"
+        "assert peak_of_process() is None\n"
+        "assert free_memory(torch.device('cpu')) > 0\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -368,8 +366,6 @@ def _assumed_size(opened: Opened) -> str:
 
 def record(segmenter: Segmenter, steps: Sequence[PostStep], summary: Summary, seconds: float) -> dict[str, Any]:
     """The content of `--record`: models, settings, machine, and every scan."""
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "medunet": __version__,
         "models": [
@@ -382,7 +378,7 @@ def record(segmenter: Segmenter, steps: Sequence[PostStep], summary: Summary, se
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_of_process(),
         "cases": summary.records,
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import sys
 import time
 from contextlib import suppress
@@ -81,6 +80,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = _entry("/proc/meminfo", "MemAvailable:")
+    if available is None and not hasattr(os, "sysconf"):
+        return 2**32  # Windows tells neither; plans and caches are then made for a small machine
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if available is None else available
 
 
@@ -128,11 +129,17 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes held since `reset_peak_memory`: reserved by PyTorch on a GPU, else resident of the whole process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    highest = _entry("/proc/self/status", "VmHWM:")
-    if highest:
-        return highest
+    return _entry("/proc/self/status", "VmHWM:") or peak_of_process() or 0
+
+
+def peak_of_process() -> int | None:
+    """The most bytes of main memory that this process ever had; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
+    return usage if sys.platform == "darwin" else usage * 1024  # bytes on macOS, else KiB
 
 
 def _entry(record: str, key: str) -> int | None:
