@@ -28,7 +28,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from medunet.datasets.annotation import AnnotatedSlices, AnnotationSettings
 from medunet.datasets.channels import Channel
 from medunet.datasets.splits import check_pattern
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, LocatedError
 from medunet.instances.settings import InstanceSettings
 from medunet.instances.weightmap import WeightMapSettings
 from medunet.learning.optimisers import OptimiserSettings
@@ -403,6 +403,8 @@ def _explain(error: ValidationError, document: CommentedMap, lines: CommentedMap
     loc = tuple(part for part in first["loc"] if _holds(document, part) or isinstance(part, int))
     found = "" if cause is not None else f", found {first['input']!r}"
     more = f"\n… and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    if isinstance(cause, LocatedError):
+        return f"{_where(cause.at, lines, source)}: {cause}{more}"
     return f"{_where(loc, lines, source)}: {_dots(loc) or 'config'}: {message}{found}{more}"
 
 

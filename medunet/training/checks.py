@@ -7,6 +7,7 @@ import math
 from medunet.config import Config
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError
+from medunet.transforms.augment.augmentation import Augmentation
 from medunet.transforms.preprocess import Normalisation
 
 
@@ -73,6 +74,7 @@ def check_sizes(config: Config) -> None:
             network.shape.check(size)
         except ConfigError as error:
             raise ConfigError(f"patches.size: {error}\nthe nearest legal patch is {nearest}") from error
+    Augmentation(config.augment, network.dimensions).check_size(size)
     if network.deep_supervision and not network.padded:
         raise ConfigError("network.deep_supervision needs a padded network; set one of the two otherwise")
     deepest = math.prod(network.shape.encoder_sizes(size)[-1])
