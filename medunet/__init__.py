@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from medunet.errors import MedunetError
     from medunet.evaluate import evaluate_pairs
     from medunet.formats.dispatch import read_volume, write_volume
+    from medunet.losses.build import register_loss
     from medunet.model import Model, load_model
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
     from medunet.predict import segment_objects, segment_volume
+    from medunet.transforms.augment.monai_list import register_transform
     from medunet.volume import Volume
 
 _HOMES = {
@@ -29,6 +31,8 @@ _HOMES = {
     "evaluate_pairs": "medunet.evaluate",
     "load_model": "medunet.model",
     "read_volume": "medunet.formats.dispatch",
+    "register_loss": "medunet.losses.build",
+    "register_transform": "medunet.transforms.augment.monai_list",
     "segment_objects": "medunet.predict",
     "segment_volume": "medunet.predict",
     "write_volume": "medunet.formats.dispatch",
@@ -44,6 +48,8 @@ __all__ = [
     "evaluate_pairs",
     "load_model",
     "read_volume",
+    "register_loss",
+    "register_transform",
     "segment_objects",
     "segment_volume",
     "write_volume",

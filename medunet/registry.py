@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -36,8 +36,11 @@ Allowed: TypeAlias = Mapping[str, Kind | tuple[str, ...]]
 """The arguments that a list allows, each with its kind, or with the words it is chosen from."""
 
 
-def find_name(where: Where, name: object, known: Iterable[str], what: str) -> str:
+def find_name(where: Where, name: object, known: Iterable[str], what: str, call: str = "") -> str:
     """The name itself.
+
+    Args:
+        call: the function that registers such names; empty where none does.
 
     Raises:
         LocatedError: it is not known; the message names the nearest known ones.
@@ -47,7 +50,8 @@ def find_name(where: Where, name: object, known: Iterable[str], what: str) -> st
         return name
     near = difflib.get_close_matches(str(name), names, n=2)
     advice = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
-    raise LocatedError(f"{what} {name!r} is unknown; {advice}", where)
+    own = f"\nif it is your own, the program must call {call}({name!r}, …) first" if call else ""
+    raise LocatedError(f"{what} {name!r} is unknown; {advice}{own}", where)
 
 
 def check_arguments(where: Where, given: Mapping[str, Any], allowed: Allowed, owner: str) -> dict[str, Any]:
@@ -99,30 +103,31 @@ class Registered(Generic[T]):
 
     Args:
         call: the function that registers, for messages, such as `medunet.register_loss`.
-        reserved: names that the package has itself.
     """
 
-    def __init__(self, call: str, reserved: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, call: str) -> None:
         self.call = call
-        self._reserved = reserved
         self._found: dict[str, T] = {}
 
-    def add(self, name: str, value: T) -> None:
+    def add(self, name: str, value: T, reserved: Iterable[str] = ()) -> None:
         """Register a name.
+
+        Args:
+            reserved: the names that the package has itself.
 
         Raises:
             ConfigError: it is no plain word, or exists already.
         """
         if not name.isidentifier():
             raise ConfigError(f"{self.call}: {name!r} is no name; take letters, digits and underscores, such as my_own")
-        if name in self._found or name in set(self._reserved()):
+        if name in self._found or name in set(reserved):
             raise ConfigError(f"{self.call}: the name {name!r} exists already; take another one")
         self._found[name] = value
 
     def get(self, name: object) -> T | None:
         return self._found.get(name) if isinstance(name, str) else None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
     def remove(self, name: str) -> None:

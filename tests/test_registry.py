@@ -67,14 +67,14 @@ def test_a_located_error_survives_pickling() -> None:
 
 
 def test_names_are_registered_once_and_found_again() -> None:
-    names: Registered[int] = Registered("medunet.register_it", lambda: ["taken"])
+    names: Registered[int] = Registered("medunet.register_it")
     names.add("mine", 3)
     assert names.get("mine") == 3 and names.get("other") is None and names.get([1]) is None and list(names) == ["mine"]
     for name in ("mine", "taken"):
         with pytest.raises(ConfigError, match=f"medunet.register_it: the name '{name}' exists already"):
-            names.add(name, 4)
+            names.add(name, 4, ["taken"])
     for name in ("", "a.b", "a b", "1a"):
         with pytest.raises(ConfigError, match="is no name"):
-            names.add(name, 4)
+            names.add(name, 4, ["taken"])
     names.remove("mine")
     assert names.get("mine") is None

@@ -16,6 +16,11 @@ def check_objects(config: Config, labels: LabelTable, name: str) -> None:
     weighted = config.weight_map.kind != "none"
     if labels.kind != "instances":
         _check_no_objects(config, labels, name)
+    if weighted and config.loss.kind.startswith("monai."):
+        raise ConfigError(
+            f"loss.kind is {config.loss.kind}, but MONAI's losses know no weight of a voxel\n"
+            "set weight_map.kind to none, or take one of medunet's own losses, such as dice_cross_entropy"
+        )
     if weighted and config.weight_map.class_balance and config.loss.class_weights is not None:
         raise ConfigError(
             "weight_map.class_balance and loss.class_weights both weigh classes, and would be multiplied\n"

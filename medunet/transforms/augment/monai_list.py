@@ -102,7 +102,7 @@ TRANSFORMS: dict[str, MonaiTransform] = {
     "RandCoarseShuffled": _values(**_HOLES),
 }
 
-REGISTERED: Registered[Callable[..., Any]] = Registered("medunet.register_transform", lambda: TRANSFORMS)
+REGISTERED: Registered[Callable[..., Any]] = Registered("medunet.register_transform")
 
 
 def register_transform(name: str, factory: Callable[..., Any]) -> None:
@@ -118,7 +118,7 @@ def register_transform(name: str, factory: Callable[..., Any]) -> None:
     Raises:
         ConfigError: the name exists.
     """
-    REGISTERED.add(name, factory)
+    REGISTERED.add(name, factory, TRANSFORMS)
 
 
 def check_transforms(steps: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +133,7 @@ def check_transforms(steps: Sequence[Mapping[str, Any]]) -> None:
             raise LocatedError(
                 f"found {dict(step)}, expected a name, such as {{name: RandBiasFieldd, prob: 0.3}}", where
             )
-        name = find_name((*where, "name"), step["name"], [*TRANSFORMS, *REGISTERED], "the transform")
+        name = find_name((*where, "name"), step["name"], [*TRANSFORMS, *REGISTERED], "the transform", REGISTERED.call)
         build_transform(where, step, TRANSFORMS[name].dimensions[-1] if name in TRANSFORMS else 3)
 
 
