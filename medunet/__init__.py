@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medunet.formats.dispatch import read_volume, write_volume
     from medunet.losses.build import register_loss
     from medunet.model import Model, load_model
+    from medunet.networks.build import register_network
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
     from medunet.predict import segment_objects, segment_volume
@@ -32,6 +33,7 @@ _HOMES = {
     "load_model": "medunet.model",
     "read_volume": "medunet.formats.dispatch",
     "register_loss": "medunet.losses.build",
+    "register_network": "medunet.networks.build",
     "register_transform": "medunet.transforms.augment.monai_list",
     "segment_objects": "medunet.predict",
     "segment_volume": "medunet.predict",
@@ -49,6 +51,7 @@ __all__ = [
     "load_model",
     "read_volume",
     "register_loss",
+    "register_network",
     "register_transform",
     "segment_objects",
     "segment_volume",

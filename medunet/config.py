@@ -34,7 +34,7 @@ from medunet.instances.weightmap import WeightMapSettings
 from medunet.learning.optimisers import OptimiserSettings
 from medunet.learning.schedules import ScheduleSettings
 from medunet.losses.build import LossSettings
-from medunet.networks.build import ARCHITECTURES, NetworkSettings, settings_kind
+from medunet.networks.build import NetworkSettings, settings_kind, settings_kinds
 from medunet.networks.settings import UNetSettings
 from medunet.patches.dataset import PatchSettings
 from medunet.transforms.augment.settings import AugmentSettings
@@ -52,7 +52,7 @@ def _kind_name(value: Any) -> str:
 
 
 def _tagged_union(_: Any, handler: GetCoreSchemaHandler) -> Any:
-    kinds = (Annotated[kind, Tag(kind.__name__)] for kind in dict.fromkeys(ARCHITECTURES.values()))
+    kinds = (Annotated[kind, Tag(kind.__name__)] for kind in settings_kinds())
     return handler(Annotated[reduce(or_, kinds), Discriminator(_kind_name)])
 
 

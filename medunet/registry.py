@@ -50,8 +50,12 @@ def find_name(where: Where, name: object, known: Iterable[str], what: str, call:
         return name
     near = difflib.get_close_matches(str(name), names, n=2)
     advice = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
-    own = f"\nif it is your own, the program must call {call}({name!r}, …) first" if call else ""
-    raise LocatedError(f"{what} {name!r} is unknown; {advice}{own}", where)
+    own = (
+        f"\nif it is your own, the program must call {call}({name!r}, …) first"
+        if call and str(name).isidentifier()
+        else ""
+    )
+    raise LocatedError(f"{what} {name} is unknown; {advice}{own}".lstrip(), where)
 
 
 def check_arguments(where: Where, given: Mapping[str, Any], allowed: Allowed, owner: str) -> dict[str, Any]:
