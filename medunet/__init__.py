@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from medunet.evaluation.settings import EvaluateSettings
     from medunet.formats.dispatch import read_volume, write_volume
     from medunet.inference.any_network import stream
+    from medunet.losses.build import register_loss
     from medunet.model import Model, load_model, save_model
+    from medunet.networks.build import register_network
     from medunet.networks.settings import UNetSettings
     from medunet.networks.unet import UNet
     from medunet.predict import segment_files
     from medunet.prediction.outputs import PredictRequest
     from medunet.prediction.planning import PredictSettings
+    from medunet.transforms.augment.monai_list import register_transform
     from medunet.volume import Volume
 
 _HOMES = {
@@ -46,6 +49,9 @@ _HOMES = {
     "load_model": "medunet.model",
     "plan": "medunet.api",
     "read_volume": "medunet.formats.dispatch",
+    "register_loss": "medunet.losses.build",
+    "register_network": "medunet.networks.build",
+    "register_transform": "medunet.transforms.augment.monai_list",
     "save_model": "medunet.model",
     "segment_files": "medunet.predict",
     "segment_objects": "medunet.api",
@@ -74,6 +80,9 @@ __all__ = [
     "load_model",
     "plan",
     "read_volume",
+    "register_loss",
+    "register_network",
+    "register_transform",
     "save_model",
     "segment_files",
     "segment_objects",

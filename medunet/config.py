@@ -28,13 +28,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from medunet.datasets.annotation import AnnotatedSlices, AnnotationSettings
 from medunet.datasets.catalogue import Channel
 from medunet.datasets.splits import check_pattern
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, LocatedError
 from medunet.instances.settings import InstanceSettings
 from medunet.instances.weightmap import WeightMapSettings
 from medunet.learning.optimisers import OptimiserSettings
 from medunet.learning.schedules import ScheduleSettings
 from medunet.losses.build import LossSettings
-from medunet.networks.build import ARCHITECTURES, NetworkSettings, settings_kind
+from medunet.networks.build import NetworkSettings, settings_kind, settings_kinds
 from medunet.networks.settings import UNetSettings
 from medunet.patches.dataset import PatchSettings
 from medunet.transforms.augment.settings import AugmentSettings
@@ -52,7 +52,7 @@ def _kind_name(value: Any) -> str:
 
 
 def _tagged_union(_: Any, handler: GetCoreSchemaHandler) -> Any:
-    kinds = (Annotated[kind, Tag(kind.__name__)] for kind in dict.fromkeys(ARCHITECTURES.values()))
+    kinds = (Annotated[kind, Tag(kind.__name__)] for kind in settings_kinds())
     return handler(Annotated[reduce(or_, kinds), Discriminator(_kind_name)])
 
 
@@ -384,6 +384,8 @@ def _explain(error: ValidationError, document: CommentedMap, lines: CommentedMap
     loc = tuple(part for part in first["loc"] if _holds(document, part) or isinstance(part, int))
     found = "" if cause is not None else f", found {first['input']!r}"
     more = f"\n… and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    if isinstance(cause, LocatedError):
+        return f"{_where(cause.at, lines, source)}: {cause}{more}"
     return f"{_where(loc, lines, source)}: {_dots(loc) or 'config'}: {message}{found}{more}"
 
 

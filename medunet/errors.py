@@ -5,6 +5,7 @@ Each message names the file or case, what was found, what was expected, and what
 
     MedunetError
     ├── ConfigError   a config file or an option                 (also a ValueError)
+    │   └── LocatedError  the same, at a place in the config
     ├── DataError     a scan, a label file or a data set         (also a ValueError)
     ├── ModelError    a model file or a run folder               (also a ValueError)
     ├── OutputError   something could not or must not be written (also an OSError)
@@ -28,6 +29,19 @@ class MedunetError(Exception):
 
 class ConfigError(MedunetError, ValueError):
     """A config file or an option says something that cannot be."""
+
+
+class LocatedError(ConfigError):
+    """A wrong value at a place in a config, such as ``("augment", "monai", 0, "prob")``; the message begins with it."""
+
+    def __init__(self, message: str, at: tuple[str | int, ...] = ()) -> None:
+        self.at = at
+        super().__init__(f"{dotted(at)}: {message}" if at else message)
+
+
+def dotted(at: tuple[str | int, ...]) -> str:
+    """A place in a config as text, such as `augment.monai[0].prob`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
 
 
 class DataError(MedunetError, ValueError):

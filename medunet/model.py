@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from medunet.config import Network, to_plain
 from medunet.datasets.labels import LabelTable
 from medunet.datasets.splits import SPLITS_FILE, fold_folder, read_splits
-from medunet.errors import ConfigError, DataError, ModelError
+from medunet.errors import ConfigError, DataError, LocatedError, ModelError
 from medunet.instances.settings import InstanceSettings
 from medunet.networks.build import build_network
 from medunet.networks.settings import UNetSettings
@@ -134,6 +134,9 @@ def load_model(source: Path | str, device: str | torch.device = "auto") -> Model
         card = TypeAdapter(ModelCard).validate_json(metadata["card"])
         network = build_network(card.network)
         network.load_state_dict(tensors)
+    except LocatedError as error:
+        # Such as a network of the user's own that this program did not register.
+        raise ModelError(f"{path}: {error}") from error
     except (ValidationError, ConfigError, DataError, RuntimeError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(

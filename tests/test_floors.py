@@ -45,7 +45,7 @@ FLOORS = (
     {"datasets"},
     {"formats"},
     {"volume"},
-    {"geometry", "system"},
+    {"geometry", "system", "registry"},
     {"errors", "version"},
 )
 
@@ -60,12 +60,12 @@ WINGS = {
 
 # Rule 3. Parts that stand side by side know what a part of their kind works on, and not each other.
 SIDE_BY_SIDE = {
-    "networks": {"geometry", "system"},
-    "losses": {"geometry", "system"},
-    "learning": {"losses", "geometry", "system"},
-    "inference": {"geometry", "system"},
-    "metrics": {"geometry", "system"},
-    "report": {"geometry", "system"},
+    "networks": {"geometry", "system", "registry"},
+    "losses": {"geometry", "system", "registry"},
+    "learning": {"losses", "geometry", "system", "registry"},
+    "inference": {"geometry", "system", "registry"},
+    "metrics": {"geometry", "system", "registry"},
+    "report": {"geometry", "system", "registry"},
 }
 
 # Rule 4. Light parts stay light: packages that they may know besides the standard library.
@@ -73,6 +73,7 @@ MAY_USE = {
     "errors": set[str](),
     "version": set[str](),
     "geometry": {"numpy"},
+    "registry": set[str](),
     "volume": {"numpy"},
     "metrics": {"numpy", "scipy"},
     "report": {"numpy", "scipy", "matplotlib", "jinja2", "PIL"},

@@ -2,5 +2,5 @@
 
 Entry point: `build.make_loss`. Losses know no network and no training.
 
-From top to bottom: build, terms, targets.
+From top to bottom: build, foreign, terms, targets.
 """

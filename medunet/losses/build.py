@@ -8,16 +8,18 @@ are in `terms.py`, the pairs of prediction and target in `targets.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, LocatedError
 from medunet.losses import terms
+from medunet.losses.foreign import PREFIX, REGISTERED, check_foreign, foreign_kinds, is_foreign, make_foreign
 from medunet.losses.targets import Reduce, membership_of, one_process, pair_classes, pair_regions
+from medunet.registry import find_name
 
 Loss: TypeAlias = Callable[..., Tensor]
 """``loss(logits, target, weight=None, progress=1.0, parts=None)``; see `make_loss`."""
@@ -47,7 +49,10 @@ class LossSettings:
     Attributes:
         kind: `dice_cross_entropy` is the sum of Dice and cross-entropy, and so on. `generalized_dice` weighs classes by
             the inverse square of their size, `top_k` is the cross-entropy of the hardest voxels. For data with regions,
-            cross-entropy and focal loss are binary losses of each region.
+            cross-entropy and focal loss are binary losses of each region. `monai.DiceFocalLoss` and so on are MONAI's
+            (`foreign.LOSSES`), and a name that `register_loss` was told is that loss; neither takes other settings than
+            `arguments`.
+        arguments: of a loss of MONAI or a registered one, by name, as plain data.
         class_weights: for cross-entropy, top-k and focal loss; one weight per class (or region), or `balanced`:
             inverse to the number of its voxels in the data set; None weighs all voxels alike.
         include_background: whether class 0 counts in Dice and its relatives; true for data without a background class.
@@ -69,7 +74,8 @@ class LossSettings:
         ConfigError: a number is out of its range.
     """
 
-    kind: Kind = "dice_cross_entropy"
+    kind: str = "dice_cross_entropy"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     include_background: bool = False
     smooth: float = 1.0
@@ -85,8 +91,7 @@ class LossSettings:
     surface_warm_in: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
-            raise ConfigError(f"loss kind {self.kind!r} is unknown; choose one of {', '.join(_KINDS)}")
+        self._check_kind()
         if self.surface not in _SURFACES:
             raise ConfigError(f"loss.surface {self.surface!r} is unknown; choose one of {', '.join(_SURFACES)}")
         for name in ("smooth", "gamma", "alpha", "beta", "blob_weight", "surface_weight"):
@@ -104,10 +109,39 @@ class LossSettings:
         if isinstance(weights, tuple) and not (all(0 <= w < float("inf") for w in weights) and sum(weights) > 0):
             raise ConfigError(f"loss.class_weights must be finite, not negative and not all 0; found {weights}")
 
+    def _check_kind(self) -> None:
+        if not is_foreign(self.kind):
+            find_name(("loss", "kind"), self.kind, (*get_args(Kind), *foreign_kinds()), "the loss", REGISTERED.call)
+            if self.arguments:
+                raise LocatedError(f"{self.kind} takes none; it has settings of its own", ("loss", "arguments"))
+            return
+        check_foreign(self.kind, self.arguments)
+        for name, nothing in (("class_weights", None), ("blob_weight", 0.0), ("surface", "none")):
+            if getattr(self, name) != nothing:
+                raise LocatedError(f"{self.kind} takes none; leave it out (see loss.arguments)", ("loss", name))
+
     @property
     def terms(self) -> tuple[str, ...]:
         """The names of the terms that the loss adds up, at least one; `parts` have the same names in the same order."""
+        if is_foreign(self.kind):
+            return (self.kind.removeprefix(PREFIX),)
         return tuple(term.__name__ for term, _ in _weighted(self, 1.0))
+
+
+def register_loss(name: str, factory: Callable[..., Any]) -> None:
+    """Let `loss.kind` name a loss of your own, in this process.
+
+    Args:
+        name: as configs say it.
+        factory: takes what `loss.arguments` says, and gives ``loss(logits, target, weight)``, a function or a module
+            with a scalar as result. Logits are ``(batch, outputs, *spatial)`` float32; the target holds class indices
+            ``(batch, *spatial)`` int64, for data with regions zeros and ones ``(batch, regions, *spatial)``; the weight
+            ``(batch, *spatial)`` is 0 where a voxel is ignored. Logits of ignored voxels are 0 and get no gradient.
+
+    Raises:
+        ConfigError: the name exists.
+    """
+    REGISTERED.add(name, factory, get_args(Kind))
 
 
 def make_loss(
@@ -142,6 +176,8 @@ def make_loss(
     """
     if classes < 2:
         raise ConfigError(f"a segmentation needs at least 2 classes, background included; found {classes}")
+    if is_foreign(settings.kind):
+        return deeply_supervised(make_foreign(settings.kind, settings.arguments, classes, regions, reduce))
     membership = membership_of(regions, classes) if regions else None
     term_settings = terms.TermSettings(
         weights=_class_weights(settings, classes, voxels, regions),

@@ -2,6 +2,6 @@
 
 Entry point: `build.build_network`. Networks return logits; they know no loss, training or inference.
 
-From top to bottom: build, external.adapter, meta_memory, presets, cost, external.settings,
-memory, unet, settings, blocks.
+From top to bottom: build, external.adapter, meta_memory, presets, cost, external.named,
+external.settings, memory, unet, settings, blocks.
 """

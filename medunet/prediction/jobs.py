@@ -30,6 +30,7 @@ from medunet.prediction.scan import Scan, sized
 from medunet.prediction.segmenter import Segmenter
 from medunet.prediction.verify import Verification, verify
 from medunet.system.blocks import slowest_axis
+from medunet.system.devices import peak_of_process
 from medunet.system.progress import ProgressLine
 from medunet.system.scratch import Scratch, lives_in_file
 from medunet.system.wording import bytes_text

@@ -7,6 +7,7 @@ import math
 from medunet.config import Config
 from medunet.datasets.labels import LabelTable
 from medunet.errors import ConfigError
+from medunet.transforms.augment.augmentation import Augmentation
 from medunet.transforms.preprocess import Normalisation
 
 
@@ -15,6 +16,11 @@ def check_objects(config: Config, labels: LabelTable, name: str) -> None:
     weighted = config.weight_map.kind != "none"
     if labels.kind != "instances":
         _check_no_objects(config, labels, name)
+    if weighted and config.loss.kind.startswith("monai."):
+        raise ConfigError(
+            f"loss.kind is {config.loss.kind}, but MONAI's losses know no weight of a voxel\n"
+            "set weight_map.kind to none, or take one of medunet's own losses, such as dice_cross_entropy"
+        )
     if weighted and config.weight_map.class_balance and config.loss.class_weights is not None:
         raise ConfigError(
             "weight_map.class_balance and loss.class_weights both weigh classes, and would be multiplied\n"
@@ -73,6 +79,7 @@ def check_sizes(config: Config) -> None:
             network.shape.check(size)
         except ConfigError as error:
             raise ConfigError(f"patches.size: {error}\nthe nearest legal patch is {nearest}") from error
+    Augmentation(config.augment, network.dimensions).check_size(size)
     if network.deep_supervision and not network.padded:
         raise ConfigError("network.deep_supervision needs a padded network; set one of the two otherwise")
     deepest = math.prod(network.shape.encoder_sizes(size)[-1])

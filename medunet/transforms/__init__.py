@@ -2,6 +2,6 @@
 
 Entry points: `preprocess.ScanView`, `restore.restored`, `postprocess.postprocess`, `augment.Augmentation`.
 
-From top to bottom: augment.augmentation, augment.intensity, augment.moves, restore, augment.sampling,
-augment.settings, labelling, postprocess, preprocess.
+From top to bottom: augment.augmentation, augment.monai_steps, augment.intensity, augment.moves, restore,
+augment.sampling, augment.settings, augment.monai_list, labelling, postprocess, preprocess.
 """

@@ -35,7 +35,9 @@ CLOCK = {"minutes", "seconds_per_iteration", "patches_per_second", "waiting_shar
 def world(base: Path) -> tuple[Path, dict[str, object]]:
     """The data, and what the run that was never broken left; without workers, as their number changes nothing."""
     data = make_set(base / "data", cases=3, shape=(12, 11, 10))
-    (base / "c.yaml").write_text("")
+    (base / "c.yaml").write_text(
+        "augment: {monai: [{name: RandGaussianNoised, prob: 0.5}, {name: RandAffined, prob: 0.5, rotate_range: 0.4}]}"
+    )
     assert start(base, base / "whole", data) == 0
     return data, left_by(base / "whole")
 

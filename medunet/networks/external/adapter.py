@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medunet.errors import ConfigError, MissingExtra
+from medunet.networks.external.named import WHERE, MonaiSettings, NamedSettings, RegisteredSettings
 from medunet.networks.external.settings import (
     EncoderSettings,
     ExternalSettings,
@@ -24,6 +25,7 @@ from medunet.networks.external.settings import (
     UNETRSettings,
 )
 from medunet.networks.meta_memory import meta_tensor_bytes
+from medunet.registry import build_located
 
 HELD = 1.15
 """Bytes that the process holds for each byte alive: one pass was measured to take 0.94 to 1.08 times its sum."""
@@ -144,19 +146,54 @@ def build_external(settings: ExternalSettings, pretrained: bool = False) -> nn.M
         MissingExtra: see `import_library`.
         ConfigError: pretrained weights cannot be had.
     """
+    if isinstance(settings, NamedSettings):
+        return _build_named(settings)
     make = getattr(import_library(settings), settings.library_classes[settings.architecture])
     if pretrained and isinstance(settings, EncoderSettings) and settings.pretrained:
         try:
-            found: nn.Module = make(**settings.arguments | settings.weights_argument)
+            found: nn.Module = make(**settings.keywords | settings.weights_argument)
             return found
         except Exception as error:
             raise _no_weights(settings, error) from error
-    network: nn.Module = make(**settings.arguments)
+    network: nn.Module = make(**settings.keywords)
     if not settings.deep_supervision:
         # Computed, but no loss sees them; without a gradient, several processes would wait for theirs.
         for head in find_heads(network, settings)[1:]:
             head.requires_grad_(False)
     return network
+
+
+def _build_named(settings: NamedSettings) -> nn.Module:
+    """A network by the arguments of its class; what it refuses is placed in the config."""
+    if isinstance(settings, RegisteredSettings):
+        found = settings.build()
+        if not isinstance(found, nn.Module):
+            raise ConfigError(
+                f"network.architecture: {settings.architecture} was registered with a function that gives "
+                f"{type(found).__name__}, expected a torch.nn.Module"
+            )
+        return found
+    assert isinstance(settings, MonaiSettings)
+    make = getattr(import_library(settings), settings.library_classes[settings.architecture])
+    fixed = {name: value for name, value in settings.keywords.items() if name not in settings.arguments}
+    given = {name: settings.keywords[name] for name in settings.arguments}
+
+    def build(**own: Any) -> nn.Module:
+        network: nn.Module = make(**fixed | own)
+        return network
+
+    return build_located(WHERE, build, given, f"MONAI's {settings.architecture.removeprefix('monai.')}")
+
+
+def require_buildable(settings: NamedSettings) -> None:
+    """Refuse arguments before any work is done, by a network without memory.
+
+    Raises:
+        LocatedError: the class refuses an argument.
+    """
+    if isinstance(settings, MonaiSettings):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            _build_named(settings)
 
 
 def find_heads(network: nn.Module, settings: ExternalSettings) -> list[nn.Module]:

@@ -96,7 +96,7 @@ class ExternalSettings(ABC):
 
     @property
     @abstractmethod
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         """The keyword arguments of the library's class, for fresh weights."""
 
     @cached_property
@@ -187,7 +187,7 @@ class UNetPlusPlusSettings(LevelSettings):
         check_widths(self.channels, 5, exactly=True)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "features": (*self.channels, self.channels[0]),
             "deep_supervision": self.deep_supervision,
@@ -206,7 +206,7 @@ class AttentionUNetSettings(LevelSettings):
     head_paths: ClassVar[tuple[str, ...]] = ("model.2.conv",)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "channels": self.channels,
             "strides": (2,) * self._halvings,
@@ -236,7 +236,7 @@ class ResidualUNetSettings(LevelSettings):
             raise ConfigError(f"residual_units: found {self.residual_units}, expected 1 or more")
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "channels": self.channels,
             "strides": (2,) * self._halvings,
@@ -269,7 +269,7 @@ class SegResNetSettings(ExternalSettings):
         check_widths(self.blocks, 2, name="blocks")
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "init_filters": self.features,
             "dropout_prob": self.dropout or None,
@@ -326,7 +326,7 @@ class DynUNetSettings(LevelSettings):
         return per_axis("strides", self.strides, self._halvings, self.dimensions)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "kernel_size": self.level_kernels,
             "strides": ((1,) * self.dimensions, *self._strides),
@@ -378,7 +378,7 @@ class UNETRSettings(ExternalSettings):
             self._require_legal("image_size", self.image_size)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         if self.image_size is None:
             raise ConfigError("image_size: a UNETR is made for one size of images; none was given")
         return self._size_arguments | {
@@ -449,7 +449,7 @@ class SwinUNETRSettings(ExternalSettings):
                 )
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "depths": self.depths,
             "num_heads": self.heads,
@@ -521,7 +521,7 @@ class FlexibleUNetSettings(EncoderSettings):
             )
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         return self._size_arguments | {
             "backbone": self.encoder,
             "decoder_channels": tuple(reversed(self.channels)),
@@ -565,7 +565,7 @@ class SmpSettings(EncoderSettings):
             raise ConfigError(f"dropout: {self.architecture} has none; found {self.dropout}, expected 0")
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         rate = self.dropout_arguments.get(self.architecture)
         return {
             "encoder_name": self.encoder,

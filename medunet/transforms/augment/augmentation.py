@@ -12,12 +12,13 @@ from torch import Tensor
 
 from medunet.errors import ConfigError
 from medunet.transforms.augment.intensity import change_values
+from medunet.transforms.augment.monai_steps import MonaiSteps
 from medunet.transforms.augment.moves import Move, draw_field, draw_move
 from medunet.transforms.augment.settings import AugmentSettings, Draw
 
 Array: TypeAlias = NDArray[Any] | Tensor
 
-_STREAM, _FIELD = 1, 2  # of a draw
+_STREAM, _FIELD, _MONAI = 1, 2, 3  # of a draw
 
 
 class Augmentation:
@@ -36,11 +37,13 @@ class Augmentation:
         dimensions: 2 or 3.
 
     Raises:
-        ConfigError: the settings name an axis that patches do not have.
+        ConfigError: the settings name an axis that patches do not have, or a transform of MONAI that does not take
+            such patches.
     """
 
     def __init__(self, settings: AugmentSettings, dimensions: int) -> None:
         self._settings = settings
+        self._monai = MonaiSteps(settings.monai, dimensions)
         self._dimensions = dimensions
         if settings.flip_axes and max(settings.flip_axes) >= dimensions:
             raise ConfigError(f"augment.flip_axes names axis {max(settings.flip_axes)} of {dimensions}-D patches")
@@ -55,6 +58,7 @@ class Augmentation:
                 grid is too fine for its vectors.
         """
         self._settings.check_elastic(size)
+        self._monai.check_size(size)
         turned = [n for axis, n in enumerate(size) if axis != self._settings.coarse_axis]
         if self._settings.quarter_turns and len({n % 2 for n in turned}) > 1:
             raise ConfigError(
@@ -91,7 +95,7 @@ class Augmentation:
 
         Raises:
             ValueError: image and label differ in shape, or are smaller than `size`.
-            ConfigError: `check_size` refuses the size.
+            ConfigError: `check_size` refuses the size, or a registered transform changes the set of labels.
         """
         target = tuple(size) if size is not None else tuple(label.shape[1:])
         if image.shape[1:] != label.shape[1:] or not len(target) == label.ndim - 1 == self._dimensions:
@@ -102,10 +106,12 @@ class Augmentation:
         random = draw.generator(_STREAM)
         move = draw_move(self._settings, self._dimensions, random)
         moved, after = move.apply(_plain(image), _plain(label), target, self._field(move, draw, target, image))
-        if not moved_only:
-            return change_values(moved, self._settings, random), after
-        values = change_values(moved[:-moved_only], self._settings, random)
-        return torch.cat([values, moved[-moved_only:]]), after
+        still = len(moved) - moved_only
+        values = change_values(moved[:still], self._settings, random)
+        weight = moved[still:] if moved_only else None
+        if self._monai:
+            values, weight, after = self._monai(values, weight, after, draw.generator(_MONAI))
+        return values if weight is None else torch.cat([values, weight]), after
 
     def batch(
         self,

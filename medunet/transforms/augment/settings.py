@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medunet.errors import ConfigError
+from medunet.transforms.augment.monai_list import check_transforms
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ class AugmentSettings:
         haze: height of a broad blob of light, in all channels alike, as what is out of focus gives under a microscope;
             its width is 0.15 to 0.5 of the patch along each axis (Gaussian); mean and variance are kept, as
             normalisation would.
+        monai: random transforms of MONAI after all of these, in this order, each a name and its arguments, such as
+            `[{name: RandBiasFieldd, prob: 0.3, coeff_range: [0.0, 0.1]}]`; see `augment/monai_list.py`.
 
     Raises:
         ConfigError: a range makes no sense for its change.
@@ -157,8 +160,10 @@ class AugmentSettings:
     gamma: Chance = Chance(0.2, 0.7, 1.5)
     gamma_inverted: Chance = Chance(0.1, 0.7, 1.5)
     haze: Chance = Chance(0, 0, 4)
+    monai: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        check_transforms(self.monai)
         for name in ("flip_probability", "quarter_turns"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augmentation '{name}' lies between 0 and 1, found {getattr(self, name)}")

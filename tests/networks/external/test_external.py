@@ -12,6 +12,7 @@ from medunet import config as config_module
 from medunet.config import parse_config, to_plain
 from medunet.errors import ConfigError, MissingExtra
 from medunet.networks.build import ARCHITECTURES, NetworkSettings, build_network, settings_kind
+from medunet.networks.external.named import MonaiSettings
 from medunet.networks.external.settings import (
     DynUNetSettings,
     FlexibleUNetSettings,
@@ -71,7 +72,7 @@ def test_without_a_word_it_is_our_own_unet() -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_its_line_and_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"t:2: network.architecture: segresnt is unknown\ndid you mean segresnet"):
+    with pytest.raises(ConfigError, match=r"t:2: network.architecture: segresnt is unknown; did you mean segresnet"):
         parse_config("network:\n  architecture: segresnt\n", "t")
     with pytest.raises(ConfigError, match="is unknown"):
         settings_kind(["unet"])
@@ -100,7 +101,8 @@ def test_a_class_name_or_a_path_is_no_architecture() -> None:
 def test_the_config_reads_every_kind_that_can_be_built() -> None:
     for name, kind in ARCHITECTURES.items():
         assert type(parse_config(f"network: {{architecture: {name}}}", "t").config.network) is kind
-    assert {to_plain(s)["architecture"] for s in (*MONAI, *TRANSFORMERS, *SMP)} | {"unet"} == set(ARCHITECTURES)
+    tried = {to_plain(s)["architecture"] for s in (*MONAI, *TRANSFORMERS, *SMP)} | {"unet"}
+    assert tried | set(MonaiSettings.library_classes) == set(ARCHITECTURES), "test_named.py tries MONAI's classes"
 
 
 @pytest.mark.parametrize(
