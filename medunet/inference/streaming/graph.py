@@ -296,3 +296,13 @@ class Graph:
         """Numbers in the kernels of all convolutions."""
         kernels = [node.operator.weight for node in self.nodes if isinstance(node.operator, Convolution)]
         return sum(weight.numel() for weight in kernels)
+
+    def operations(self, size: Sequence[int]) -> int:
+        """Floating-point operations of the convolutions of one pass over an image of this legal size."""
+        total = 0
+        for number, node in enumerate(self.nodes):
+            if isinstance(node.operator, Convolution):
+                place = node.inputs[0] if node.operator.transposed else number
+                voxels = math.prod(self.lengths(axis, n)[place] for axis, n in enumerate(size))
+                total += 2 * node.operator.weight.numel() * voxels
+        return total

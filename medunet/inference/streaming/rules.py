@@ -159,6 +159,8 @@ class Resized:
         made, factor = self.length(rows), self.factor.numerator
         if self.factor == 1:
             return IDENTITY
+        if self.factor.denominator == 1 and self.mode == "nearest-exact":  # its positions lie between whole numbers
+            return Reach(1, factor)
         if self.factor.denominator == 1 and factor & (factor - 1) == 0 and not self.aligned:  # positions are exact
             return Reach(2, 2 * factor, 1 - factor, 1 + factor) if self.mode == "linear" else Reach(1, factor)
         inner, outer = (rows - 1, made - 1) if self.aligned else (rows, made)
