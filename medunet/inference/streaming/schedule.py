@@ -95,14 +95,13 @@ class Schedule:
     @cached_property
     def stored(self) -> tuple[bool, ...]:
         """Whether a node's rows must wait: somebody reads other rows than those that a slab has just made."""
-        found = []
-        for number, readers in enumerate(self.graph.readers):
-            at_once = (
-                self.reaches[reader] == IDENTITY and np.array_equal(self.known[:, reader], self.known[:, number])
-                for reader in readers
-            )
-            found.append(not all(at_once))
-        return tuple(found)
+        waits = [False] * len(self.lengths)
+        works = np.diff(self.known, axis=0) > 0
+        for number, (node, reach) in enumerate(zip(self.graph.nodes, self.reaches, strict=True)):
+            for source in node.inputs:
+                first = np.clip(reach.first(self.known[:-1, number]), 0, self.lengths[source] - 1)
+                waits[source] |= bool((works[:, number] & (first < self.known[:-1, source])).any())
+        return tuple(waits)
 
     @cached_property
     def made(self) -> Counts:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,7 +134,7 @@ class _Pass:
     """One scan on its way through the network: its source, and the rows in between."""
 
     def __init__(self, graph: Graph, layers: list[Layer], source: _Source, target: Target, slab: int) -> None:
-        self._graph, self._layers, self._source = graph, layers, source
+        self._graph, self._layers, self._source, self._target = graph, layers, source, target
         axis = target.axis
         schedule = Schedule.of(graph, axis, source.size[axis], source.window[axis], slab, target.backwards)
         self._known, self._needed = schedule.known.tolist(), schedule.needed.tolist()
@@ -141,7 +142,7 @@ class _Pass:
         planes = [graph.lengths(a, n) for a, n in enumerate(source.size) if a != axis]
         self._planes = [tuple(plane[number] for plane in planes) for number in range(len(graph.nodes))]
         self._buffers = [self._buffer(number, target) for number in range(len(graph.nodes))]
-        self._joined = [_joined_by(graph, number, self._buffers) for number in range(len(graph.nodes))]
+        self._joined = [self._joined_by(number) for number in range(len(graph.nodes))]
         self._last = [max(readers, default=len(graph.nodes)) for readers in graph.readers]
 
     def _buffer(self, number: int, target: Target) -> RowBuffer | None:
@@ -150,6 +151,19 @@ class _Pass:
             return None
         storage = target.empty(channels, schedule.capacity[number], self._planes[number])
         return RowBuffer(storage, schedule.rings[number])
+
+    def _joined_by(self, number: int) -> tuple[int, int] | None:
+        """The stored map of which a node's rows become channels at once, and the first channel; None if they do not."""
+        readers, known = self._graph.readers[number], self._schedule.known
+        if self._buffers[number] is not None or len(readers) != 1:
+            return None
+        reader = self._graph.nodes[readers[0]]
+        if not isinstance(reader.operator, Joining) or self._buffers[readers[0]] is None:
+            return None
+        if reader.inputs.count(number) > 1 or not np.array_equal(known[:, number], known[:, readers[0]]):
+            return None
+        before = reader.inputs[: reader.inputs.index(number)]
+        return readers[0], sum(self._graph.nodes[source].channels for source in before)
 
     @property
     def steps(self) -> int:
@@ -170,15 +184,17 @@ class _Pass:
             out = self._room(number, stop - start, room)
             if isinstance(node.operator, Input):
                 rows = self._source.read(start, (stop - start, *self._planes[0]))
-                fresh[number] = rows if out is None else out.copy_(rows)
+                if out is None:
+                    out = self._target.empty(node.channels, stop - start, self._planes[0])
+                fresh[number] = out.copy_(rows)
                 continue
             span = Span(start, stop, self._schedule.reaches[number], self._schedule.lengths[node.inputs[0]],
                         self._spare(number, node.inputs[0]))  # fmt: skip
             if isinstance(node.operator, Joining) and out is not None:
-                self._join(number, out, fresh, span)
+                self._join(number, out, fresh, span, before)
                 fresh[number] = out
             else:
-                inputs = [self._rows(source, span, fresh) for source in node.inputs]
+                inputs = [self._rows(source, span, fresh, before) for source in node.inputs]
                 fresh[number] = self._layers[number - 1](inputs, span, out)
             for source in node.inputs:
                 if self._last[source] == number:
@@ -202,18 +218,23 @@ class _Pass:
             room[reader] = self._buffers[reader].append(count)  # type: ignore[union-attr]
         return room[reader].narrow(1, first, self._graph.nodes[number].channels)
 
-    def _join(self, number: int, out: Tensor, fresh: dict[int, Any], span: Span) -> None:
+    def _join(self, number: int, out: Tensor, fresh: dict[int, Any], span: Span, before: Sequence[int]) -> None:
         """Fill in the channels that are not there yet."""
         first = 0
         for source in self._graph.nodes[number].inputs:
             channels = self._graph.nodes[source].channels
             if self._joined[source] is None:
-                out.narrow(1, first, channels).copy_(self._rows(source, span, fresh))
+                out.narrow(1, first, channels).copy_(self._rows(source, span, fresh, before))
             first += channels
 
-    def _rows(self, source: int, span: Span, fresh: dict[int, Any]) -> Any:
+    def _rows(self, source: int, span: Span, fresh: dict[int, Any], before: Sequence[int]) -> Any:
+        """The rows of a source that a step reads: stored ones, or some of those that were just made."""
         buffer = self._buffers[source]
-        return fresh[source] if buffer is None else buffer.read(*span.rows)
+        if buffer is not None:
+            return buffer.read(*span.rows)
+        (first, stop), made = span.rows, fresh[source]
+        whole = not isinstance(made, Tensor) or made.shape[2] == stop - first
+        return made if whole else made.narrow(2, first - before[source], stop - first)
 
     def _spare(self, number: int, source: int) -> bool:
         """Whether the rows of a source are in nobody else's hands."""
@@ -234,18 +255,6 @@ class _Pass:
         logits = rows.narrow(2, first - start, stop - first)[0]
         logits = self._source.turned_back(logits if logits.dtype == torch.float64 else logits.to(torch.float32))
         return first - wanted.start, stop - wanted.start, logits
-
-
-def _joined_by(graph: Graph, number: int, buffers: Sequence[RowBuffer | None]) -> tuple[int, int] | None:
-    """The stored map of which a node's rows become channels at once, and the first channel; None if they do not."""
-    readers = graph.readers[number]
-    if buffers[number] is not None or len(readers) != 1:
-        return None
-    reader = graph.nodes[readers[0]]
-    if not isinstance(reader.operator, Joining) or buffers[readers[0]] is None or reader.inputs.count(number) > 1:
-        return None
-    before = reader.inputs[: reader.inputs.index(number)]
-    return readers[0], sum(graph.nodes[source].channels for source in before)
 
 
 class _Source:
