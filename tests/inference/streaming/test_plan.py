@@ -154,3 +154,47 @@ def test_impossible_plans_are_refused() -> None:
     for shape, axes in (((50, 50, 50), (0,)), ((50, 0), (0,)), ((50, 50), (2,)), ((50, 50), ())):
         with pytest.raises(ConfigError, match="cannot stream a scan of shape"):
             plan_stream(graph(settings), shape, Budget(2**30), axes)
+
+
+FOREIGN = """
+import ctypes, gc, torch
+from pathlib import Path
+from monai.networks import nets
+import medunet
+from medunet.inference.streaming.plan import Budget, stream_bytes
+from medunet.inference.streaming.streamer import Streamer
+from medunet.inference.streaming.trace import graph_of
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith(key))
+
+torch.set_num_threads(1)
+network = {network}.eval()
+image = torch.randn(1, 64, 96, 96)
+graph = graph_of(network, 1, 3)
+with torch.inference_mode():
+    network(torch.randn(1, 1, 32, 32, 32))
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+for _, _, logits in Streamer(network, graph=graph).run(image, 8):
+    labels = logits.argmax(0)
+print(status("VmHWM") - before, stream_bytes(graph, (64, 96, 96), 8, 0, Budget(0)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
+@pytest.mark.parametrize(
+    "network",
+    [
+        "nets.BasicUNet(3, 1, 3, (16, 16, 32, 32, 64, 16), norm='batch')",
+        "nets.SegResNet(3, 16, 1, 3, norm=('batch', {}), blocks_down=(1, 1, 1), blocks_up=(1, 1))",
+    ],
+)
+def test_estimate_against_measured_peak_of_foreign_networks(fresh: Fresh, network: str) -> None:
+    answer = fresh.run(FOREIGN.replace("{network}", network))
+    assert answer.returncode == 0, answer.stderr
+    measured, estimate = map(int, answer.stdout.split())
+    assert 0.75 < estimate / measured < 1.25
