@@ -99,7 +99,7 @@ class Model:
     def unet(self) -> UNetSettings:
         """The settings of a network that is medunet's own, whose sizes are known layer by layer; of others an error."""
         settings = self.card.network
-        assert isinstance(settings, UNetSettings), "external networks are never streamed, tiled or compiled"
+        assert isinstance(settings, UNetSettings), "only medunet's own network has such settings"
         return settings
 
 

@@ -1,4 +1,4 @@
-"""Sliding windows, blended: for networks that cannot be exact, and for external networks.
+"""Sliding windows, blended: for networks that cannot be exact.
 
 The windows, their order and their weights are those of MONAI's `sliding_window_inference`, which the tests compare
 with. It is not called: it holds the sums of all classes for the whole scan, and mirroring would hold them many times.
