@@ -10,7 +10,8 @@ JOBS ?= 2
 
 # Seconds that a command took, installation aside; `date` is all it needs.
 TIMED = started=$$(date +%s); trap 'echo "$@: $$(($$(date +%s) - started)) s"' EXIT;
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+# Compiled tests are kept (an empty PYTHONDONTWRITEBYTECODE), as reading them anew takes each process ten seconds.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .PHONY: install demo check test lint coverage format docs clean
 

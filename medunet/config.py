@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -244,9 +244,15 @@ def _validated(document: CommentedMap, lines: CommentedMap, source: str) -> Conf
     """The typed config; `lines` is the document that knows the lines for messages."""
     _refuse_unknown(document, Config, (), lines, source)
     try:
-        return TypeAdapter(Config).validate_python(_plain(document))
+        return _config_type().validate_python(_plain(document))
     except ValidationError as error:
         raise ConfigError(_explain(error, document, lines, source)) from error
+
+
+@cache
+def _config_type() -> TypeAdapter[Config]:
+    """The checks of a config; building them takes a tenth of a second."""
+    return TypeAdapter(Config)
 
 
 def to_plain(settings: Any) -> Any:
@@ -319,6 +325,11 @@ def _plain(node: Any) -> Any:
     return [_plain(value) for value in node]
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _settings_class(annotation: Any) -> type | None:
     """The dataclass inside an annotation, also that of a list of them."""
     if is_dataclass(annotation):
@@ -335,7 +346,7 @@ def _refuse_unknown(node: Any, kind: type, loc: tuple[Any, ...], document: Comme
         return
     if not isinstance(node, Mapping):
         return
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = [f.name for f in fields(kind)]
     for key, value in node.items():
         here = (*loc, key)
@@ -367,7 +378,7 @@ def _unknown(key: str, known: list[str], loc: tuple[Any, ...], document: Comment
 
 def _all_keys(kind: type, prefix: str) -> list[str]:
     names = []
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for f in fields(kind):
         names.append(prefix + f.name)
         inner = _settings_class(hints[f.name])

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def load_model(source: Path | str, device: str | torch.device = "auto") -> Model
     if metadata.get("sha256") != _digest(tensors, str(metadata.get("card"))):
         raise ModelError(f"{path}: is damaged: its content does not match its checksum; copy or train it again")
     try:
-        card = TypeAdapter(ModelCard).validate_json(metadata["card"])
+        card = _card_type().validate_json(metadata["card"])
         network = build_network(card.network)
         network.load_state_dict(tensors)
     except LocatedError as error:
@@ -178,6 +179,12 @@ def _finished_folds(run: Path) -> list[Path]:
             f"or name one fold as the model, such as {next((f for f in folds if f.name not in missing), folds[0])}"
         )
     return folds
+
+
+@cache
+def _card_type() -> TypeAdapter[ModelCard]:
+    """The checks of a card; building them takes longer than they do."""
+    return TypeAdapter(ModelCard)
 
 
 def _model_path(source: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.flows.made import without_pictures
+from tests.flows.made import running_plainly
 from tests.fresh import Fresh, fresh_processes
 
 DATA = Path(os.environ.get("MEDUNET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -39,9 +39,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
 
 
 @pytest.fixture
-def plain_pictures() -> Iterator[None]:
-    """For tests of trainings that are not about the pictures in their reports."""
-    with without_pictures():
+def plain_runs() -> Iterator[None]:
+    """For tests of trainings that are about neither the pictures in their reports nor the trial before."""
+    with running_plainly():
         yield
 
 

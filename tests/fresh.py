@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,8 +30,18 @@ LIMIT = 300.0
 
 LIBRARIES = (
     "medunet.cli", "medunet.train_network", "medunet.prediction.segmenter", "torch._dynamo", "tensorboard.summary",
-    "torch.utils.tensorboard", "matplotlib.backends.backend_agg", "matplotlib.figure",
+    "torch.utils.tensorboard", "matplotlib.backends.backend_agg", "matplotlib.figure", "medunet.formats.nifti",
+    "jinja2",
 )  # fmt: skip
+
+
+MEDUNET = "from medunet.cli import main\nmain()"
+PLAIN = """
+from medunet.cli import main
+from tests.flows.made import running_plainly
+with running_plainly():
+    main()
+"""
 
 
 @dataclass
@@ -100,9 +111,21 @@ class Fresh:
     def run(self, code: str, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Ended:
         return self.start(code, *arguments, cwd=cwd, env=env).wait()
 
-    def medunet(self, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
-        """A process that does what `medunet` with these arguments does."""
-        return self.start("from medunet.cli import main\nmain()", *arguments, env=env)
+    def medunet(self, *arguments: str, env: Mapping[str, str] | None = None, plain: bool = False) -> Running:
+        """A process that does what `medunet` with these arguments does; `plain` as in `running_plainly`."""
+        return self.start(PLAIN if plain else MEDUNET, *arguments, env=env)
+
+    def pair(self, code: str, *arguments: str) -> Ended:
+        """Two processes told of each other as torchrun tells them; what both said, and their common exit code."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            told["MASTER_PORT"] = str(free.getsockname()[1])
+        environments = ({**os.environ, **told, "RANK": n, "LOCAL_RANK": n, "OMP_NUM_THREADS": "1"} for n in "01")
+        started = [self.start(code, *arguments, env=environment) for environment in environments]
+        first, second = (process.wait() for process in started)
+        assert first.returncode == second.returncode, first.stderr + second.stderr
+        return Ended(first.returncode, first.stdout + second.stdout, first.stderr + second.stderr)
 
     def __enter__(self) -> Fresh:
         return self

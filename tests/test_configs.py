@@ -61,7 +61,7 @@ SMALL = (
     Small("unet2d", "vnc_sstem", "[4, 8, 16]", "[64, 64]"),
     Small("unet2d", "isbi2012_em", "[4, 8, 16]", "[64, 64]"),
     Small("mri3d", "nichart_brain", "[4, 8, 16]", "[32, 32, 32]"),
-    Small("mri3d", "mni152_tissue", "[4, 8]", "[32, 32, 32]", ("preprocess.spacing=[4, 4, 4]",)),
+    Small("mri3d", "mni152_tissue", "[4, 8]", "[32, 32, 32]", ("preprocess.spacing=[6, 6, 6]",)),
     Small("ct3d", "totalseg_ct", "[4, 8, 16]", "[32, 32, 32]", ("preprocess.spacing=[6, 6, 6]",)),
     Small(
         "unet3d2016",
@@ -75,7 +75,13 @@ SMALL = (
     Small(
         "backbones2d", "dsb2018_nuclei", "", "[64, 64]", ("network.encoder=resnet18", "network.encoder_weights=null")
     ),
-    Small("swin_unetr", "msd_hippocampus", "", "[64, 32, 32]", ("network.features=12", "network.depths=[1, 1, 1, 1]")),
+    Small(
+        "swin_unetr",
+        "msd_hippocampus",
+        "",
+        "[64, 32, 32]",
+        ("network.features=12", "network.depths=[1, 1, 1, 1]", "preprocess.spacing=[2, 2, 2]"),
+    ),
 )
 
 
@@ -178,7 +184,7 @@ def test_the_sizes_that_unet3d_unpadded_explains_are_right() -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.usefixtures("plain_runs")
 @pytest.mark.parametrize("small", SMALL, ids=lambda small: f"{small.config}-{small.data}")
 def test_a_small_version_trains_on_real_data(small: Small, real_data: Path, tmp_path: Path) -> None:
     require_packages(load_config(CONFIGS / f"{small.config}.yaml").config.network)

@@ -15,7 +15,7 @@ from medunet.volume import Volume
 from tests.formats.agreement import files_in
 from tests.formats.omezarr.zarrfiles import save_array
 
-pytestmark = pytest.mark.usefixtures("plain_pictures")
+pytestmark = pytest.mark.usefixtures("plain_runs")
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd", ".nhdr", ".hdr", ".ome.zarr", ".tif"])

@@ -133,7 +133,7 @@ def test_a_wide_scan_is_split_to_fit_the_memory_and_gives_the_same() -> None:
     settings = PredictSettings(precision="fp32")
     assert parts(model, volume, settings) == 1
     while parts(model, volume, settings) == 1:
-        settings = replace(settings, memory=int(0.99 * min(settings.memory, 2**27)))
+        settings = replace(settings, memory=int(0.97 * min(settings.memory, 2**27)))
     for how in (settings, PredictSettings(precision="fp32")):
         different = segment_volume(volume, model, how).array != plain
         assert different.mean() < 1e-5, "ties that rounding decides"
@@ -169,7 +169,7 @@ def test_resampled_scans_are_interpolated_as_one_would_by_hand(tta: bool, tight:
     expected = model.card.labels.to_values(restore_labels(total.numpy(), undo))
     settings = PredictSettings(precision="fp32", tta=tta)
     while tight and parts(model, volume, settings) == 1:
-        settings = replace(settings, memory=int(0.99 * min(settings.memory, 2**27)))
+        settings = replace(settings, memory=int(0.97 * min(settings.memory, 2**27)))
     answer = segment_volume(volume, model, settings)
     assert (answer.array != expected).mean() < 1e-4, "ties that rounding decides"
     assert len(np.unique(expected)) > 1

@@ -20,9 +20,9 @@ from medunet.cli import run
 from medunet.config import load_config
 from medunet.datasets.labels import table_from_names
 from medunet.training.finish import widened
-from tests.flows.made import make_set, without_pictures
+from tests.flows.made import make_set, running_plainly
 
-pytestmark = pytest.mark.usefixtures("plain_pictures")
+pytestmark = pytest.mark.usefixtures("plain_runs")
 
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.kernels=3",
         "--set", "network.strides=2", "--set", "training.epochs=1", "--set", "training.iterations=2",
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A data set and a finished run of it, with the config beside it; not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
     data = make_set(folder / "data", cases=4, shape=(10, 9, 8))
-    with without_pictures():
+    with running_plainly():
         assert train(data, folder / "run") == 0
     return data, folder / "run"
 

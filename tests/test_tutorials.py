@@ -21,13 +21,21 @@ TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 NAMES = ("01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores", "05_cells")
 
 
+PLAINLY = """
+import runpy
+from tests.flows.made import running_plainly
+with running_plainly():
+    runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
 def run_tutorial(name: str, tmp_path: Path, fresh: Fresh | None = None) -> tuple[str, Path]:
     """What a tutorial prints, and its folder of results; by a new interpreter where no forked process is at hand."""
     elsewhere, output, script = tmp_path / "elsewhere", tmp_path / "output", str(TUTORIALS / f"{name}.py")
     elsewhere.mkdir()
     environment = os.environ | {"TUTORIAL_OUTPUT": str(output)}
     if fresh is not None:
-        started = f"import runpy\nrunpy.run_path({script!r}, run_name='__main__')"
+        started = PLAINLY.format(script=script)
         done = fresh.run(started, cwd=elsewhere, env=environment)
     else:
         done = subprocess.run(
@@ -58,7 +66,7 @@ def test_first_segmentation(fresh: Fresh, tmp_path: Path) -> None:
     assert (output / "picture.png").stat().st_size > 10_000
     truth, predicted = output / "unseen" / "labels" / "right.nii.gz", output / "right_predicted.nii.gz"
     scores = medunet.evaluate_pairs([(predicted, truth)]).cases[0].labels
-    # 0.90 and 0.93 were measured; the same result shifted by one voxel scores 0.79 to 0.84.
+    # 0.88 and 0.92 were measured; the same result shifted by one voxel scores 0.79 to 0.84.
     assert [score.dice > 0.85 for score in scores] == [True, True]
 
 

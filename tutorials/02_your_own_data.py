@@ -109,7 +109,7 @@ assert medunet_command(f"train {CONFIG} -o {RUN} --set network.chanels=[8,16]") 
 
 # %%
 shorter = (
-    "--set training.minutes=null --set training.epochs=4 --set training.iterations=50 "
+    "--set training.minutes=null --set training.epochs=4 --set training.iterations=35 "
     "--set network.channels=[8,16,32] --set network.kernels=3 --set network.strides=2 "
     "--set patches.size=[64,64] --set patches.batch=4"
 )

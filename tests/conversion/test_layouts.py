@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet.conversion.layouts import Layout, find_layout, image_keys, is_mask_name, mask_keys, match_names
@@ -71,6 +71,7 @@ def test_what_is_left_over_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@settings(deadline=None, max_examples=40)
 @given(
     stems=st.lists(st.from_regex(r"[xyz][0-9]{1,3}(_[pq]{1,3})?", fullmatch=True), min_size=1, max_size=6, unique=True),
     form=st.sampled_from(["{}_mask", "{}-seg", "mask_{}", "GT {}", "{}.labels"]),

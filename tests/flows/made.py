@@ -1,4 +1,4 @@
-"""A data set whose answer is known: bright and dark balls in noise, as files; and trainings that draw nothing."""
+"""A data set whose answer is known: bright and dark balls in noise, as files; and trainings without side shows."""
 
 from __future__ import annotations
 
@@ -46,14 +46,16 @@ def make_set(folder: Path, cases: int = 5, shape: tuple[int, ...] = (20, 18, 16)
 
 
 @contextmanager
-def without_pictures() -> Iterator[None]:
-    """Reports show a grey pixel for each picture and curve: drawing them is half of what a tiny training takes.
+def running_plainly() -> Iterator[None]:
+    """Reports show a grey pixel for each picture and curve, and a training is tried with one step instead of six.
 
-    What is drawn is compared in tests/report, and whole runs draw in test_whole_way.py, in test_objects.py and in all
-    processes of their own.
+    Drawing is half of what a tiny training takes, and the trial most of the rest. What is drawn is compared in
+    tests/report, trials in tests/planning; whole runs with both are in test_whole_way.py, in test_objects.py and in
+    processes of their own, unless they are asked not to.
     """
     import medunet.evaluation.files
     import medunet.evaluation.scorecard
+    import medunet.planning.trial
 
     buffer = io.BytesIO()
     Image.new("L", (1, 1), 128).save(buffer, "PNG")
@@ -66,4 +68,6 @@ def without_pictures() -> Iterator[None]:
             for name in names:
                 assert callable(getattr(module, name))
                 patch.setattr(module, name, lambda *_, **__: pixel)
+        assert medunet.planning.trial._STEPS >= 1
+        patch.setattr(medunet.planning.trial, "_STEPS", 1)
         yield

@@ -17,7 +17,7 @@ from medunet.volume import Volume
 from tests.flows.made import LABELS, make_case, make_set
 from tests.flows.test_objects import QUICK
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 
 def make_cells(folder: Path) -> Path:

@@ -22,14 +22,14 @@ from medunet.model import load_model, load_models, save_model
 from medunet.prediction.planning import PredictSettings
 from medunet.training.run_folder import TrainRequest
 from medunet.transforms.postprocess import PostStep
-from tests.flows.made import make_set, without_pictures
+from tests.flows.made import make_set, running_plainly
 from tests.fresh import Fresh
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 SMALL = ["--set", "network.channels=[8, 16]", "--set", "patches.size=[16, 16, 16]", "--set", "training.minutes=null",
          "--set", "network.kernels=3", "--set", "network.strides=2", "--set", "optimiser.rate=0.01",
-         "--set", "training.epochs=1", "--set", "training.iterations=25", "--device", "cpu"]  # fmt: skip
+         "--set", "training.epochs=1", "--set", "training.iterations=15", "--device", "cpu"]  # fmt: skip
 
 
 def train(data: Path, out: Path, *more: str) -> int:
@@ -43,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A data set and its finished cross-validation of three folds; not to be changed."""
     folder = tmp_path_factory.mktemp("folds")
     data = make_set(folder / "data", cases=5, shape=(16, 14, 12))
-    with without_pictures():
+    with running_plainly():
         assert train(data, folder / "run", "--set", "data.folds=3") == 0
     return data, folder / "run"
 
@@ -182,7 +182,7 @@ def test_a_finished_one_is_left_as_it_is_and_more_epochs_go_on(
     assert capsys.readouterr().err.count("is finished") == 3, "the second time there was nothing to do"
     for number in range(3):
         rows = list(csv.DictReader((copied / f"fold_{number}" / "metrics.csv").read_text().splitlines()))
-        assert [row["step"] for row in rows] == ["25", "50"]
+        assert [row["step"] for row in rows] == ["15", "30"]
     assert load_config(copied / "config.yaml").config.training.epochs == 2
 
 
@@ -190,6 +190,7 @@ STOPPED = """
 import os, signal
 import medunet.learning.loop as loop
 from medunet.cli import main
+from tests.flows.made import running_plainly
 
 real, steps = loop.train_step, []
 
@@ -201,7 +202,8 @@ def train_step(*given):
     return facts
 
 loop.train_step = train_step
-main()
+with running_plainly():
+    main()
 """
 
 
@@ -219,11 +221,12 @@ def test_a_stopped_one_goes_on_with_the_fold_under_way(fresh: Fresh, tmp_path: P
     assert torch.load(broken / "fold_1" / "last.ckpt", weights_only=True)["step"] == 3
     assert not (broken / "validation").exists() and not (broken / "fold_1" / "report.html").exists()
     first = (broken / "fold_0" / "last.ckpt").read_bytes()
-    resumed = fresh.medunet(*command, "-o", str(broken), "--resume", "--device", "cpu").wait()
+    resumed = fresh.medunet(*command, "-o", str(broken), "--resume", "--device", "cpu", plain=True).wait()
     assert resumed.returncode == 0, resumed.stderr
     assert "fold 0 of 2: is finished" in resumed.stderr and "fold 1 of 2: goes on" in resumed.stderr
     assert (broken / "fold_0" / "last.ckpt").read_bytes() == first
-    assert fresh.medunet(*command, "-o", str(tmp_path / "whole"), *SMALL, *more).wait().returncode == 0
+    whole = fresh.medunet(*command, "-o", str(tmp_path / "whole"), *SMALL, *more, plain=True).wait()
+    assert whole.returncode == 0, whole.stderr
     for number in range(2):
         one, two = (load_model(tmp_path / name / f"fold_{number}").network.state_dict() for name in ("broken", "whole"))
         assert all((one[key] == two[key]).all() for key in one)

@@ -55,6 +55,7 @@ def train_unplanned(data: Path, out: Path, *more: str) -> int:
     return train(config, out, *more)
 
 
+@pytest.mark.usefixtures("plain_runs")
 @pytest.mark.parametrize(
     ("target", "names"),
     [
@@ -90,7 +91,7 @@ def test_each_target_is_learned_and_scored_as_a_mask(target: str, names: list[st
     assert {"final/Dice", "final objects/SEG", "final objects/PQ"} <= set(columns)
 
 
-@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.usefixtures("plain_runs")
 def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
     assert train(data, out) == 0
@@ -105,7 +106,7 @@ def test_a_plan_has_a_target_and_a_resumed_run_keeps_it(tmp_path: Path, capsys: 
     assert "instances.depths was [0.3, 0.6], is [0.2, 0.5]" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.usefixtures("plain_runs")
 def test_a_cross_validation_scores_masks_and_gives_parts_of_objects_no_postprocessing(tmp_path: Path) -> None:
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"
     more = ["--set", "instances.target=cores", "--set", "data.folds=2", "--set", "training.iterations=10"]
@@ -164,7 +165,7 @@ def test_what_needs_objects_is_refused_for_classes(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.usefixtures("plain_runs")
 def test_the_parts_of_a_class_are_objects_for_a_weight_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_set(tmp_path / "data", shape=(20, 18), suffix=".png")
     (tmp_path / "c.yaml").write_text("network: {dimensions: 2}\nweight_map: {kind: unet2015, parts_of: cell}")
@@ -194,7 +195,7 @@ def test_weight_maps_that_cannot_be_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("plain_pictures")
+@pytest.mark.usefixtures("plain_runs")
 def test_a_data_set_alone_is_enough_for_a_network_of_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The plan is that of our U-Net, the network the one that is asked for, with an output for each region."""
     data, out = make_cells(tmp_path / "data"), tmp_path / "run"

@@ -13,7 +13,7 @@ from medunet.cli import run
 from medunet.volume import Volume
 from tests.flows.test_regions import QUICK
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (20, 18, 16)

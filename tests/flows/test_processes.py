@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 from medunet.cli import run
 from medunet.model import load_model
 from tests.flows.made import make_set
-from tests.fresh import Ended, Fresh
+from tests.fresh import PLAIN, Fresh
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 # No biases before norms: their gradients are rounding alone, which AdamW makes into steps of full size.
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.bias=false",
@@ -30,21 +29,6 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         [*program, "train", *arguments], capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def pair(fresh: Fresh, *arguments: str) -> Ended:
-    """Both processes without torchrun, but told of each other as torchrun tells them; the exit code of the first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        told["MASTER_PORT"] = str(free.getsockname()[1])
-    started = []
-    for rank in "01":
-        environment = {**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        started.append(fresh.medunet("train", *arguments, env=environment))
-    first, second = (process.wait() for process in started)
-    assert first.returncode == second.returncode
-    return Ended(first.returncode, first.stdout + second.stdout, first.stderr + second.stderr)
 
 
 def compare(one: Path, two: Path) -> None:
@@ -70,19 +54,21 @@ def test_two_processes_equal_one_also_after_changing_places(fresh: Fresh, tmp_pa
     assert load_model(two).card.record["processes"] == 2
     longer = ["--resume", "--set", "training.epochs=2", "--device", "cpu"]
     assert run(["train", "-o", str(two), *longer]) == 0
-    done = pair(fresh, "-o", str(one), *longer)
+    done = fresh.pair(PLAIN, "train", "-o", str(one), *longer)
     assert done.returncode == 0, done.stderr
     compare(one, two)
 
 
 def test_what_is_wrong_is_said_once_and_nothing_is_written(fresh: Fresh, tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", cases=3, shape=(12, 11, 10))
-    done = pair(fresh, str(data), "-o", str(tmp_path / "run"), *TINY, "--set", "patches.batch=3", "--minutes", "1")
+    done = fresh.pair(
+        PLAIN, "train", str(data), "-o", str(tmp_path / "run"), *TINY, "--set", "patches.batch=3", "--minutes", "1"
+    )
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert done.stderr.count("patches.batch is 3, which 2 processes cannot split evenly\nset it to 2 or 4") == 1
     assert "process 1 of 2 ends, because process 0 reported an error" in done.stderr and "gloo" not in done.stderr
     wild = ["--set", "network.norm=none", "--set", "optimiser.rate=1e25"]
-    done = pair(fresh, str(data), "-o", str(tmp_path / "run"), *TINY, *wild)
+    done = fresh.pair(PLAIN, "train", str(data), "-o", str(tmp_path / "run"), *TINY, *wild)
     (line,) = [line for line in done.stderr.splitlines() if "became nan at step 1 with the cases" in line]
     assert done.returncode == 1 and line.count("case_") == 4, "the whole batch is named, once"
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 1

@@ -13,7 +13,7 @@ from medunet.cli import run
 from medunet.volume import Volume
 from tests.flows.made import make_set
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 LABELS = {"background": 0, "oedema": 2, "core": 1, "enhancing": 4}
 REGIONS = {"whole_tumour": [1, 2, 4], "tumour_core": [1, 4], "enhancing": [4]}
@@ -58,7 +58,7 @@ def test_from_nested_labels_to_scores_of_regions(form: str, tmp_path: Path, caps
         else {"labels": {**NNUNET, "ignore": 9}, "regions_class_order": [2, 1, 4]}
     )
     data, out = make_nested_set(tmp_path / "data", declaration), tmp_path / "run"
-    more = ["--set", "training.epochs=3", "--set", "training.iterations=40"]
+    more = ["--set", "training.epochs=3", "--set", "training.iterations=25"]
     (tmp_path / "c.yaml").write_text("")
     assert run(["train", str(tmp_path / "c.yaml"), "-o", str(out), *QUICK, *more, "--set", f"data.path={data}"]) == 0
     said = capsys.readouterr()

@@ -20,7 +20,7 @@ from medunet.cli import run
 from medunet.model import load_model
 from tests.flows.made import make_set
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 EPOCHS, ITERATIONS = 3, 3
 TINY = ["--set", "network.channels=[4, 8]", "--set", "patches.size=[8, 8, 8]", "--set", "network.dropout=0.2",

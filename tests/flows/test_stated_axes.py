@@ -13,7 +13,7 @@ from medunet.cli import run
 from tests.flows.made import LABELS, make_case
 from tests.flows.test_objects import QUICK
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 
 @pytest.mark.parametrize(("suffix", "planned"), [(".tif", True), (".zarr", False)])

@@ -78,6 +78,7 @@ def _tags(path: Path) -> set[str]:
     return set(tags["scalars"]) | set(tags["images"])
 
 
+@pytest.mark.usefixtures("plain_runs")
 def test_training_straight_from_a_data_set_and_evaluating_with_one_scan(tmp_path: Path) -> None:
     """Its last fifth is held out and scored: in RAS, so the first four stored rows of an LPS scan."""
     data, out = make_set(tmp_path / "one", cases=1), tmp_path / "run"
@@ -96,6 +97,7 @@ def test_training_straight_from_a_data_set_and_evaluating_with_one_scan(tmp_path
         assert found == expected > 0
 
 
+@pytest.mark.usefixtures("plain_runs")
 def test_pictures(tmp_path: Path) -> None:
     data, out = make_set(tmp_path / "png", shape=(40, 36), suffix=".png"), tmp_path / "run"
     small = ["--set", "network.dimensions=2", "--set", "network.channels=[8, 16]", "--set", "patches.size=[32, 32]",
@@ -118,7 +120,7 @@ def test_a_stopped_and_resumed_run_ends_like_the_unbroken_one(fresh: Fresh, tmp_
     (tmp_path / "c.yaml").write_text("")
     common = [*SMALL, *steps(2, 25), "--set", f"data.path={data}", "--set", "network.dropout=0.2"]
     train, whole, broken = ["train", str(tmp_path / "c.yaml")], tmp_path / "whole", tmp_path / "broken"
-    assert fresh.medunet(*train, "-o", str(whole), *common).wait().returncode == 0
+    assert fresh.medunet(*train, "-o", str(whole), *common, plain=True).wait().returncode == 0
     process = fresh.medunet(*train, "-o", str(broken), *common)
     events = broken / "tensorboard"
     while not (events.exists() and any(p.stat().st_size > 4000 for p in events.iterdir())) and process.poll() is None:
@@ -127,13 +129,14 @@ def test_a_stopped_and_resumed_run_ends_like_the_unbroken_one(fresh: Fresh, tmp_
     stopped = process.wait()
     assert stopped.returncode == 143, stopped.stderr
     assert "--resume" in stopped.stdout and not (broken / "report.html").exists()
-    resumed = fresh.medunet(*train, "-o", str(broken), "--resume").wait()
+    resumed = fresh.medunet(*train, "-o", str(broken), "--resume", plain=True).wait()
     assert resumed.returncode == 0, resumed.stderr
     expected, found = final_weights(whole), final_weights(broken)
     assert all((expected[name] == found[name]).all() for name in expected)
     assert [(row["epoch"], row["step"]) for row in metrics(broken)] == [("1", "25"), ("2", "50")]
 
 
+@pytest.mark.usefixtures("plain_runs")
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", cases=3)
     (tmp_path / "c.yaml").write_text("")

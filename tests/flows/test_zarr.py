@@ -22,7 +22,7 @@ from tests.formats.agreement import files_in
 from tests.formats.omezarr.zarrfiles import save_array, save_group, save_image
 from tests.prediction.made import make_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_runs")]
 
 SIZES = [2.0, 0.5, 0.5]
 MOVED = [7.0, 8.0, 9.0]

@@ -43,7 +43,7 @@ def rotation(angles: list[float]) -> np.ndarray:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     dtype=st.sampled_from(["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"]),
     shape=st.tuples(*[st.integers(1, 5)] * 3),
@@ -201,7 +201,7 @@ def zipped_meta(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data(), suffix=st.sampled_from([".mha", ".nrrd"]))
 def test_no_damaged_voxels_pass_unseen(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, suffix: str

@@ -41,7 +41,7 @@ def one_pass_over_the_mirrored_scan(network: UNet, image: torch.Tensor) -> torch
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     unet_settings(padded=False, deep_supervision=False),
     st.lists(st.integers(2, 40), min_size=3, max_size=3),

@@ -93,7 +93,7 @@ def _by_first_voxel(ids: np.ndarray) -> np.ndarray:
         ObjectRule, min_size=st.sampled_from([None, 0, 4]), fill_holes=st.booleans(), drop_edge=st.booleans()
     ),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_objects_are_those_of_the_whole_scan_at_once(
     seed: int, shape: tuple[int, ...], share: float, chunk: int, learned: bool, rule: ObjectRule
 ) -> None:
@@ -158,7 +158,7 @@ def test_gaps_close_across_slabs(seed: int, reach: int, chunk: int) -> None:
     learned=st.sampled_from([0.0, 2.5, 5.0]),
     rule=st.builds(ObjectRule, min_size=st.sampled_from([None, 0, 4]), drop_edge=st.booleans()),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_specks_and_rims_without_a_core_are_left_out_and_what_the_border_cuts_may_be_small(
     seed: int, shape: tuple[int, ...], chunk: int, needed: int, learned: float, rule: ObjectRule
 ) -> None:

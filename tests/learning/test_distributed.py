@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +11,7 @@ from torch import nn
 from medunet.errors import ConfigError
 from medunet.learning.distributed import ALONE, World, joined_world, world_of
 from medunet.learning.synced_norm import SyncedBatchNorm, synced_norms
+from tests.fresh import Fresh
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a",
             "MASTER_PORT": "1"}  # fmt: skip
@@ -93,11 +89,7 @@ def test_a_shared_norm_of_one_process_is_batch_norm(shape: tuple[int, ...], dtyp
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_would() -> None:
+def test_two_processes_compute_what_one_would(fresh: Fresh) -> None:
     """Messages, errors, first weights, and loss, gradients and statistics of a step; over real gloo."""
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = subprocess.run(
-        [*program, "tests.learning.two_processes"], capture_output=True, text=True, check=False, timeout=300,
-        cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = fresh.pair("from tests.learning.two_processes import main\nmain()")
     assert done.returncode == 0 and done.stderr.count("all is well") == 2, done.stderr

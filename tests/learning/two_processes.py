@@ -1,4 +1,4 @@
-"""Run by torchrun in two processes from `test_distributed.py`: each compares with what one process would compute."""
+"""Run in two processes from `test_distributed.py`: each compares with what one process would compute."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def an_image(config: UNetSettings, steps: int = 1, batch: int = 2) -> torch.Tens
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(unet_settings(), st.lists(st.integers(0, 1), min_size=3, max_size=3))
 def test_predicted_sizes_are_the_networks(config: UNetSettings, steps: list[int]) -> None:
     shape = config.shape

@@ -76,7 +76,7 @@ def arrays(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]] = SHAPES)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(pair=arrays(), whole=st.integers(0, 4))
 def test_blocks_are_the_array_cut_into_small_views(pair: tuple[np.ndarray, np.ndarray], whole: int) -> None:
     array, _ = pair
@@ -100,7 +100,7 @@ def test_blocks_are_not_smaller_than_need_be() -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(pair=arrays(), dtype=st.sampled_from([None, "<i2", "float32"]))
 def test_ordered_blocks_are_the_bytes_of_the_array_in_c_order(
     folder: Path, pair: tuple[np.ndarray, np.ndarray], dtype: str | None
@@ -112,7 +112,7 @@ def test_ordered_blocks_are_the_bytes_of_the_array_in_c_order(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(data=st.data(), shape=SHAPES)
 def test_copies_by_tiles_reach_every_element_and_no_other(data: st.DataObject, shape: tuple[int, ...]) -> None:
     source, _ = data.draw(arrays(st.just(shape)))
@@ -126,7 +126,7 @@ def test_copies_by_tiles_reach_every_element_and_no_other(data: st.DataObject, s
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(pair=arrays())
 def test_gathered_arrays_are_the_same_and_copied_only_out_of_files(
     folder: Path, pair: tuple[np.ndarray, np.ndarray]

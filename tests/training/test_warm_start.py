@@ -23,7 +23,7 @@ from medunet.training.warm_start import WarmStart, take_weights
 from medunet.transforms.preprocess import PreprocessSettings
 from tests.flows.made import make_set
 
-pytestmark = pytest.mark.usefixtures("plain_pictures")
+pytestmark = pytest.mark.usefixtures("plain_runs")
 
 SETTINGS = UNetSettings(
     in_channels=2, classes=3, channels=(4, 8), convolutions=1, residual=True, deep_supervision=True, dimensions=2

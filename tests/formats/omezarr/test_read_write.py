@@ -47,7 +47,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]),
     shape=st.lists(st.integers(2, 6), min_size=2, max_size=3),

@@ -26,7 +26,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(schedules())
 def test_rows_come_in_order_until_all_that_are_wanted_are_out(schedule: Schedule) -> None:
     known = schedule.known
@@ -37,7 +37,7 @@ def test_rows_come_in_order_until_all_that_are_wanted_are_out(schedule: Schedule
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(schedules())
 def test_what_is_read_was_made_and_is_still_held(schedule: Schedule) -> None:
     """Each row made at a step reads rows that are known by then and were not released before it."""
@@ -51,7 +51,7 @@ def test_what_is_read_was_made_and_is_still_held(schedule: Schedule) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(schedules())
 def test_no_row_waits_longer_than_somebody_needs_it(schedule: Schedule) -> None:
     """At each time, the first row that is held is read later; else memory would be wasted."""

@@ -21,6 +21,7 @@ from medunet.networks.unet import UNet
 from tests.inference.oracles import whole_pass
 from tests.inference.test_overlap_tile import noise, one_pass_over_the_mirrored_scan
 from tests.networks.variants import LARGEST, seasoned, unet_settings
+from tests.pairwise import pairwise
 
 PADDED = UNetSettings(dimensions=2, channels=(4, 6, 8), classes=3)
 UNPADDED = UNetSettings(dimensions=2, channels=(4, 6, 8), classes=3, padded=False)
@@ -44,7 +45,7 @@ def assembled(streamer: Streamer, image: torch.Tensor, slab: int, axis: int = 0)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_streamed_equals_one_pass(data: st.DataObject) -> None:
     config = data.draw(unet_settings())
@@ -62,7 +63,7 @@ def test_streamed_equals_one_pass(data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_regions_of_mirrored_scans_equal_one_pass(data: st.DataObject) -> None:
     """Both at once: what `--tta` averages, and the parts that a wide scan is split into."""
@@ -115,9 +116,7 @@ def test_impossible_passages_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slab", [1, 5, 8, 64])
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("slab", "dimensions", "padded"), pairwise([1, 5, 8, 64], [2, 3], [True, False]))
 def test_streamed_equals_one_pass_in_float32(padded: bool, dimensions: int, slab: int) -> None:
     config = UNetSettings(dimensions=dimensions, channels=(8, 12, 16), classes=3, padded=padded)  # type: ignore[arg-type]
     network, image = seasoned(config), noise(1, *(53, 30, 13)[:dimensions])
@@ -217,7 +216,7 @@ def held_bytes() -> int:
 @pytest.mark.parametrize("config", [PADDED, UNPADDED])
 def test_what_is_held_between_slabs_does_not_grow_with_the_scan(config: UNetSettings) -> None:
     network, most = seasoned(config), []
-    for length in (150, 600):
+    for length in (150, 300):
         image = noise(1, length, 20)
         gc.collect()
         before = held_bytes()

@@ -46,7 +46,7 @@ def test_it_learns_gives_the_image_s_size_and_comes_back_from_its_file(
     loss = make_loss(LossSettings(), 2)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(4):
+    for _ in range(2):
         optimiser.zero_grad()
         logits = network.train()(image)
         assert isinstance(logits, tuple) == settings.deep_supervision
