@@ -286,6 +286,28 @@ def test_a_network_that_computes_otherwise_for_another_size_is_refused() -> None
         medunet.stream(Refusing(lambda x: x * x if x.shape[-1] > 32 else x).eval(), torch.zeros(2, 64, 64))
 
 
+def test_numbers_that_depend_on_the_size_are_seen() -> None:
+    with pytest.raises(NotLocal, match="something else for each size"):
+        medunet.stream(Refusing(lambda x: x / x.shape[-1]).eval(), torch.zeros(2, 64, 64))
+
+
+class Halves(nn.Module):
+    """Channels split in two, one weighing the other; a crop and a padding that undo each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        kept = (first * torch.sigmoid(second))[:, :, 2:-3, 1:]
+        return functional.pad(kept, (1, 0, 2, 3), value=0.5)
+
+
+@pytest.mark.parametrize("mirror", [(), (0,), (0, 1)])
+def test_split_channels_crops_and_paddings(mirror: tuple[int, ...]) -> None:
+    network = Refusing(lambda x: x, Halves()).double().eval()
+    image = noise(2, 40, 30)
+    answer = streamed(network, image, axis=0, mirror=mirror)
+    torch.testing.assert_close(answer, whole_pass(network, image, mirror), rtol=0, atol=1e-12)
+
+
 def test_the_network_is_left_as_it_is() -> None:
     network = seasoned(monai_networks()["UNet 2-D"]())
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -43,6 +43,7 @@ POINTWISE = frozenset([
 # Operators that do so as long as their dimension is that of the channels.
 OVER_CHANNELS = frozenset([
     "_softmax", "_log_softmax", "mean", "sum", "amax", "amin", "var_mean", "var", "slice", "index_select",
+    "split", "split_with_sizes",
 ])
 UNCHANGED = frozenset(["alias", "detach", "clone", "lift_fresh", "contiguous"])
 STATISTICS = frozenset([
@@ -150,15 +151,20 @@ def _checked(network: nn.Module, graph: Graph) -> Graph:
     """
     larger = tuple(n + step for n, step in zip(graph.traced, graph.stride, strict=True))
     again = trace(network, graph.in_channels, larger)
-    axes = range(graph.dimensions)
-    same = len(again.nodes) == len(graph.nodes) and all(
-        again.lengths(a, larger[a]) == graph.lengths(a, larger[a])
-        and again.reaches(a, larger[a]) == graph.reaches(a, larger[a])
-        for a in axes
-    )
-    if not same:
+    rules = [[(one.lengths(axis, n), one.reaches(axis, n)) for axis, n in enumerate(larger)] for one in (graph, again)]
+    if _arguments(again) != _arguments(graph) or rules[0] != rules[1]:
         raise NotLocal("the network computes something else for each size of an image")
     return graph
+
+
+def _arguments(graph: Graph) -> list[Any]:
+    """The kinds of all operators and the plain numbers among their arguments."""
+    found = []
+    for node in graph.nodes:
+        operator_ = node.operator
+        leaves = tree_leaves((operator_.arguments, operator_.keywords)) if isinstance(operator_, Pointwise) else ()
+        found.append((type(operator_), node.inputs, [leaf for leaf in leaves if not isinstance(leaf, Tensor)]))
+    return found
 
 
 @contextmanager
@@ -273,8 +279,7 @@ class _Recorder(TorchDispatchMode):
             _, weight, bias, stride, padding, dilation, transposed, more, groups = args
             if any(id(t) in self._numbers for t in (weight, bias) if t is not None):
                 raise self._refusal("convolves with a kernel that was computed from the image")
-            every = tuple(tuple(numbers) * (1 if len(numbers) > 1 else self._spatial)
-                          for numbers in (stride, padding, dilation, more))  # fmt: skip
+            every = [self._per_axis(numbers) for numbers in (stride, padding, dilation, more)]
             if transposed and any(k < s for k, s in zip(weight.shape[2:], every[0], strict=True)):
                 raise self._refusal("enlarges by more than its kernel")
             return Convolution(weight, bias, every[0], every[1], every[2], transposed, every[3], groups)
@@ -291,11 +296,10 @@ class _Recorder(TorchDispatchMode):
         if name == "cat":
             if (args[1] if len(args) > 1 else kwargs.get("dim", 0)) not in (1, 1 - args[0][0].ndim):
                 raise self._refusal("joins maps along another axis than the channels")
-            return Joining() if all(id(t) in self._numbers for t in args[0]) else self._constant_join(args)
+            if any(id(t) not in self._numbers for t in args[0]):
+                raise self._refusal("joins the image with constants")
+            return Joining()
         return self._pointwise(name, func, args, kwargs, result)
-
-    def _constant_join(self, args: Any) -> Operator:
-        raise self._refusal("joins the image with constants")
 
     def _batch_norm(self, name: str, args: Any) -> Operator:
         _, weight, bias, mean, variance, *others = args
@@ -307,17 +311,16 @@ class _Recorder(TorchDispatchMode):
         return Scaling(factor, (0.0 if bias is None else bias.double()) - mean.double() * factor)
 
     def _pooling(self, maximum: bool, args: Any) -> Operator:
-        _, kernel, *more = args
-        stride = more[0] if more and more[0] else kernel
-        padding = more[1] if len(more) > 1 else [0]
-        every = [tuple(numbers) * (1 if len(numbers) > 1 else self._spatial) for numbers in (kernel, stride, padding)]
-        dilation = (more[2] if len(more) > 2 else [1]) if maximum else [1]
-        ceil = bool(more[3] if len(more) > 3 else False) if maximum else bool(more[2] if len(more) > 2 else False)
-        if not maximum and (ceil or (len(more) > 4 and more[4] is not None)
-                            or (any(every[2]) and len(more) > 3 and not more[3])):  # fmt: skip
+        defaults: list[Any] = [[], [0], [1], False] if maximum else [[], [0], False, True, None]
+        kernel, stride, padding, *others = [*args[1:], *defaults[len(args) - 2 :]]
+        dilation, ceil = others if maximum else ([1], others[0])
+        if not maximum and (ceil or others[2] is not None or (any(padding) and not others[1])):
             raise self._refusal("takes means over windows of different sizes")
-        spread = tuple(dilation) * (1 if len(dilation) > 1 else self._spatial)
-        return Pooling(maximum, every[0], every[1], every[2], spread, ceil)
+        every = [self._per_axis(numbers) for numbers in (kernel, stride or kernel, padding, dilation)]
+        return Pooling(maximum, every[0], every[1], every[2], every[3], ceil)
+
+    def _per_axis(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        return tuple(numbers) * (1 if len(numbers) > 1 else self._spatial)
 
     def _resizing(self, mode: str, args: Any, kwargs: Any, result: Tensor) -> Operator:
         source, _, *more = args
@@ -345,15 +348,14 @@ class _Recorder(TorchDispatchMode):
         return Pointwise(torch.ops.aten.constant_pad_nd, (Argument(0), *args[1:]), {})
 
     def _crop(self, args: Any, result: Tensor) -> Operator:
-        source, dim, *bounds = args
-        length, step = source.shape[dim], bounds[2] if len(bounds) > 2 else 1
+        defaults: list[Any] = [0, None, 1]
+        source, dim, start, _, step = [*args, *defaults[len(args) - 2 :]]
         if step != 1:
             raise self._refusal("takes every other row")
-        start = min(
-            (bounds[0] or 0) % length if bounds and (bounds[0] or 0) < 0 else (bounds[0] or 0 if bounds else 0), length
-        )
+        length = source.shape[dim]
+        first = range(length)[slice(start, None)].start
         edges = [Edged(0, 0)] * self._spatial
-        edges[dim - 2] = Edged(-start, start + result.shape[dim] - length)
+        edges[dim - 2] = Edged(-first, first + result.shape[dim] - length)
         return Edging(tuple(edges))
 
     def _pointwise(self, name: str, func: Any, args: Any, kwargs: Any, result: Any) -> Operator:
@@ -379,6 +381,8 @@ class _Recorder(TorchDispatchMode):
         return Pointwise(func, arguments, keywords)
 
     def _channel_wise(self, name: str, args: Any, kwargs: Any) -> bool:
+        if name in ("split", "split_with_sizes"):
+            return (args[2] if len(args) > 2 else kwargs.get("dim", 0)) in (1, -1 - self._spatial)
         if name == "slice" or name in ("_softmax", "_log_softmax", "index_select"):
             return len(args) > 1 and args[1] in (1, -1 - self._spatial)
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
