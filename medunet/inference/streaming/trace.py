@@ -312,7 +312,7 @@ class _Recorder(TorchDispatchMode):
 
     def _pooling(self, maximum: bool, args: Any) -> Operator:
         defaults: list[Any] = [[], [0], [1], False] if maximum else [[], [0], False, True, None]
-        kernel, stride, padding, *others = [*args[1:], *defaults[len(args) - 2 :]]
+        kernel, stride, padding, *others = list(args[1:]) + defaults[len(args) - 2 :]
         dilation, ceil = others if maximum else ([1], others[0])
         if not maximum and (ceil or others[2] is not None or (any(padding) and not others[1])):
             raise self._refusal("takes means over windows of different sizes")
@@ -349,7 +349,7 @@ class _Recorder(TorchDispatchMode):
 
     def _crop(self, args: Any, result: Tensor) -> Operator:
         defaults: list[Any] = [0, None, 1]
-        source, dim, start, _, step = [*args, *defaults[len(args) - 2 :]]
+        source, dim, start, _, step = list(args) + defaults[len(args) - 2 :]
         if step != 1:
             raise self._refusal("takes every other row")
         length = source.shape[dim]
