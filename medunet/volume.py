@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medunet.errors import DataError
 from medunet.geometry.grids import grid_distance
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 UNITS = ("mm", "um", "nm", "pixel")
 MILLIMETRES = {"mm": 1.0, "um": 1e-3, "nm": 1e-6}
@@ -22,7 +25,8 @@ class Origin:
     """The source of a volume, and what its format needs to write another array on the same grid.
 
     Attributes:
-        format: the family that read it: ``nifti``, ``itk``, ``dicom``, ``tiff``, ``zarr``, ``picture``.
+        format: the family that read it: ``nifti``, ``itk``, ``dicom``, ``tiff``, ``zarr``, ``picture``;
+            ``memory`` for an array that was changed since, of which only the name is known.
         header: that family's own record (a nibabel header, TIFF axes and resolution, …); opaque to everybody else.
     """
 
@@ -96,6 +100,63 @@ class Volume:
         if tuple(array.shape[1:]) != self.shape:
             raise DataError(f"{self.name}: shape {tuple(array.shape[1:])} does not fit the grid {self.shape}")
         return replace(self, array=array)
+
+    def to_metatensor(self) -> MetaTensor:
+        """MONAI's form of this volume: `(channel, *spatial)` with the affine, the unit and the file in its `meta`.
+
+        The array's memory is shared where torch has its type: unsigned integers above 8 bits become signed ones of
+        twice the size. The affine stays in `unit`, which MONAI takes for millimetres.
+        """
+        import torch
+        from monai.data import MetaTensor
+
+        wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64}.get(self.array.dtype.str[1:])
+        array = self.array.astype(wider or self.array.dtype.newbyteorder("="), copy=False)
+        array = array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
+        return MetaTensor(torch.from_numpy(array), meta=self.meta())
+
+    def meta(self) -> dict[str, Any]:
+        """What MONAI keeps of a file, as plain data that its loaders can collate: strings and arrays.
+
+        `affine`, `original_affine`, `spatial_shape`, `space`, `filename_or_obj` as MONAI's readers give them; `unit`
+        besides, and `qform_code` and `sform_code` of NIfTI.
+        """
+        meta = {
+            "affine": self.affine.copy(),
+            "original_affine": self.affine.copy(),
+            "spatial_shape": np.array(self.shape),
+            "space": "RAS",
+            "unit": self.unit,
+        }
+        if self.origin is None:
+            return meta
+        meta["filename_or_obj"] = str(self.origin.path)
+        if self.origin.format == "nifti" and self.origin.header is not None:
+            meta |= {code: int(self.origin.header[code]) for code in ("qform_code", "sform_code")}
+        return meta
+
+    @staticmethod
+    def from_metatensor(tensor: MetaTensor) -> Volume:
+        """The volume that one of MONAI's tensors `(channel, *spatial)` is; it shares the tensor's memory on a CPU.
+
+        The unit is the one that `to_metatensor` and `medunet.monai.LoadScan` note, else millimetres. A plain tensor has
+        an affine of its own no more than an array has.
+
+        Raises:
+            DataError: no volume, such as a batch or a tensor without channels.
+        """
+        import torch
+
+        meta = getattr(tensor, "meta", {})
+        array = tensor.detach().as_subclass(torch.Tensor).cpu().numpy()
+        stated = np.asarray(getattr(tensor, "affine", np.eye(4)), np.float64)
+        if stated.ndim != 2:
+            raise DataError(f"found a tensor of shape {array.shape} with several affines; decollate the batch first")
+        affine, n = np.eye(4), len(stated) - 1
+        affine[:n, :n], affine[:n, 3] = stated[:n, :n], stated[:n, n]
+        file = meta.get("filename_or_obj")
+        origin = Origin(Path(file), "memory") if isinstance(file, str) and file else None
+        return Volume(array, affine, str(meta.get("unit", "mm")), origin)
 
 
 @dataclass(frozen=True, eq=False)

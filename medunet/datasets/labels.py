@@ -118,7 +118,7 @@ class LabelTable:
         Raises:
             DataError: a value is not integral or not declared; the message lists the values and their counts.
         """
-        integers = _as_integers(values, where)
+        integers = whole_numbers(values, where)
         if self.kind == "instances":
             return self._binarised(integers, where)
         found, inverse = np.unique(integers, return_inverse=True)
@@ -169,7 +169,12 @@ class LabelTable:
         return ", ".join(parts) + ("" if self.painted else ", decided together")
 
 
-def _as_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
+def whole_numbers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
+    """Label values as integers, which they may be stored as floats for.
+
+    Raises:
+        DataError: a value is no whole number.
+    """
     if np.issubdtype(values.dtype, np.integer):
         return values
     if values.dtype == bool:
