@@ -75,6 +75,13 @@ SMALL = (
     Small(
         "backbones2d", "dsb2018_nuclei", "", "[64, 64]", ("network.encoder=resnet18", "network.encoder_weights=null")
     ),
+    Small(
+        "transunet",
+        "msd_hippocampus",
+        "[4, 8, 16]",
+        "[32, 32, 32]",
+        ("network.hidden=16", "network.mlp=32", "network.heads=2", "network.layers=1"),
+    ),
     Small("swin_unetr", "msd_hippocampus", "", "[64, 32, 32]", ("network.features=12", "network.depths=[1, 1, 1, 1]")),
 )
 
@@ -105,6 +112,7 @@ def test_there_is_an_experiment_for_each_kind_of_data() -> None:
         "cells",
         "backbones2d",
         "swin_unetr",
+        "transunet",
     }
     assert names == {small.config for small in SMALL}
 
