@@ -31,6 +31,7 @@ def networks() -> Iterator[tuple[str, object]]:
     yield "segresnet", external.SegResNetSettings()
     yield "dynunet", external.DynUNetSettings()
     yield "unetr", external.UNETRSettings(image_size=(64, 32, 32))
+    yield "transunet", external.TransUNetSettings(image_size=(64, 32, 32))
     yield "swin_unetr", external.SwinUNETRSettings()
     yield "unetplusplus", external.UNetPlusPlusSettings()
     for encoder in ("resnet18", "efficientnet-b0"):

@@ -82,6 +82,13 @@ SMALL = (
         "[64, 32, 32]",
         ("network.features=12", "network.depths=[1, 1, 1, 1]", "preprocess.spacing=[2, 2, 2]"),
     ),
+    Small(
+        "transunet",
+        "msd_hippocampus",
+        "[4, 8, 16]",
+        "[32, 32, 32]",
+        ("network.hidden=16", "network.mlp=32", "network.heads=2", "network.layers=1"),
+    ),
 )
 
 
@@ -111,6 +118,7 @@ def test_there_is_an_experiment_for_each_kind_of_data() -> None:
         "cells",
         "backbones2d",
         "swin_unetr",
+        "transunet",
     }
     assert names == {small.config for small in SMALL}
 

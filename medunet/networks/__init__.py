@@ -3,5 +3,5 @@
 Entry point: `build.build_network`. Networks return logits; they know no loss, training or inference.
 
 From top to bottom: build, external.adapter, meta_memory, presets, cost, external.named,
-external.settings, memory, unet, settings, blocks.
+external.transunet, external.settings, memory, unet, settings, blocks.
 """

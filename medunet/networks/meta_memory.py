@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,7 +33,7 @@ def meta_tensor_bytes(network: nn.Module, channels: int, size: Sequence[int]) ->
     memo: dict[int, Any] = {id(p): nn.Parameter(_empty(p), requires_grad=False) for p in network.parameters()}
     memo |= {id(tensor): _empty(tensor) for tensor in (*network.buffers(), *_kept(network)) if id(tensor) not in memo}
     hollow = copy.deepcopy(network, memo)
-    with torch.no_grad(), _Alive() as alive:
+    with torch.no_grad(), _FusedAttention(), _Alive() as alive:
         hollow(torch.empty((1, channels, *size), device="meta"))
     found: int = alive.peak + HEAP_BLOCK + FIXED
     return found
@@ -51,6 +52,18 @@ def _empty(tensor: Tensor) -> Tensor:
 def _convolving(image: Tensor, answer: Tensor) -> int:
     """Bytes of the copies in which oneDNN convolves, whose channels are whole vectors; the answer's is made twice."""
     return sum(t.nbytes // t.shape[1] * -(-t.shape[1] // VECTOR) * VECTOR for t in (image, answer, answer))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as the fused kernels do it, which keep no map of all pairs; the meta device has none of them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        asked = func is nn.functional.scaled_dot_product_attention and "query" in given
+        if asked and given.get("attn_mask") is None and not given.get("dropout_p"):
+            query: Tensor = given["query"]
+            return query.new_empty((*query.shape[:-1], given["value"].shape[-1]))
+        return func(*args, **given)
 
 
 class _Alive(TorchDispatchMode):

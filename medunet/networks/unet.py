@@ -88,7 +88,7 @@ class UNet(nn.Module):
             x = block(x)
             skips.append(x)
             x = down(x)
-        x = self.encoder[-1](x)
+        x = self.deepest(x)
         deep = []
         for level in reversed(range(self.settings.levels - 1)):
             x = self.decoder[level](self._join(level, skips.pop(), x))
@@ -96,6 +96,11 @@ class UNet(nn.Module):
                 deep.append(self.deep_heads[level - 1](x))
         logits = self.head(x)
         return (logits, *reversed(deep)) if self.training and self.settings.deep_supervision else logits
+
+    def deepest(self, x: torch.Tensor) -> torch.Tensor:
+        """The deepest level's map, from what the way down gives."""
+        found: torch.Tensor = self.encoder[-1](x)
+        return found
 
     def _join(self, level: int, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
         """A skip connection's centre and the enlarged coarser map, channels side by side, skip first."""

@@ -22,6 +22,7 @@ from medunet.networks.external.settings import (
     ExternalSettings,
     SmpSettings,
     SwinUNETRSettings,
+    TransUNetSettings,
     UNETRSettings,
 )
 from medunet.networks.meta_memory import meta_tensor_bytes
@@ -216,11 +217,15 @@ def import_library(settings: ExternalSettings) -> Any:
     """
     if isinstance(settings, SmpSettings):
         return _import_smp()
-    if isinstance(settings, (UNETRSettings, SwinUNETRSettings)):
+    if isinstance(settings, (UNETRSettings, TransUNetSettings, SwinUNETRSettings)):
         try:
             import einops  # noqa: F401
         except ImportError as error:
             raise MissingExtra(f"{settings.architecture} needs einops; pip install 'medunet[transformers]'") from error
+    if isinstance(settings, TransUNetSettings):
+        from medunet.networks.external import transunet
+
+        return transunet
     from monai.networks import nets
 
     return nets

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from medunet.errors import ConfigError
 from medunet.geometry.shapes import Size, UNetShape
-from medunet.networks.settings import PerAxis, per_axis
+from medunet.networks.settings import PerAxis, UNetSettings, per_axis
 
 GROUPS = 8
 """Of group norm."""
@@ -367,10 +367,7 @@ class UNETRSettings(ExternalSettings):
 
     def _check(self) -> None:
         check_widths((self.features, self.hidden, self.mlp, self.heads), 1, name="features, hidden, mlp and heads")
-        if self.hidden % self.heads:
-            below = self.hidden // self.heads * self.heads
-            near = f"{below} or {below + self.heads}" if below else str(self.heads)
-            raise ConfigError(f"hidden: found {self.hidden}, which {self.heads} heads do not divide; take {near}")
+        check_heads(self.hidden, self.heads)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -409,6 +406,104 @@ class UNETRSettings(ExternalSettings):
                 "a UNETR takes one size alone; leave image_size out, it is filled in from the patches"
             )
         return replace(self, in_channels=in_channels, classes=classes, image_size=patch)
+
+
+@dataclass(frozen=True)
+class TransUNetSettings(LevelSettings):
+    """TransUNet (Chen et al. 2021): medunet's encoder and decoder, and between them MONAI's transformer blocks.
+
+    The tokens are the places of the deepest map, so five levels that halve give patches of 16 voxels, as published. The
+    published transformer has hidden 768, mlp 3072, heads 12 and layers 12.
+
+    Attributes:
+        channels: of each level.
+        kernels: per level, per axis, as those of our U-Net; odd.
+        strides: between level l and l+1, per axis.
+        hidden: length of a token.
+        mlp: width of the transformer's perceptrons.
+        heads: of the attention; they divide `hidden`.
+        layers: transformer blocks.
+        image_size: per axis; one position is learned for each token of such an image, and they are interpolated for
+            images of other sizes. None takes the size of the patches.
+        norm: of the convolutions.
+        residual: a shortcut around each level's convolutions.
+    """
+
+    architecture: Literal["transunet"] = "transunet"
+    channels: tuple[int, ...] = (32, 64, 128, 256, 320)
+    kernels: int | tuple[PerAxis, ...] = 3
+    strides: int | tuple[PerAxis, ...] = 2
+    hidden: int = 256
+    mlp: int = 1024
+    heads: int = 8
+    layers: int = 4
+    image_size: tuple[int, ...] | None = None
+    norm: Literal["batch", "instance", "group"] = "batch"
+    residual: bool = False
+
+    library_classes: ClassVar[dict[str, str]] = {"transunet": "TransUNet"}
+    head_paths: ClassVar[tuple[str, ...]] = ("head",)
+    inexact_reason: ClassVar[str | None] = (
+        "network.transformer.blocks.0.attn attends from each place to all others of the image"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        check_widths((self.hidden, self.mlp, self.heads, self.layers), 1, name="hidden, mlp, heads and layers")
+        check_heads(self.hidden, self.heads)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.unet
+        if self.image_size is None:
+            return
+        if len(self.image_size) != self.dimensions or min(self.image_size) < 1:
+            raise ConfigError(
+                f"image_size: found {self.image_size}, expected {self.dimensions} numbers of at least 1, "
+                "or leave it out: it is filled in from the patches"
+            )
+
+    @property
+    def unet(self) -> UNetSettings:
+        """The encoder and the decoder."""
+        return UNetSettings(
+            dimensions=self.dimensions,
+            in_channels=self.in_channels,
+            classes=self.classes,
+            channels=self.channels,
+            kernels=self.kernels,
+            strides=self.strides,
+            norm=self.norm,
+            dropout=self.dropout,
+            residual=self.residual,
+        )
+
+    @property
+    def positions(self) -> Size:
+        """Positions that are learned, per axis: one for each place of the deepest map.
+
+        Raises:
+            ConfigError: no size of images was given.
+        """
+        if self.image_size is None:
+            raise ConfigError("image_size: a TransUNet learns positions for one size of images; none was given")
+        return self.shape.encoder_sizes(self.shape.smallest_for(self.image_size))[-1]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        return {"settings": self}
+
+    @property
+    def _normed(self) -> tuple[int, ...]:
+        # Our own blocks make as many groups as divide the channels.
+        return ()
+
+    @property
+    def _strides(self) -> tuple[Size, ...]:
+        return per_axis("strides", self.strides, self._halvings, self.dimensions)
+
+    def settled(self, in_channels: int, classes: int, patch: Size) -> Self:
+        return replace(self, in_channels=in_channels, classes=classes, image_size=self.image_size or patch)
 
 
 @dataclass(frozen=True)
@@ -591,6 +686,7 @@ EXTERNAL: tuple[type[ExternalSettings], ...] = (
     SegResNetSettings,
     DynUNetSettings,
     UNETRSettings,
+    TransUNetSettings,
     SwinUNETRSettings,
     FlexibleUNetSettings,
     SmpSettings,
@@ -604,6 +700,14 @@ def check_widths(numbers: tuple[int, ...], count: int, exactly: bool = False, na
         raise ConfigError(f"{name}: found {len(numbers)} numbers, expected {count}{'' if exactly else ' or more'}")
     if min(numbers) < 1:
         raise ConfigError(f"{name}: found {numbers}, expected numbers of at least 1")
+
+
+def check_heads(hidden: int, heads: int) -> None:
+    """Refuse a length of tokens that the heads of attention do not divide, by a ConfigError."""
+    if hidden % heads:
+        below = hidden // heads * heads
+        near = f"{below} or {below + heads}" if below else str(heads)
+        raise ConfigError(f"hidden: found {hidden}, which {heads} heads do not divide; take {near}")
 
 
 def check_encoder(name: str, known: tuple[str, ...]) -> None:

@@ -30,6 +30,10 @@ MONAI = (
 TRANSFORMERS = (
     external.UNETRSettings(features=4, hidden=24, mlp=32, heads=2, image_size=(32, 32, 32)),
     external.UNETRSettings(features=4, hidden=24, mlp=32, heads=2, image_size=(64, 64), dimensions=2),
+    external.TransUNetSettings(channels=(4, 8, 8), hidden=16, mlp=24, heads=2, layers=2, image_size=(16, 24, 16)),
+    external.TransUNetSettings(
+        channels=(4, 6, 8), hidden=12, mlp=24, heads=3, layers=1, image_size=(64, 64), norm="group", dimensions=2
+    ),
     external.SwinUNETRSettings(features=12, depths=(1, 1, 1, 1), window=4, dimensions=2),
     external.SwinUNETRSettings(features=12, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=4, norm="batch"),
 )
@@ -51,7 +55,7 @@ def name_of(settings: NetworkSettings) -> str:
 
 def require_packages(settings: NetworkSettings) -> None:
     """Skip, saying so, where an optional package is missing."""
-    if isinstance(settings, (external.UNETRSettings, external.SwinUNETRSettings)):
+    if isinstance(settings, (external.UNETRSettings, external.TransUNetSettings, external.SwinUNETRSettings)):
         pytest.importorskip("einops", reason="einops is missing: pip install 'medunet[transformers]'")
     if isinstance(settings, external.SmpSettings):
         if importlib.util.find_spec("segmentation_models_pytorch") is None:
