@@ -148,8 +148,8 @@ print(f"unseen ball: Dice {scores.cases[0].labels[0].dice:.3f}")
 
 # %%
 network = model.network.eval()
-for place, logits in medunet.stream(network, torch.randn(1, 64, 48, 40)):
-    pass
+slabs = list(medunet.stream(network, torch.randn(1, 64, 48, 40)))
+place, logits = slabs[-1]
 print(f"the last slab: rows {place[0].start} to {place[0].stop} of the first axis, logits {tuple(logits.shape)}")
 
 # %% [markdown]
