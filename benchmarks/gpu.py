@@ -32,15 +32,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
-from monai.networks import nets
 from torch import Tensor, nn
 
 import medunet
@@ -110,8 +108,8 @@ class Scale:
 
 
 FULL = Scale(
-    "full", (32, 64, 128, 256, 320, 320), (160, 128, 96), 16, 128, 10, 3, 512, 128, 18.0, (512, 512, 200), 2,
-    {"machine": 30, "equality": 60, "networks": 90, "step": 50, "training": 80, "volume": 120, "files": 60},
+    "full", (32, 64, 128, 256, 320, 320), (160, 128, 96), 16, 128, 10, 3, 512, 128, 18.0, (512, 512, 120), 2,
+    {"machine": 30, "equality": 60, "networks": 90, "step": 50, "training": 80, "volume": 120, "files": 70},
 )  # fmt: skip
 SMALL = Scale(
     "small", (4, 8), (32, 16, 16), 4, 16, 2, 2, 48, 16, 1.0, (32, 32, 24), 2,
@@ -216,7 +214,7 @@ def seasoned(network: nn.Module) -> nn.Module:
 def machine(job: Job) -> None:
     """What everything else is measured on."""
     job.note("system", {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()})
-    job.note("versions", {"medunet": medunet.__version__, "torch": torch.__version__, "monai": monai.__version__})
+    job.note("versions", {"medunet": medunet.__version__, "torch": torch.__version__, "monai": version("monai")})
     job.note("free_mib", mib(free_memory(job.device)))
     if job.device.type != "cuda":
         return
@@ -229,28 +227,32 @@ def machine(job: Job) -> None:
 
 # -------------------------------------------------------------------------------------------------------- equality
 
-STREAMED: dict[str, Callable[[int], nn.Module]] = {
-    "medunet UNet": lambda n: UNet(UNetSettings(channels=(n, 2 * n, 4 * n, 8 * n), classes=CLASSES), 0),
-    "medunet UNet, 2-D": lambda n: UNet(UNetSettings(dimensions=2, channels=(n, 2 * n, 4 * n), classes=CLASSES), 0),
-    "monai UNet": lambda n: nets.UNet(3, 1, CLASSES, (n, 2 * n, 4 * n), (2, 2), num_res_units=2, norm="batch"),
-    "monai BasicUNet": lambda n: nets.BasicUNet(3, 1, CLASSES, (n, n, 2 * n, 4 * n, 8 * n, n), norm="batch"),
-    "monai DynUNet": lambda n: nets.DynUNet(
-        3, 1, CLASSES, [3, 3, 3], [1, 2, 2], [2, 2], filters=[n, 2 * n, 4 * n], norm_name="batch"
-    ),
-    "monai SegResNet": lambda n: nets.SegResNet(3, n // 2, 1, CLASSES, norm=("batch", {})),
-}
-"""Networks by the channels of their finest level."""
+
+def streamable(n: int) -> dict[str, Callable[[], nn.Module]]:
+    """Networks with `n` channels at their finest level."""
+    from monai.networks import nets
+
+    return {
+        "medunet UNet": lambda: UNet(UNetSettings(channels=(n, 2 * n, 4 * n, 8 * n), classes=CLASSES), 0),
+        "medunet UNet, 2-D": lambda: UNet(UNetSettings(dimensions=2, channels=(n, 2 * n, 4 * n), classes=CLASSES), 0),
+        "monai UNet": lambda: nets.UNet(3, 1, CLASSES, (n, 2 * n, 4 * n), (2, 2), num_res_units=2, norm="batch"),
+        "monai BasicUNet": lambda: nets.BasicUNet(3, 1, CLASSES, (n, n, 2 * n, 4 * n, 8 * n, n), norm="batch"),
+        "monai DynUNet": lambda: nets.DynUNet(
+            3, 1, CLASSES, [3, 3, 3], [1, 2, 2], [2, 2], filters=[n, 2 * n, 4 * n], norm_name="batch"
+        ),
+        "monai SegResNet": lambda: nets.SegResNet(3, n // 2, 1, CLASSES, norm=("batch", {})),
+    }
 
 
 def equality(job: Job) -> None:
     """The largest difference of logits to one whole pass in float32, in parts of the largest logit of that pass."""
     torch.manual_seed(0)
     volume = torch.randn(1, *job.scale.equality)
-    for name, build in STREAMED.items():
+    for name, build in streamable(job.scale.width).items():
         image = volume[..., 0] if "2-D" in name else volume
 
         try:
-            differences(job, name, seasoned(build(job.scale.width)).to(job.device), image)
+            differences(job, name, seasoned(build()).to(job.device), image)
         except Exception as error:
             job.note(name, failure(error))
 
@@ -450,6 +452,8 @@ def streamed(job: Job, network: nn.Module, image: Tensor, precision: str, memory
 
 
 def windows(job: Job, network: nn.Module, image: Tensor, dtype: torch.dtype | None) -> dict[str, Any]:
+    from monai.inferers import sliding_window_inference
+
     size, side, place = job.scale.window, job.scale.side, image.to(job.device)
     autocast = torch.autocast(job.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -526,6 +530,9 @@ PARTS: dict[str, Callable[[Job], None]] = {
 }
 
 
+MONAI = ("monai.networks.nets", "monai.inferers")
+
+
 def work(part: str, scale: Scale, device: str, end: Connection) -> None:
     """One part, in its process; each figure goes through the pipe as soon as it is known."""
     try:
@@ -561,13 +568,13 @@ def run_part(
         process.join(5)
         found["state"] = f"the process ended with code {process.exitcode}"
     finally:
-        end_process(process)
+        end_process(process, 0.0 if found["state"] == "time limit" else 5.0)
         found.update(seconds=round(time.perf_counter() - started, 2), limit=round(limit, 1))
         save()
 
 
-def end_process(process: Any) -> None:
-    process.join(2)
+def end_process(process: Any, patience: float) -> None:
+    process.join(patience)
     if process.is_alive():
         process.terminate()
         process.join(5)
@@ -634,10 +641,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "channels": scale.channels,
         "parts": {},
     }
-    # What the first step of an optimiser imports; the parts' processes have it then.
-    importlib.import_module("torch._dynamo")
+    parts = options.part or list(PARTS)
+    # Slow imports, which the parts' processes then have; the first is that of an optimiser's first step.
+    for module in ("torch._dynamo", *(MONAI if {"equality", "networks", "volume"} & set(parts) else ())):
+        importlib.import_module(module)
     begun = time.perf_counter()
-    for part in options.part or PARTS:
+    for part in parts:
         found = record["parts"][part] = {"state": "not started", "results": {}}
         left = TOTAL_SECONDS - 10 - (time.perf_counter() - begun)
         if left > 5:
