@@ -18,7 +18,10 @@ from tests.fresh import Fresh
 pytestmark = pytest.mark.slow
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
-NAMES = ("01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores", "05_cells")
+NAMES = (
+    "01_first_segmentation", "02_your_own_data", "03_original_unet", "04_reading_the_scores", "05_cells",
+    "06_any_network", "07_own_parts",
+)  # fmt: skip
 
 
 PLAINLY = """
@@ -120,3 +123,22 @@ def test_cells(fresh: Fresh, tmp_path: Path) -> None:
         assert abs(int(found) - int(true)) <= 3 and 20 < float(area) < 60
     pooled = json.loads((output / "scores" / "scores.json").read_text())["summary"]["objects"]["pooled"]
     assert pooled["ap50"] > 0.8, pooled
+
+
+def test_any_network(fresh: Fresh, tmp_path: Path) -> None:
+    printed, _ = run_tutorial("06_any_network", tmp_path, fresh)
+    rows = re.findall(r"^(.+?) +largest difference to one whole pass: (\S+)$", printed, re.MULTILINE)
+    differences = {name: float(number) for name, number in rows}
+    assert differences["medunet.stream"] < 1e-5 and differences["sliding windows"] > 1e-3
+    assert re.search(r"the windows took \d+\.\d times as long", printed)
+    assert "refused: conv_0.conv_0.adn.N" in printed
+
+
+def test_own_parts(fresh: Fresh, tmp_path: Path) -> None:
+    printed, output = run_tutorial("07_own_parts", tmp_path, fresh)
+    losses = [float(loss) for loss in re.findall(r"^epoch \d: loss (\S+),", printed, re.MULTILINE)]
+    assert len(losses) == 3 and losses[2] < losses[0]
+    found = re.search(r"^unseen ball: Dice (\S+)$", printed, re.MULTILINE)
+    assert found and float(found[1]) > 0.8
+    assert "did you mean my_focal" in printed and "width must be at least 1, found 0" in printed
+    assert (output / "run" / "model.safetensors").exists()
