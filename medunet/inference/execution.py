@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,6 +117,15 @@ class Runner:
         self.network, self.execution = network, execution or Execution()
 
 
+@contextmanager
+def computing(execution: Execution) -> Iterator[None]:
+    """Without gradients; and what is called float32 is, where on recent GPUs cuDNN would round to 10 bits (TF32)."""
+    lower = execution.dtype not in (torch.float32, torch.float64)
+    cudnn = torch.backends.cudnn
+    with torch.inference_mode(), cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=lower):
+        yield
+
+
 def run_network(network: Network, batch: torch.Tensor, execution: Execution) -> torch.Tensor:
     """Logits of a batch, in float32 on the host (float64 for a float64 batch).
 
@@ -131,10 +141,8 @@ def run_network(network: Network, batch: torch.Tensor, execution: Execution) -> 
         raise ConfigError("the network is in training mode, with dropout and batch statistics; call network.eval()")
     lower = execution.dtype not in (torch.float32, torch.float64)
     device = torch.device(execution.device)
-    # What is called float32 must be: on recent GPUs cuDNN would round to 10 bits (TF32) on its own.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=lower)
     autocast = torch.autocast(device.type, dtype=execution.dtype if lower else None, enabled=lower)
-    with torch.inference_mode(), autocast, exact:
+    with computing(execution), autocast:
         logits = network(batch.to(device))
     if not isinstance(logits, torch.Tensor):
         raise ConfigError(f"the network answered with a {type(logits).__name__}, expected one tensor of logits")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medunet.errors import ConfigError
 from medunet.geometry.boxes import Box, Fill, read_box
-from medunet.inference.execution import WHOLE, Execution, Image, Passage, Progress, Runner, Slab, as_array
+from medunet.inference.execution import WHOLE, Execution, Image, Passage, Progress, Runner, Slab, as_array, computing
 from medunet.inference.streaming.graph import Convolution, Graph, Input, Joining
 from medunet.inference.streaming.operators import Layer, Span, Target, ready_layer
 from medunet.inference.streaming.plan import StreamPlan
@@ -103,7 +103,7 @@ class Streamer(Runner):
 
     def _run(self, one: _Pass, progress: Progress | None) -> Iterator[Slab]:
         for step in range(one.steps):
-            with torch.inference_mode():  # not around the yield, where the caller's code runs
+            with computing(self.execution):  # not around the yield, where the caller's code runs
                 slab = one.step(step)
             if progress:
                 progress(step + 1, one.steps)
