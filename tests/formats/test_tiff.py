@@ -244,7 +244,7 @@ def test_complex_pixels_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=75)
+@settings(deadline=None, max_examples=150)
 @given(
     kind=st.sampled_from(["imagej", "ome", "plain", "tiled", "pages"]),
     compression=st.sampled_from([None, "zlib"]),
@@ -285,7 +285,7 @@ def test_what_is_no_tiff_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=75)
+@settings(deadline=None, max_examples=150)
 @given(kind=st.sampled_from(["imagej", "ome", "plain"]), at=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_an_altered_byte_is_never_a_crash(
     tmp_path_factory: pytest.TempPathFactory, kind: str, at: float, bit: int

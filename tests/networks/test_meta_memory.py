@@ -38,7 +38,7 @@ print(status("VmHWM") - before, network.pass_bytes(({size},) * 3))
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of peak memory")
 @pytest.mark.parametrize(
-    ("size", "settings"), [(64, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]
+    ("size", "settings"), [(96, "ResidualUNetSettings(channels=(16, 32, 64))"), (64, "SegResNetSettings(features=16)")]
 )
 def test_the_estimate_is_not_below_the_measured_peak(fresh: Fresh, size: int, settings: str) -> None:
     code = MEASURE.format(size=size, settings=settings)

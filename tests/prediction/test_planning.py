@@ -98,10 +98,10 @@ print(plan.bytes / (status("VmHWM") - before))
     ("shape", "spacing", "models", "settings", "network"),
     [
         ((80, 90, 120), None, 1, {}, {}),
-        ((60, 64, 48), None, 1, {"tta": True}, {}),
+        ((80, 90, 60), None, 1, {"tta": True}, {}),
         ((70, 80, 90), None, 3, {}, {}),
         ((80, 80, 90), (0.8, 0.9, 1.5), 1, {}, {"classes": 20}),
-        ((64, 64, 80), None, 1, {"method": "blend"}, {"classes": 8}),
+        ((64, 80, 130), None, 1, {"method": "blend"}, {"classes": 8}),
         ((110, 110, 120), None, 1, {"memory": 110 * 2**20}, {}),
     ],
 )
