@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from medunet.learning.synced_norm import synced_norms
 _PATIENCE = timedelta(hours=12)
 """The longest wait of processes for one another: the first may plan, read or validate long. `torchrun` ends all if one
 dies, so a longer wait hides nothing."""
+
+_LETTING_GO = 0.3
+"""Seconds between the last exchange and the end of the group."""
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -209,6 +213,8 @@ def joined_world() -> Iterator[World]:
         return
     # Decisions and names go over gloo also where gradients go over NCCL.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    # Held until its threads have had their time: the network that a training joined must not be what ends them.
+    group = dist.group.WORLD
     try:
         found = dist.get_world_size(), dist.get_rank()
         if found != (world.size, world.rank):
@@ -222,4 +228,8 @@ def joined_world() -> Iterator[World]:
             raise
         raise MedunetError(f"process {world.rank} of {world.size} ends, because another one did; see there") from error
     finally:
+        # A thread of gloo takes the interpreter's lock to let go of its last tensors. Whoever ends the group keeps that
+        # lock while it waits for the thread, for ever.
+        time.sleep(_LETTING_GO)
         dist.destroy_process_group()
+        del group

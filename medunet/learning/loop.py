@@ -19,6 +19,7 @@ from medunet.errors import MedunetError
 from medunet.learning.averaging import Ema
 from medunet.learning.distributed import ALONE, World, unjoined
 from medunet.learning.schedules import ResumePoint, ScheduleSettings, learning_rate
+from medunet.learning.thin_maps import right_gradients
 
 
 class Batch(Protocol):
@@ -161,9 +162,10 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe, progress: float)
     torch.manual_seed((recipe.seed << 32) + (recipe.world.rank << 24) + state.step)
     state.remember_buffers()
     parts: dict[str, Tensor] = {}
-    loss = _forward(state, batch, recipe, progress, parts)
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    with right_gradients(recipe.device, recipe.dtype):
+        loss = _forward(state, batch, recipe, progress, parts)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip if recipe.clip > 0 else math.inf)
     # One read, since the first one waits for the GPU.
     total, *each = torch.stack([loss.detach(), *parts.values()]).tolist()

@@ -70,7 +70,17 @@ _PACKAGES = (
 _DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm")
 """Of compressed DICOM; pydicom takes those that happen to be installed."""
 
-_SHAPED_BY = ("datasets", "formats", "geometry", "instances", "patches", "system", "transforms", "volume.py")
+_SHAPED_BY = (
+    "datasets",
+    "formats",
+    "geometry",
+    "instances",
+    "patches",
+    "registry.py",
+    "system",
+    "transforms",
+    "volume.py",
+)
 """Folders and modules whose code shapes a prepared case; a test follows the imports and finds what is missing."""
 
 _ARRAYS = ("image.npy", "label.npy", "foreground.npy")
