@@ -38,5 +38,5 @@ def _float(value: Any) -> Any:
 
 
 def right_gradients(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """What forward and backward pass of a training step are computed within; nothing but on a CPU in lower precision."""
+    """The context of a training step's forward and backward pass; it changes nothing but lower precision on a CPU."""
     return _FloatWhereThin() if device.type == "cpu" and dtype is not None else nullcontext()
