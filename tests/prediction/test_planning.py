@@ -14,6 +14,7 @@ from medunet.prediction.planning import PredictSettings, ScanPlan
 from medunet.prediction.segmenter import Segmenter
 from medunet.transforms.preprocess import PreprocessSettings
 from tests.fresh import Fresh
+from tests.measured import typical
 from tests.prediction.made import SMALL, make_model, make_scan
 
 FP32 = PredictSettings(precision="fp32")
@@ -100,7 +101,7 @@ print(plan.bytes / (status("VmHWM") - before))
         ((80, 90, 120), None, 1, {}, {}),
         ((80, 90, 60), None, 1, {"tta": True}, {}),
         ((70, 80, 90), None, 3, {}, {}),
-        ((80, 80, 90), (0.8, 0.9, 1.5), 1, {}, {"classes": 20}),
+        ((90, 100, 110), (0.8, 0.9, 1.5), 1, {}, {"classes": 20}),
         ((64, 80, 130), None, 1, {"method": "blend"}, {"classes": 8}),
         ((110, 110, 120), None, 1, {"memory": 110 * 2**20}, {}),
     ],
@@ -109,9 +110,13 @@ def test_segmenting_needs_the_memory_that_was_planned(
     fresh: Fresh, shape: tuple[int, ...], spacing: object, models: int, settings: dict, network: dict
 ) -> None:
     code = MEASURE.format(shape=shape, spacing=spacing, models=models, settings=settings, network=network)
-    answer = fresh.run(code)
-    assert answer.returncode == 0, answer.stderr
-    assert 0.8 < float(answer.stdout) < 1.25
+
+    def planned_of_measured() -> float:
+        answer = fresh.run(code)
+        assert answer.returncode == 0, answer.stderr
+        return float(answer.stdout)
+
+    assert 0.8 < typical(planned_of_measured, 0.8, 1.25) < 1.25
 
 
 def test_growth_counts_the_voxels_of_the_networks_grid() -> None:
