@@ -84,8 +84,10 @@ def test_an_external_network_is_streamed_exactly_or_refuses_by_name(settings: Ne
     try:
         streamer = Streamer(network)
     except NotLocal as refusal:
-        assert any(part in str(refusal) for part in (
-            "statistics over the scan", "may mix distant places", "attends from each place to all others"))
+        assert any(
+            part in str(refusal)
+            for part in ("statistics over the scan", "may mix distant places", "attends from each place to all others")
+        )
         return
     image = torch.randn(settings.in_channels, *sizes, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
