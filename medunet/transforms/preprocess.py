@@ -162,7 +162,7 @@ class ScanView:
 
     def __init__(self, volume: Volume, settings: PreprocessSettings) -> None:
         _require_usable(volume, settings)
-        orientation = _orientation(volume, settings)
+        orientation = orientation_of(volume, settings)
         array = orientation.apply(volume.array)
         crop = nonzero_box(array) if settings.crop == "nonzero" else tuple(slice(0, n) for n in array.shape[1:])
         self._part = array[(slice(None), *crop)]
@@ -245,11 +245,12 @@ def target_shape(name: str, grid: Grid, settings: PreprocessSettings) -> tuple[i
         DataError: a spacing that does not fit the settings; `name` is the file's, for the message.
     """
     _require_spacing(name, grid, settings)
-    orientation = _orientation(grid, settings)
+    orientation = orientation_of(grid, settings)
     return _target_shape(grid, settings, orientation, tuple(grid.shape[a] for a in orientation.axes))
 
 
-def _orientation(volume: Volume | Grid, settings: PreprocessSettings) -> Orientation:
+def orientation_of(volume: Volume | Grid, settings: PreprocessSettings) -> Orientation:
+    """The turn that these settings ask for; none for pictures and scans that are no patient's."""
     # "Right" and "anterior" mean something in patient space only; microscopes measure in um or nm.
     if settings.orientation == "RAS" and volume.dimensions == 3 and volume.unit == "mm":
         return closest_ras(volume.affine)

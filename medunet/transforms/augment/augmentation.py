@@ -71,7 +71,11 @@ class Augmentation:
 
         Each axis is longer than `size` by an even number, often 0, so that both have the same centre.
         """
-        return draw_move(self._settings, self._dimensions, draw.generator(_STREAM)).read_size(size)
+        return self.move(draw).read_size(size)
+
+    def move(self, draw: Draw) -> Move:
+        """The change of shape that this draw makes."""
+        return draw_move(self._settings, self._dimensions, draw.generator(_STREAM))
 
     def __call__(
         self, image: Array, label: Array, draw: Draw, size: Sequence[int] | None = None, moved_only: int = 0

@@ -52,7 +52,7 @@ class Move:
         if self.matrix is None:
             reach = list(self._extents(half))
         else:
-            rows = self._whole_matrix().tolist()
+            rows = self.offsets().tolist()
             reach = [sum(abs(a) * h for a, h in zip(row, half, strict=True)) + 3 * self.amplitude for row in rows]
             reach = [far + SLACK for far in reach]
         return tuple(n + 2 * max(math.ceil(r - h), 0) for n, h, r in zip(size, half, reach, strict=True))
@@ -74,13 +74,29 @@ class Move:
         lengths = zip(label.shape[1:], extents, strict=True)
         centre = tuple((length - n) // 2 + (n - 1) / 2 for length, n in lengths)
         displacement = None if field is None else field * self.amplitude
-        look = Look(size, self._whole_matrix(), centre, displacement)
+        look = Look(size, self.offsets(), centre, displacement)
         return resample(image.to(torch.float32).contiguous(), label.contiguous(), look)
 
-    def _whole_matrix(self) -> NDArray[np.float64]:
-        """From offsets in the output to offsets in the input."""
-        assert self.matrix is not None
-        return self.matrix[:, list(self.order)] * np.where(self.flipped, -1.0, 1.0)
+    def offsets(self) -> NDArray[np.float64]:
+        """From offsets from the output's centre to offsets from the input's, without the elastic displacement."""
+        matrix = np.eye(len(self.order)) if self.matrix is None else self.matrix
+        found: NDArray[np.float64] = matrix[:, list(self.order)] * np.where(self.flipped, -1.0, 1.0)
+        return found
+
+    def inverse(self) -> Move:
+        """The move back, for an output of the input's size.
+
+        Raises:
+            ValueError: an elastic displacement has no inverse that is known.
+        """
+        if self.amplitude:
+            raise ValueError("an elastic displacement cannot be taken back")
+        if self.matrix is not None:
+            identity = tuple(range(len(self.order)))
+            back = np.linalg.inv(self.offsets()).astype(np.float64)
+            return Move(identity, (False,) * len(identity), back)
+        order = tuple(self.order.index(axis) for axis in range(len(self.order)))
+        return Move(order, tuple(self.flipped[axis] for axis in order))
 
     def _extents(self, size: Sequence[T]) -> tuple[T, ...]:
         """The output's size, one number per axis of the input."""
