@@ -1,6 +1,6 @@
 """Augmented training patches per second of one core: medunet's and MONAI's dictionary transforms, asked in turn.
 
-    python benchmarks/augment_speed.py [--rounds N] [--patches N] [--parts]
+    python benchmarks/augment_speed.py [--rounds N] [--patches N] [--parts] [--beside CHECKOUT]
 
 Both sides read patches from the same arrays in memory (two made scans of 160³, or pictures of 512², float32, one
 channel, three classes) and change them with the same probabilities and ranges, on one thread. Seconds are CPU seconds
@@ -34,10 +34,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +55,7 @@ from medunet.planning.rules import LIGHT_AUGMENTATION
 from medunet.transforms.augment.augmentation import Augmentation
 from medunet.transforms.augment.settings import AugmentSettings, Chance, Draw
 
+HERE = Path(__file__).resolve().parents[1]
 SETTINGS = {"default (nnU-Net's)": AugmentSettings(), "light": LIGHT_AUGMENTATION}
 SIZES = ((64, 64, 64), (40, 56, 40), (256, 256))
 VALUES = ("noise", "blur", "brightness", "shift", "contrast", "low_resolution", "gamma", "gamma_inverted")
@@ -237,14 +242,43 @@ def batches(rounds: int) -> None:
     print(f"grid_sample of 64³: {alone:.2f} ms a patch one by one, {together:.2f} ms a patch eight at once")
 
 
+def of_checkout(checkout: Path, size: tuple[int, ...], name: str, patches: int) -> float:
+    """Milliseconds a patch of medunet as it lies in a checkout, in a process of its own."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(HERE / 'benchmarks')!r}); import augment_speed as b; import medunet; "
+        f"assert medunet.__file__.startswith({str(checkout)!r}); size = {size!r}; "
+        "cases = b.made_cases((160,) * 3 if len(size) == 3 else (512,) * 2); "
+        f"side = b.medunet_side(cases, b.SETTINGS[{name!r}], size); b.milliseconds(side, range(8)); "
+        f"print(b.milliseconds(side, range({patches})))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
+    return float(answer.stdout)
+
+
+def beside(checkout: Path, rounds: int, patches: int) -> None:
+    """This checkout and another one in turn; the speed is that of the other one's."""
+    for size in SIZES:
+        for name in SETTINGS:
+            pairs = [[of_checkout(c, size, name, patches) for c in (HERE, checkout)] for _ in range(rounds)]
+            here, there = (statistics.median(column) for column in zip(*pairs, strict=True))
+            ratio = statistics.median(other / own for own, other in pairs)
+            print(f"{'×'.join(map(str, size))}, {name}: {here:.2f} ms, {there:.2f} ms; {ratio:.3f} of its speed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patches", type=int, default=30, help="patches of a block")
     parser.add_argument("--parts", action="store_true", help="each change alone")
+    parser.add_argument("--beside", type=Path, help="another checkout of medunet")
     options = parser.parse_args()
     torch.set_num_threads(1)
     set_track_meta(False)
+    if options.beside is not None:
+        beside(options.beside.resolve(), options.rounds, options.patches)
+        return
     (parts if options.parts else whole)(options.rounds, options.patches)
 
 

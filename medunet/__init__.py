@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from medunet.predict import segment_files
     from medunet.prediction.outputs import PredictRequest
     from medunet.prediction.planning import PredictSettings
+    from medunet.training.pipeline import training_transforms, validation_transforms
     from medunet.transforms.augment.monai_list import register_transform
     from medunet.volume import Volume
 
@@ -58,6 +59,8 @@ _HOMES = {
     "segment_volume": "medunet.api",
     "stream": "medunet.inference.any_network",
     "train": "medunet.api",
+    "training_transforms": "medunet.training.pipeline",
+    "validation_transforms": "medunet.training.pipeline",
     "write_volume": "medunet.formats.dispatch",
 }
 
@@ -89,6 +92,8 @@ __all__ = [
     "segment_volume",
     "stream",
     "train",
+    "training_transforms",
+    "validation_transforms",
     "write_volume",
 ]
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from medunet.system.wording import parse_bytes
 from medunet.train_network import train_run
 from medunet.training.run_folder import CONFIG_FILE, METRICS, TrainRequest
 from medunet.volume import Volume
+
+if TYPE_CHECKING:
+    from monai.transforms import Compose
 
 Work = Callable[["Volume | NDArray[Any]"], tuple[NDArray[Any], ...]]
 """From a scan to its maps."""
@@ -134,6 +137,7 @@ def train(
     device: str = "auto",
     after_epoch: Callable[[dict[str, float]], object] | None = None,
     *,
+    transforms: Sequence[Any] | Compose = (),
     init: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -148,6 +152,10 @@ def train(
         minutes: wall time to fit into.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         after_epoch: called after each epoch with its line of `metrics.csv`, as numbers.
+        transforms: of MONAI or your own, applied to each patch after the config's augmentation: dictionaries with
+            `image` and `label`, such as `[RandBiasFieldd(["image"], prob=0.3)]`; or what `training_transforms` gave,
+            changed after its `RandPatchd`. Their random state is set from seed, epoch and number of the patch. A label
+            that is interpolated is refused. The run's folder does not keep them: give them again to resume.
         init: a trained model whose weights are the start.
         resume: go on with the run in the folder.
         overwrite: replace the run in the folder.
@@ -166,8 +174,9 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         path = _config_file(source, Path(scratch))
         request = TrainRequest(
-            path, Path(output), tuple(said), device, resume, overwrite, line=Logged(), after_epoch=after_epoch
-        )
+            path, Path(output), tuple(said), device, resume, overwrite, line=Logged(), after_epoch=after_epoch,
+            transforms=transforms,
+        )  # fmt: skip
         outcome = cross_validate(request, minutes) if fold == "all" else train_run(request)
     return Run.open(output, outcome.signal)
 

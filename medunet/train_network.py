@@ -32,6 +32,7 @@ from medunet.training.run_folder import CONFIG_FILE, PREPARED, TrainRequest
 from medunet.training.session import Session, Training, save_state, start_training
 from medunet.training.setup import Setup, set_up_processes
 from medunet.training.tensorboard_text import final_scores, hyper_parameters, score_markdown
+from medunet.transforms.augment.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _train(request: TrainRequest, world: World) -> Outcome:
             cases = annotated_cases(cases, line.say)
             for note in training_case_notes(cases, setup.labels):
                 line.say(note)
-            material = make_material(setup, cases, held)
+            material = make_material(setup, cases, held, _augmentation(request, setup, line))
         if world.size == 1:
             line.say(f"expected: {try_steps(setup.config, material.recipe, material.patches).describe(setup.config)}")
         # Only now is anything of an earlier run touched: all that can be wrong has been looked at.
@@ -80,6 +81,19 @@ def _train(request: TrainRequest, world: World) -> Outcome:
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
             scratch.parent.rmdir()
+
+
+def _augmentation(request: TrainRequest, setup: Setup, line: ProgressLine) -> Augmentation | None:
+    """The augmentation that a Python program asks for; None where the config alone decides."""
+    if not request.transforms:
+        return None
+    # Only here, as MONAI's transforms take seconds to import.
+    from medunet.training.pipeline import augmentation_of
+
+    found = augmentation_of(setup.config, request.transforms)
+    steps = "; ".join(str(step) for step in found.steps)
+    line.say(f"augmentation given from Python, which the run's folder does not keep: {steps}")
+    return found
 
 
 def _prepare(setup: Setup, scratch: Path, line: ProgressLine) -> tuple[list[PreparedCase], list[PreparedCase]]:

@@ -102,6 +102,7 @@ def test_all_public_names_can_be_had_where_a_system_lacks_what_only_unix_has() -
     """Windows has no `resource` and no `os.sysconf`; importing must not need them."""
     code = (
         "import os, sys\n"
+        "os.environ['USERNAME'] = 'somebody'  # as Windows says it\n"
         "for name in ('resource', 'fcntl', 'pwd', 'grp', 'termios'):\n"
         "    sys.modules[name] = None\n"
         "import medunet\n"

@@ -16,7 +16,7 @@ from medunet.datasets.labels import IGNORE
 from medunet.errors import DataError
 from medunet.monai.grids import GridTransform, as_label, returned, stays_whole
 from medunet.monai.scans import label_keys
-from medunet.transforms.augment.augmentation import Augmentation
+from medunet.transforms.augment.augmentation import Augmentation, RandMoved
 from medunet.transforms.augment.moves import Move
 from medunet.transforms.augment.settings import AugmentSettings, Chance, Draw
 from medunet.volume import Volume
@@ -93,7 +93,7 @@ class RandAffineElastic(Randomizable, GridTransform):  # type: ignore[misc]
             moved = torch.where(moved == IGNORE, self.outside, moved).to(scan.dtype)
         else:
             moved = augmentation(plain.float(), torch.zeros(1, *size, dtype=torch.uint8, device=plain.device), draw)[0]
-        affine = volume.affine @ _about_centres(augmentation.move(draw), size)
+        affine = volume.affine @ _about_centres(RandMoved(self._settings, volume.dimensions).move(draw), size)
         return self.remembered(scan, moved, affine, **{_SEED: self._seed})
 
     def inverse(self, data: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class RandAffineElastic(Randomizable, GridTransform):  # type: ignore[misc]
             DataError: the move was elastic, which nobody can take back exactly.
         """
         facts, size, whole = self.taken_back(data)
-        move = Augmentation(self._settings, len(size)).move(Draw(facts[_SEED], 0, 0))
+        move = RandMoved(self._settings, len(size)).move(Draw(facts[_SEED], 0, 0))
         if move.amplitude:
             raise DataError("RandAffineElastic: this move was elastic, which cannot be taken back; set elastic aside")
         plain = data.detach().as_subclass(Tensor)

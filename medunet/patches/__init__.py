@@ -2,5 +2,5 @@
 
 Entry points: `prepare.prepare_cases` and `loader.make_loader`. Patches know no network and no loss.
 
-From top to bottom: prepare, cache, loader, dataset.
+From top to bottom: prepare, steps, cache, loader, dataset.
 """

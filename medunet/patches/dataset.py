@@ -263,10 +263,8 @@ class PatchDataset(Dataset[PatchBatch]):
         draw = Draw(self.seed, *divmod(number, self.per_epoch))
         turn, place = divmod(number, len(self.cases))
         case = self.cases[_round(self.seed, turn, len(self.cases))[place]]
-        frame = _Frame.of(case, self.settings, self.margin)
-        start = frame.place(case, self.settings.oversample, draw.generator(_PLACE))
-        image, label, weight = frame.read(case, start, self.augmentation.read_size(self.settings.size, draw))
-        return RawPatch(image, label, draw, case.name, weight)
+        size = self.augmentation.read_size(self.settings.size, draw)
+        return read_patch(case, self.settings, self.margin, draw, size)
 
     def augmented(self, patches: Sequence[RawPatch]) -> PatchBatch:
         """Augment patches, at least one, on their own device, each as if it were alone."""
@@ -291,6 +289,22 @@ class PatchDataset(Dataset[PatchBatch]):
         table = torch.zeros(IGNORE + 1)
         table[: len(self.class_weights)] = torch.tensor(self.class_weights)
         return (table.to(added.device)[labels.long()] + added).masked_fill_(labels == IGNORE, 0)
+
+
+def read_patch(
+    case: PreparedCase, settings: PatchSettings, margin: tuple[int, ...], draw: Draw, size: tuple[int, ...]
+) -> RawPatch:
+    """A patch of a case, before its augmentation.
+
+    Args:
+        margin: see `PatchDataset`.
+        draw: decides the place.
+        size: what is read, around the place of a patch of `settings.size`; see `Augmentation.read_size`.
+    """
+    frame = _Frame.of(case, settings, margin)
+    start = frame.place(case, settings.oversample, draw.generator(_PLACE))
+    image, label, weight = frame.read(case, start, size)
+    return RawPatch(image, label, draw, case.name, weight)
 
 
 @lru_cache(maxsize=2)

@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 
 from medunet.datasets.catalogue import Case
 from medunet.datasets.labels import IGNORE, LabelTable
-from medunet.datasets.loading import channel_count, image_grid, load_image, load_label, load_label_values
+from medunet.datasets.loading import channel_count, image_grid
 from medunet.datasets.splits import Fold
 from medunet.errors import DataError, OutputError
 from medunet.instances.settings import InstanceSettings
-from medunet.instances.targets import UNKNOWN, make_target, number_objects
-from medunet.instances.weightmap import WeightMapSettings, gap_weights, parts_of_class
+from medunet.instances.weightmap import WeightMapSettings
 from medunet.patches.cache import Cache, case_key, entry_size, write_array
 from medunet.patches.dataset import PreparedCase, find_foreground
-from medunet.transforms.preprocess import PreprocessSettings, Undo, preprocess, preprocess_label, target_shape
-from medunet.volume import Volume
+from medunet.patches.steps import preparation_steps
+from medunet.transforms.preprocess import PreprocessSettings, target_shape
 
 Say = Callable[[str], None]
 
@@ -244,35 +243,11 @@ def _made(job: _Job, how: Preparation, say: Say) -> tuple[PreparedCase, Preparat
 
 
 def _prepared(case: Case, how: Preparation) -> PreparedCase:
-    """Objects are resampled before they become classes: distances are learned on the network's grid."""
-    image, classes = load_image(case, how.axes), how.instances is None
-    stored: NDArray[Any] = (
-        load_label(case, how.labels, image, how.axes) if classes else _annotated_objects(case, image, how)
-    )
-    array, undo = preprocess(image, how.settings)
-    indices = objects = preprocess_label(stored, undo)
-    spacing, weight = _spacing(image, undo), None
-    if how.instances is not None:
-        indices = make_target(objects, spacing, how.instances)
-    if how.weight_map is not None:
-        if classes:
-            assert how.weight_map.parts_of is not None, "classes have no objects but these"
-            objects = parts_of_class(indices, how.labels.names.index(how.weight_map.parts_of))
-        weight = gap_weights(objects, how.weight_map.pitch(spacing, image.unit, case.name), how.weight_map)
-    return PreparedCase(case.name, array, indices, find_foreground(indices, how.learned.foreground), weight)
-
-
-def _annotated_objects(case: Case, image: Volume, how: Preparation) -> NDArray[np.int32]:
-    """Objects on the label file's grid; what was not annotated is `UNKNOWN`."""
-    objects = number_objects(load_label_values(case, image, how.axes), how.labels, str(case.label))
-    known = case.annotation.marked((objects > 0).astype(np.uint8), how.labels, case.name) != IGNORE
-    return np.where(known, objects, UNKNOWN).astype(np.int32)
-
-
-def _spacing(image: Volume, undo: Undo) -> tuple[float, ...]:
-    """The spacing of the network's grid, in the image's unit."""
-    oriented = [image.spacing[axis] for axis in undo.orientation.axes]
-    return tuple(s * n / m for s, n, m in zip(oriented, undo.kept, undo.shape, strict=True))
+    data: dict[str, Any] = {"case": case}
+    for step in preparation_steps(how.settings, how.labels, how.axes, how.instances, how.weight_map):
+        data = step(data)
+    foreground = find_foreground(data["label"], how.learned.foreground)
+    return PreparedCase(case.name, data["image"], data["label"], foreground, data.get("weight"))
 
 
 def _placed(case: PreparedCase, job: _Job, folder: Path) -> PreparedCase:

@@ -43,8 +43,13 @@ class Material:
         )
 
 
-def make_material(setup: Setup, cases: list[PreparedCase], held: list[PreparedCase]) -> Material:
+def make_material(
+    setup: Setup, cases: list[PreparedCase], held: list[PreparedCase], augmentation: Augmentation | None = None
+) -> Material:
     """Patches, loss and recipe for prepared cases.
+
+    Args:
+        augmentation: in place of the config's.
 
     Raises:
         ConfigError: class weights that do not fit the labels or regions.
@@ -59,7 +64,7 @@ def make_material(setup: Setup, cases: list[PreparedCase], held: list[PreparedCa
         cases=cases,
         settings=config.patches,
         per_epoch=config.training.iterations * config.patches.batch,
-        augmentation=Augmentation(config.augment, config.network.dimensions),
+        augmentation=augmentation or Augmentation(config.augment, config.network.dimensions),
         seed=config.training.seed,
         margin=() if config.network.padded else config.network.shape.margin,
         class_weights=class_weights,

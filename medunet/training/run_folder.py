@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medunet.datasets.splits import SPLITS_FILE
 from medunet.errors import ConfigError, ModelError, OutputError
@@ -29,6 +30,7 @@ class TrainRequest:
         started: the reading of `time.monotonic` when the command was given: its minutes are counted from there.
         line: where progress and notes are shown; None is standard error.
         after_epoch: called after each epoch with its line of `metrics.csv`, as numbers.
+        transforms: of patches, from Python; see `pipeline.augmentation_of`.
     """
 
     source: Path
@@ -40,6 +42,7 @@ class TrainRequest:
     started: float = field(default_factory=time.monotonic)
     line: ProgressLine | None = None
     after_epoch: Callable[[dict[str, float]], object] | None = None
+    transforms: Any = ()
 
     def shown(self, title: str) -> ProgressLine:
         """The line that was given, or one on standard error."""

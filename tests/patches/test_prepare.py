@@ -20,7 +20,7 @@ from medunet.geometry.grids import resample_nearest
 from medunet.instances.settings import InstanceSettings, Target
 from medunet.instances.targets import make_target, number_objects
 from medunet.instances.weightmap import WeightMapSettings, gap_weights
-from medunet.patches import prepare
+from medunet.patches import prepare, steps
 from medunet.patches.cache import Cache, entry_size
 from medunet.patches.dataset import PreparedCase
 from medunet.patches.prepare import Preparation, prepare_cases, split_inside
@@ -111,14 +111,14 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, cases: tuple[Case, ...]) -
 def test_files_that_change_while_they_are_read_are_not_learned_from(
     tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = prepare.load_image
+    real = steps.load_image
 
     def copied_over_meanwhile(case: Case, axes: str | None) -> object:
         volume = real(case, axes)
         shutil.copy(cases[2].images[0], cases[1].images[0])
         return volume
 
-    monkeypatch.setattr(prepare, "load_image", copied_over_meanwhile)
+    monkeypatch.setattr(steps, "load_image", copied_over_meanwhile)
     with pytest.raises(DataError, match="case_1: its files changed while they were read"):
         prepare_cases(cases[1:2], how(tmp_path, Cache(tmp_path / "c")))
     assert [path for path in (tmp_path / "c" / "cases").iterdir() if path.is_dir()] == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,13 +13,69 @@ from torch import Tensor
 
 from medunet.errors import ConfigError
 from medunet.transforms.augment.intensity import change_values
-from medunet.transforms.augment.monai_steps import MonaiSteps
+from medunet.transforms.augment.monai_steps import check_exchanges, monai_steps
 from medunet.transforms.augment.moves import Move, draw_field, draw_move
-from medunet.transforms.augment.settings import AugmentSettings, Draw
+from medunet.transforms.augment.settings import MOVES, VALUES, AugmentSettings, Draw, described
 
 Array: TypeAlias = NDArray[Any] | Tensor
 
-_STREAM, _FIELD, _MONAI = 1, 2, 3  # of a draw
+Step: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A change of one patch, see `RandMoved` for its entries."""
+
+_STREAM, _FIELD = 1, 2  # of a draw
+
+
+@dataclass(frozen=True)
+class RandMoved:
+    """The change of shape of a patch, in one resampling; the first step of the augmentation.
+
+    A patch is a dictionary: `image` ``(channel, *spatial)``, `label` ``(1, *spatial)``, `weight` ``(1, *spatial)``
+    where there is a weight map, `draw`, which decides everything, and `size`, that of the patch that comes out.
+    `random` is the draw's generator after the move.
+    """
+
+    settings: AugmentSettings
+    dimensions: int
+
+    def move(self, draw: Draw) -> Move:
+        """The change of shape that this draw makes."""
+        return draw_move(self.settings, self.dimensions, draw.generator(_STREAM))
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The moved patch; `size` is cut out of its middle."""
+        random, image, weight = data["draw"].generator(_STREAM), data["image"], data.get("weight")
+        move = draw_move(self.settings, self.dimensions, random)
+        joined = image if weight is None else torch.cat([image, weight.to(image.dtype)])
+        moved, label = move.apply(joined, data["label"], data["size"], self._field(move, data, image))
+        if weight is None:
+            return {**data, "image": moved, "label": label, "random": random}
+        return {**data, "image": moved[:-1], "label": label, "weight": moved[-1:], "random": random}
+
+    def _field(self, move: Move, data: Mapping[str, Any], image: Tensor) -> Tensor | None:
+        if not move.amplitude:
+            return None
+        return draw_field(self.settings, data["draw"].generator(_FIELD), data["size"]).to(image.device)
+
+    def __str__(self) -> str:
+        return f"RandMoved({described(self.settings, MOVES)})"
+
+
+@dataclass(frozen=True)
+class RandValuesd:
+    """The changes of a patch's values: noise, blur, brightness, contrast, gamma, haze; of the image alone."""
+
+    settings: AugmentSettings
+    dimensions: int
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        random = data.get("random")
+        if random is None:  # the move was left out, whose numbers come first in the same stream
+            random = data["draw"].generator(_STREAM)
+            draw_move(self.settings, self.dimensions, random)
+        return {**data, "image": change_values(data["image"].float(), self.settings, random)}
+
+    def __str__(self) -> str:
+        return f"RandValuesd({described(self.settings, VALUES)})"
 
 
 class Augmentation:
@@ -35,16 +92,22 @@ class Augmentation:
     Args:
         settings: what may happen.
         dimensions: 2 or 3.
+        steps: what is done in place of what the settings say; see `RandMoved` for what a step takes and gives.
+
+    Attributes:
+        steps: one after the other; each patch goes through all.
 
     Raises:
         ConfigError: the settings name an axis that patches do not have, or a transform of MONAI that does not take
             such patches.
     """
 
-    def __init__(self, settings: AugmentSettings, dimensions: int) -> None:
+    def __init__(self, settings: AugmentSettings, dimensions: int, steps: Sequence[Step] | None = None) -> None:
         self._settings = settings
-        self._monai = MonaiSteps(settings.monai, dimensions)
         self._dimensions = dimensions
+        own: list[Step] = [RandMoved(settings, dimensions), RandValuesd(settings, dimensions)]
+        more: Sequence[Step] = monai_steps(settings.monai, dimensions)
+        self.steps: tuple[Step, ...] = (*own, *more) if steps is None else tuple(steps)
         if settings.flip_axes and max(settings.flip_axes) >= dimensions:
             raise ConfigError(f"augment.flip_axes names axis {max(settings.flip_axes)} of {dimensions}-D patches")
         if settings.coarse_axis is not None and dimensions == 2:
@@ -58,7 +121,7 @@ class Augmentation:
                 grid is too fine for its vectors.
         """
         self._settings.check_elastic(size)
-        self._monai.check_size(size)
+        check_exchanges(self._settings.monai, size)
         turned = [n for axis, n in enumerate(size) if axis != self._settings.coarse_axis]
         if self._settings.quarter_turns and len({n % 2 for n in turned}) > 1:
             raise ConfigError(
@@ -71,11 +134,8 @@ class Augmentation:
 
         Each axis is longer than `size` by an even number, often 0, so that both have the same centre.
         """
-        return self.move(draw).read_size(size)
-
-    def move(self, draw: Draw) -> Move:
-        """The change of shape that this draw makes."""
-        return draw_move(self._settings, self._dimensions, draw.generator(_STREAM))
+        moved = next((step for step in self.steps if isinstance(step, RandMoved)), None)
+        return tuple(size) if moved is None else moved.move(draw).read_size(size)
 
     def __call__(
         self, image: Array, label: Array, draw: Draw, size: Sequence[int] | None = None, moved_only: int = 0
@@ -107,15 +167,13 @@ class Augmentation:
         if any(n > m for n, m in zip(target, label.shape[1:], strict=True)):
             raise ValueError(f"a patch of {tuple(label.shape[1:])} voxels cannot give an output of {target}")
         self.check_size(target)
-        random = draw.generator(_STREAM)
-        move = draw_move(self._settings, self._dimensions, random)
-        moved, after = move.apply(_plain(image), _plain(label), target, self._field(move, draw, target, image))
-        still = len(moved) - moved_only
-        values = change_values(moved[:still], self._settings, random)
-        weight = moved[still:] if moved_only else None
-        if self._monai:
-            values, weight, after = self._monai(values, weight, after, draw.generator(_MONAI))
-        return values if weight is None else torch.cat([values, weight]), after
+        patch, still = _plain(image), len(image) - moved_only
+        data: dict[str, Any] = {"image": patch[:still], "label": _plain(label), "draw": draw, "size": target}
+        if moved_only:
+            data["weight"] = patch[still:]
+        for step in self.steps:
+            data = step(data)
+        return torch.cat([data["image"], data["weight"]]) if moved_only else data["image"], data["label"]
 
     def batch(
         self,
@@ -146,12 +204,6 @@ class Augmentation:
         if len(pairs) == 1:
             return pairs[0][0][None], pairs[0][1][None]
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
-
-    def _field(self, move: Move, draw: Draw, size: tuple[int, ...], image: Array) -> Tensor | None:
-        if not move.amplitude:
-            return None
-        field = draw_field(self._settings, draw.generator(_FIELD), size)
-        return field.to(image.device) if isinstance(image, Tensor) else field
 
 
 def _plain(array: Array) -> Tensor:

@@ -209,3 +209,24 @@ class AugmentSettings:
         chances = {field.name: field.default for field in fields(cls) if isinstance(field.default, Chance)}
         never = {name: replace(chance, probability=0) for name, chance in chances.items()}
         return replace(cls(flip_axes=(), flip_probability=0), **never)  # type: ignore[arg-type]
+
+
+MOVES = ("rotation", "scaling", "elastic")
+VALUES = (
+    "noise", "blur", "brightness", "shift", "contrast", "low_resolution", "gamma", "gamma_inverted", "haze",
+)  # fmt: skip
+"""The changes of shape, and those of values, that have a chance."""
+
+
+def described(settings: AugmentSettings, names: Sequence[str]) -> str:
+    """The changes that can happen, each with its range and its probability; mirrors and turns with those of shape."""
+    found = []
+    for name in names:
+        chance: Chance = getattr(settings, name)
+        if chance.probability:
+            found.append(f"{name}={chance.low:g}…{chance.high:g} with p={chance.probability:g}")
+    if "rotation" in names and settings.flip_probability and settings.flip_axes != ():
+        found.append(f"flip_axes={'all' if settings.flip_axes is None else settings.flip_axes}")
+    if "rotation" in names and settings.quarter_turns:
+        found.append(f"quarter_turns with p={settings.quarter_turns:g}")
+    return ", ".join(found)
