@@ -208,6 +208,10 @@ class ConfigFile:
         return _dump(document)
 
 
+_OF_THE_DATA = ("dimensions", "in_channels", "classes")
+"""Keys of every network that the data set decides."""
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> ConfigFile:
     """Read a config file and apply `key.path=value` overrides.
 
@@ -309,6 +313,10 @@ def _override(document: CommentedMap, override: str) -> None:
         if not isinstance(section.get(name), CommentedMap):
             section[name] = CommentedMap()
         section = section[name]
+    if names == ["network", "architecture"] and section.get("architecture", "unet") != value:
+        # The keys of one network mean nothing to another; what the data say of it stays.
+        for key in [key for key in section if key not in _OF_THE_DATA]:
+            del section[key]
     section[names[-1]] = value
 
 

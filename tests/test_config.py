@@ -137,3 +137,13 @@ def test_a_missing_or_huge_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_text("#" * 1_000_001)
     with pytest.raises(ConfigError, match="larger than"):
         load_config(tmp_path / "big.yaml")
+
+
+def test_another_architecture_keeps_what_the_data_say_and_leaves_the_rest() -> None:
+    text = "network:\n  channels: [8, 16]\n  classes: 4 # of the data\n  in_channels: 2\n"
+    found = parse_config(text, "c.yaml", ["network.architecture=monai.BasicUNet"]).config.network
+    assert (found.architecture, found.classes, found.in_channels) == ("monai.BasicUNet", 4, 2)
+    same = parse_config(text, "c.yaml", ["network.architecture=unet"]).config.network
+    assert same.channels == (8, 16)
+    with pytest.raises(ConfigError, match="nothing_like_it"):
+        parse_config(text, "c.yaml", ["network.architecture=monai.BasicUNet", "network.nothing_like_it=3"])

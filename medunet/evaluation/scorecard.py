@@ -11,7 +11,7 @@ from math import isnan
 from typing import Any
 
 from medunet.evaluation.objects_boundaries import FurtherScores, boundary_scores, object_scores, summary_row
-from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Measure
+from medunet.metrics.case import MEASURES, POLICY, CaseScores, LabelScores, Measure, measures
 from medunet.metrics.summary import LabelSummary, Summary
 from medunet.report.colours import label_colours
 from medunet.report.objects import OBJECT_LEGEND, OBJECT_PICTURES
@@ -81,7 +81,7 @@ def score_table(card: Scorecard) -> Table:
     """One row per case and structure with every score: `scores.csv`. Volumes are in the unit cubed, 2-D squared."""
     unit = card.unit
     columns = [Column("case", "Case"), Column("label", "Label"), Column("outcome", "Outcome")]
-    columns += [Column(f"{m.key}_{unit}" if m.is_distance else m.key, _titled(m, unit)) for m in MEASURES]
+    columns += [Column(f"{m.key}_{unit}" if m.is_distance else m.key, _titled(m, unit)) for m in measures()]
     columns += [
         Column(key, key)
         for key in (
@@ -102,7 +102,7 @@ def score_table(card: Scorecard) -> Table:
 def _score_row(case: str, scores: LabelScores) -> tuple[Cell, ...]:
     counts = scores.counts
     return (
-        case, scores.label, scores.outcome, *(scores.value(measure) for measure in MEASURES),
+        case, scores.label, scores.outcome, *(scores.value(measure) for measure in measures()),
         counts.reference, counts.prediction, *asdict(counts).values(), *(getattr(scores, key) for key in _VOLUMES),
     )  # fmt: skip
 
@@ -233,11 +233,11 @@ def _case_record(case: CaseScores) -> dict[str, Any]:
         "pixel_accuracy": case.pixel_accuracy,
         "tolerance": case.tolerance,
         "annotated_share": case.annotated_share,
-        "mean": {measure.key: case.mean(measure) for measure in MEASURES},
+        "mean": {measure.key: case.mean(measure) for measure in measures()},
         "labels": {
             scores.label: {
                 "outcome": scores.outcome,
-                **{measure.key: scores.value(measure) for measure in MEASURES},
+                **{measure.key: scores.value(measure) for measure in measures()},
                 **asdict(scores.counts),
                 **{key: getattr(scores, key) for key in _VOLUMES},
             }

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medunet.errors import ConfigError, LocatedError
 from medunet.losses import terms
 from medunet.losses.foreign import PREFIX, REGISTERED, check_foreign, foreign_kinds, is_foreign, make_foreign
-from medunet.losses.targets import Reduce, membership_of, one_process, pair_classes, pair_regions
+from medunet.losses.targets import IGNORE, Reduce, membership_of, one_process, pair_classes, pair_regions
 from medunet.registry import find_name
 
 Loss: TypeAlias = Callable[..., Tensor]
@@ -142,6 +142,48 @@ def register_loss(name: str, factory: Callable[..., Any]) -> None:
         ConfigError: the name exists.
     """
     REGISTERED.add(name, factory, get_args(Kind))
+
+
+class SegmentationLoss(nn.Module):
+    """A loss as a module, for training loops of your own: `SegmentationLoss(LossSettings(kind="dice"), classes=3)`.
+
+    Args:
+        settings, classes, regions: see `make_loss`. Balanced class weights need the voxels of each class: give numbers.
+
+    Raises:
+        ConfigError: there are fewer than two classes, or the settings do not fit them.
+    """
+
+    def __init__(
+        self, settings: LossSettings | None = None, classes: int = 2, regions: Sequence[Sequence[int]] = ()
+    ) -> None:
+        super().__init__()
+        self.settings, self.classes, self.outputs = settings or LossSettings(), classes, len(regions) or classes
+        self._loss = make_loss(self.settings, classes, regions=regions)
+
+    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """A scalar; 0 where every voxel is ignored.
+
+        Args:
+            logits: ``(batch, outputs, *spatial)``, one output for each class or region; or a sequence of them, finest
+                first (deep supervision).
+            target: class indices ``(batch, 1, *spatial)`` or ``(batch, *spatial)``; 255 is ignored.
+            weight: one number per voxel, in the target's shape.
+
+        Raises:
+            ValueError: shapes do not fit, or the target holds what is no class.
+        """
+        first = logits if isinstance(logits, Tensor) else logits[0]
+        if first.shape[1] != self.outputs:
+            raise ValueError(f"logits {tuple(first.shape)} have {first.shape[1]} outputs, expected {self.outputs}")
+        known = target[target != IGNORE]
+        if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < self.classes:
+            wrong = known[(known < 0) | (known >= self.classes)][0].item()
+            raise ValueError(
+                f"the target holds {wrong:g}, expected class indices 0 to {self.classes - 1}, or {IGNORE} for what is "
+                "ignored"
+            )
+        return self._loss(logits, target, weight)
 
 
 def make_loss(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import nan
 from operator import attrgetter
 from typing import Any, Literal
@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medunet.errors import ConfigError
 from medunet.metrics.boundaries import BoundaryCounts
 from medunet.metrics.objects import ObjectCounts
 from medunet.metrics.overlap import Counts, Structure, count_overlap, label_masks
 from medunet.metrics.surface import NOTHING_TO_MEASURE, SurfaceScores, surface_scores, worst_surface_scores
+from medunet.registry import Registered
 
 POLICY = (
     "A structure that is absent from both reference and prediction is left out of that structure's averages and "
@@ -63,6 +65,56 @@ MEASURES = (
 )
 
 
+Metric = Callable[[NDArray[np.bool_], NDArray[np.bool_], tuple[float, ...]], float]
+"""From the masks `(*spatial)` of prediction and reference, and the spacing, to a score."""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A metric that a Python program registered."""
+
+    measure: Measure
+    function: Metric
+    worst: float
+
+
+REGISTERED: Registered[_Own] = Registered("medunet.register_metric")
+
+
+def register_metric(
+    name: str,
+    function: Metric,
+    worst: float = 0.0,
+    higher_is_better: bool = True,
+    title: str | None = None,
+) -> None:
+    """Let every evaluation in this process score by a metric of your own, beside medunet's.
+
+    It stands in `scores.csv`, `summary.csv`, `scores.json`, and in what `evaluate_pairs` and a `Run` give.
+
+    Args:
+        name: its key there, such as `boundary_f1`.
+        function: ``function(prediction, reference, spacing)`` gives a number for the masks ``(x, y[, z])`` of one
+            structure, of which neither is empty; ignored voxels are in neither. Spacing is in the scan's unit.
+        worst: what a structure scores that only one side holds, so that a miss never improves an average.
+        higher_is_better: decides which case is the worst.
+        title: for tables; the name by default.
+
+    Raises:
+        ConfigError: the name exists or is no plain word, or the function cannot be called.
+    """
+    if not callable(function):
+        raise ConfigError(f"medunet.register_metric: {name!r} needs a function of two masks and a spacing")
+    taken = [field for field in (*LabelScores.__dataclass_fields__, *vars(LabelScores)) if not field.startswith("_")]
+    REGISTERED.add(name, _Own(Measure(name, title or name, higher_is_better), function, worst), taken)
+
+
+def measures() -> tuple[Measure, ...]:
+    """All scores that can be averaged: medunet's own, then those that were registered."""
+    own = (REGISTERED.get(name) for name in REGISTERED)
+    return (*MEASURES, *(found.measure for found in own if found is not None))
+
+
 @dataclass(frozen=True)
 class LabelScores:
     """One structure in one case; `POLICY` says what an empty side scores.
@@ -71,12 +123,14 @@ class LabelScores:
         label: the structure's name.
         voxel_volume: of one voxel, in the unit cubed (squared in 2-D).
         surfaces: distances in the volume's unit.
+        own: by the name of a registered metric.
     """
 
     label: str
     counts: Counts
     voxel_volume: float
     surfaces: SurfaceScores
+    own: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -110,7 +164,7 @@ class LabelScores:
 
     def value(self, measure: Measure) -> float:
         """The score that a measure names; NaN where the structure is absent."""
-        return float(getattr(self, measure.key))
+        return self.own.get(measure.key, nan) if measure.key in REGISTERED else float(getattr(self, measure.key))
 
 
 @dataclass(frozen=True)
@@ -195,4 +249,19 @@ def _score(
         surfaces = surface_scores(predicted[grown], true[grown], spacing, tolerance)
     else:
         surfaces = worst_surface_scores(true.shape, spacing)
-    return LabelScores(name, counts, voxel_volume, surfaces)
+    own = {key: _own_score(key, masks, spacing, bool(counts.reference and counts.prediction)) for key in REGISTERED}
+    return LabelScores(name, counts, voxel_volume, surfaces, own)
+
+
+def _own_score(
+    name: str, masks: tuple[NDArray[np.bool_], NDArray[np.bool_]], spacing: tuple[float, ...], compared: bool
+) -> float:
+    own = REGISTERED.get(name)
+    assert own is not None
+    if not compared:
+        return own.worst
+    found = own.function(*masks, spacing)
+    try:
+        return float(found)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the metric {name!r} gave a {type(found).__name__}, expected a number") from error

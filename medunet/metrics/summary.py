@@ -9,7 +9,7 @@ from math import isnan, nan
 import numpy as np
 
 from medunet.metrics.boundaries import BoundaryCounts
-from medunet.metrics.case import MEASURES, CaseScores
+from medunet.metrics.case import MEASURES, CaseScores, measures
 from medunet.metrics.objects import ObjectCounts
 from medunet.metrics.overlap import Counts, pooled
 
@@ -96,7 +96,7 @@ def summarise(cases: Sequence[CaseScores]) -> Summary:
     labels = tuple(_summarise_label(name, cases) for name in names)
     return Summary(
         labels=labels,
-        mean={m.key: mean_of_known([label.statistics[m.key].mean for label in labels]) for m in MEASURES},
+        mean={m.key: mean_of_known([label.statistics[m.key].mean for label in labels]) for m in measures()},
         pooled_iou=mean_of_known([label.pooled.iou for label in labels]),
         pixel_accuracy=mean_of_known([case.pixel_accuracy for case in cases]),
         ranked=tuple(name for _, name in sorted(means)),
@@ -116,7 +116,7 @@ def _summarise_label(name: str, cases: Sequence[CaseScores]) -> LabelSummary:
         label=name,
         statistics={
             m.key: statistics_of({case: scores.value(m) for case, scores in present}, m.higher_is_better)
-            for m in MEASURES
+            for m in measures()
         },
         outcomes=outcomes,
         pooled=pooled([scores.counts for _, scores in found]),

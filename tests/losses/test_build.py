@@ -14,7 +14,7 @@ from medunet.datasets import labels
 from medunet.errors import ConfigError
 from medunet.losses import build as losses
 from medunet.losses import terms
-from medunet.losses.build import LossSettings, balanced_weights, make_loss
+from medunet.losses.build import LossSettings, SegmentationLoss, balanced_weights, make_loss
 from medunet.losses.targets import IGNORE, pair_classes
 
 KINDS = ["dice", "cross_entropy", "dice_cross_entropy", "focal", "tversky"]
@@ -319,3 +319,18 @@ def test_losses_that_do_not_fit_the_network_are_refused() -> None:
 
 def test_ignored_voxels_are_the_ones_that_label_tables_ignore() -> None:
     assert IGNORE == labels.IGNORE
+
+
+def test_the_module_gives_the_loss_and_refuses_what_is_no_class() -> None:
+    module = SegmentationLoss(LossSettings(kind="dice"), classes=3)
+    logits, target = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randint(0, 3, (2, 1, 4, 5))
+    target[0, 0, 0] = IGNORE
+    found = module(logits, target)
+    assert torch.equal(found, make_loss(LossSettings(kind="dice"), 3)(logits, target))
+    found.backward()
+    assert logits.grad is not None and not logits.grad[0, :, 0].any()
+    with pytest.raises(ValueError, match="holds 7, expected class indices 0 to 2, or 255"):
+        module(logits, target.masked_fill(target == 1, 7))
+    with pytest.raises(ValueError, match="have 2 outputs, expected 3"):
+        module(logits[:, :2], target)
+    assert float(module(logits, torch.full_like(target, IGNORE))) == 0

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medunet.metrics.case import MEASURES, score_case
+from medunet.errors import ConfigError
+from medunet.evaluation.scorecard import Scorecard, score_record, score_table
+from medunet.metrics.case import MEASURES, REGISTERED, CaseScores, register_metric, score_case
 from medunet.metrics.overlap import Counts
+from medunet.metrics.summary import summarise
 from medunet.metrics.surface import surface_scores
 
 
@@ -89,3 +92,44 @@ def test_shapes_that_differ_are_refused() -> None:
         score_case(np.zeros((3, 3)), np.zeros((3, 4)), (1.0, 1.0), {"one": 1})
     with pytest.raises(ValueError, match="do not fit"):
         score_case(np.zeros((3, 3)), np.zeros((3, 3)), (1.0, 1.0, 1.0), {"one": 1})
+
+
+def test_a_metric_of_ones_own_is_scored_and_summarised() -> None:
+    """A miss scores the worst, an absent structure nothing; the function sees masks without ignored voxels."""
+    seen: list[tuple[int, int]] = []
+
+    def voxels_apart(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> float:
+        seen.append((int(prediction.sum()), int(reference.sum())))
+        return abs(int(prediction.sum()) - int(reference.sum())) * float(np.prod(spacing))
+
+    register_metric("voxels_apart", voxels_apart, worst=99, higher_is_better=False)
+    try:
+        reference = np.array([[1, 1, 1, 255], [2, 2, 0, 0]])
+        prediction = np.array([[1, 0, 0, 1], [0, 0, 0, 0]])
+        scores = score_case(prediction, reference, (2.0, 1.0), {"a": 1, "b": 2, "c": 3}, ignore=255)
+        assert seen == [(1, 3)]
+        case = CaseScores("x", tuple(scores), 1.0, 1.0)
+        summary = summarise([case])
+        found = {label.label: label.statistics["voxels_apart"] for label in summary.labels}
+        assert (found["a"].mean, found["b"].mean, found["c"].count) == (4, 99, 0)
+        assert summary.mean["voxels_apart"] == (4 + 99) / 2
+        card = Scorecard("t", (case,), summary, "mm")
+        assert score_record(card)["cases"]["x"]["labels"]["a"]["voxels_apart"] == 4
+        assert "voxels_apart" in [column.key for column in score_table(card).columns]
+        with pytest.raises(ConfigError, match="exists already"):
+            register_metric("voxels_apart", voxels_apart)
+    finally:
+        REGISTERED.remove("voxels_apart")
+    with pytest.raises(ConfigError, match="exists already"):
+        register_metric("dice", voxels_apart)
+    with pytest.raises(ConfigError, match="needs a function"):
+        register_metric("another", 3)  # type: ignore[arg-type]
+
+
+def test_a_metric_that_gives_no_number_is_named() -> None:
+    register_metric("wordy", lambda *_: "much")  # type: ignore[arg-type, return-value]
+    try:
+        with pytest.raises(ConfigError, match="the metric 'wordy' gave a str, expected a number"):
+            score_case(np.ones((2, 2)), np.ones((2, 2)), (1.0, 1.0), {"a": 1})
+    finally:
+        REGISTERED.remove("wordy")
