@@ -45,10 +45,6 @@ import medunet
 from medunet.datasets.labels import LabelTable
 from medunet.errors import MissingExtra
 from medunet.inference.any_network import stream
-from medunet.inference.execution import Execution
-from medunet.inference.streaming.plan import Budget, plan_stream
-from medunet.inference.streaming.streamer import Streamer
-from medunet.inference.streaming.trace import graph_for
 from medunet.learning.averaging import Ema
 from medunet.learning.loop import Recipe, TrainState, placed, train_step
 from medunet.learning.optimisers import OptimiserSettings, make_optimiser
@@ -282,22 +278,12 @@ def differences(job: Job, name: str, network: nn.Module, image: Tensor) -> None:
         def lower(precision: str = precision, dtype: torch.dtype = dtype) -> dict[str, Any]:
             with torch.inference_mode(), torch.autocast(job.device.type, dtype=dtype):
                 own = largest(network(image[None].to(job.device))[0].float())
-            # float16 is no choice of users; the engine computes in it where it is told to.
-            logits = stream(network, image, "2G", "bf16") if precision == "bf16" else half(network, image, job.device)
+            logits = stream(network, image, "2G", precision)  # type: ignore[arg-type]
             found = largest(joined(whole, logits))
             expected = found["difference"] < 3 * own["difference"] + ROUNDING
             return found | {"whole_pass_in_it": own["difference"], "as_expected": expected}
 
         job.attempt(f"{name}, {precision}", lower)
-
-
-def half(network: nn.Module, image: Tensor, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
-    graph = graph_for(network, len(image), tuple(image.shape[1:]))
-    runner = Streamer(network, Execution(str(device), torch.float16), graph)
-    budget = Budget(2 * 2**30, 2, beside=16 * graph.in_channels)
-    plan = plan_stream(graph, tuple(image.shape[1:]), budget, (0,))
-    for start, stop, logits in runner.run(image, plan.slab):
-        yield (slice(start, stop),), logits
 
 
 def joined(like: Tensor, slabs: Iterator[tuple[Any, Tensor]]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from medunet.system.devices import autocast_type
 from medunet.system.wording import bytes_text, parse_bytes, times_text
 
 Place = tuple[slice, ...]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def stream(
     network: nn.Module,
     image: Image,
     memory: int | str = "4G",
-    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     axis: int | None = None,
     mirror: Sequence[int] = (),
     progress: Progress | None = None,
@@ -49,7 +50,8 @@ def stream(
         network: in evaluation mode, on the device where it shall run; it is not changed.
         image: ``(channel, *spatial)`` on the host: a tensor, an array, or anything that gives boxes of itself.
         memory: bytes that may be used, a number or a text such as ``4G``; a wide image is cut into overlapping parts.
-        precision: ``fp32`` computes in the network's own precision, ``bf16`` in bfloat16, ``auto`` in the faster one.
+        precision: ``fp32`` computes in the network's own precision, ``bf16`` in bfloat16, ``fp16`` in float16,
+            ``auto`` in the faster one of the first two.
         axis: the spatial axis to go along; by default the one that needs least memory.
         mirror: spatial axes along which the network sees the image mirrored; what comes out is turned back.
         progress: called after each slab with the number done and the number of all.
@@ -60,12 +62,13 @@ def stream(
 
     Raises:
         NotLocal: a layer needs the whole image at once, by name; blended windows are the way for such a network.
-        ConfigError: the image does not fit the network, or the memory is too small.
+        ConfigError: the image does not fit the network, the memory is too small, or there is no such precision; while
+            the rows come: a value was too large for float16.
     """
     scan = tuple(int(n) for n in image.shape[1:])
     graph = graph_for(network, int(image.shape[0]), scan)
     device = next(network.parameters(), torch.empty(0)).device
-    execution = Execution(str(device), autocast_type(precision, device) or torch.float32)
+    execution = Execution(str(device), _type_of(precision, device))
     runner = Streamer(network, execution, graph)
     budget = Budget(parse_bytes(memory), execution.dtype.itemsize, beside=16 * graph.in_channels)
     plan = plan_stream(graph, scan, budget, range(len(scan)) if axis is None else (axis,))
@@ -75,6 +78,15 @@ def stream(
             f"{bytes_text(budget.memory)}; give it more"
         )
     return _places(runner, image, plan, tuple(mirror), progress)
+
+
+def _type_of(precision: Precision, device: torch.device) -> torch.dtype:
+    known = get_args(Precision)
+    if precision not in known:
+        raise ConfigError(f"precision: found {precision!r}, expected one of {', '.join(known)}")
+    if precision == "fp16":
+        return torch.float16
+    return autocast_type(precision, device) or torch.float32
 
 
 def _places(
@@ -87,7 +99,14 @@ def _places(
         passage = Passage(plan.axis, mirror, region if count > 1 else None)
         report = _share(progress, number, count)
         for start, stop, logits in runner.run(image, plan.slab, report, passage):
-            yield region.along(plan.axis, start, stop).slices, logits
+            place = region.along(plan.axis, start, stop).slices
+            if runner.execution.dtype == torch.float16 and not logits.isfinite().all():
+                raise ConfigError(
+                    f"precision: a value of rows {place[plan.axis].start} to {place[plan.axis].stop - 1} of axis "
+                    f"{plan.axis} is too large for float16, which ends at 65504\n"
+                    "take precision='bf16' or 'fp32'"
+                )
+            yield place, logits
 
 
 def _share(progress: Progress | None, number: int, count: int) -> Any:

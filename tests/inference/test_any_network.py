@@ -314,3 +314,29 @@ def test_the_network_is_left_as_it_is() -> None:
     streamed(network, noise(2, 32, 32))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("name", ["UNet 2-D", "BasicUNet nontrainable", "SegResNet deconv"])
+def test_float16_is_as_near_as_its_digits(name: str) -> None:
+    """Beside autocast in bfloat16, which has three digits fewer."""
+    torch.manual_seed(0)
+    network = seasoned(monai_networks()[name]()).float()
+    image = noise(2, 48, 32).float()
+    expected = whole_pass(network, image)
+    most = float(expected.abs().max())
+    half, lower = (
+        float((streamed(network, image, precision=precision) - expected).abs().max()) / most
+        for precision in ("fp16", "bf16")
+    )
+    assert 0 < half < 2e-3 and half < lower / 2
+
+
+def test_what_float16_cannot_hold_and_an_unknown_precision_are_refused() -> None:
+    network = nn.Conv2d(1, 1, 1).eval()
+    nn.init.constant_(network.weight, 1000.0)
+    image = torch.ones(1, 64, 16)
+    image[0, 50, 3] = 100.0
+    with pytest.raises(ConfigError, match=r"rows \d+ to \d+ of axis 0 is too large for float16.*\n.*bf16"):
+        list(medunet.stream(network, image, precision="fp16", axis=0))
+    with pytest.raises(ConfigError, match="precision: found 'half', expected one of auto, fp32, bf16, fp16"):
+        medunet.stream(network, image, precision="half")  # type: ignore[arg-type]

@@ -175,7 +175,9 @@ def _named_layers(network: nn.Module, layers: list[str]) -> Iterator[None]:
         layers.pop()
 
     handles = []
-    for name, module in network.named_modules():
+    # An adapted network is known by the names of the network inside.
+    known = getattr(network, "adapted", network)
+    for name, module in known.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: layers.append(name)))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:

@@ -51,6 +51,11 @@ class AdaptedNetwork(nn.Module):
         self._estimated: dict[tuple[int, ...], int] = {}
 
     @property
+    def adapted(self) -> nn.Module:
+        """The network inside, by whose names users know the layers."""
+        return self.network
+
+    @property
     def heads(self) -> tuple[nn.Module, ...]:
         """The convolutions that give the logits, finest first."""
         found = find_heads(self.network, self.settings)
