@@ -126,6 +126,13 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "monai.AttentionUnet": {"arguments": {"channels": (8, 16), "strides": (2,)}},
     "monai.UNet": {"arguments": {"channels": (8, 16), "strides": (2,)}},
     "monai.BasicUNet": {"arguments": {"features": (4, 4, 8, 8, 8, 4), "norm": "batch"}},
+    "monai.BasicUNetPlusPlus": {"arguments": {"features": (4, 4, 8, 8, 8, 4), "norm": "batch"}},
+    "monai.DynUNet": {
+        "arguments": {
+            "kernel_size": (3, 3, 3), "strides": (1, 2, 2), "upsample_kernel_size": (2, 2), "filters": (4, 8, 8),
+        }
+    },
+    "monai.FlexibleUNet": {"arguments": {"backbone": "resnet10", "decoder_channels": (8, 8, 4, 4, 4)}},
     "monai.SegResNet": {"arguments": {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)}},
     "monai.SegResNetDS": {"arguments": {"init_filters": 8, "blocks_down": (1, 1, 1)}},
     "monai.MedNeXt": {
@@ -137,7 +144,10 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings by architecture; those that are not here take their defaults."""
 LARGE = ("monai.VNet", "monai.HighResNet")
-EDGES = {"swin_unetr": (64, 32, 32), "flexible_unet": (64, 32, 32), **dict.fromkeys(LARGE, (16, 16, 16))}
+EDGES = {
+    **dict.fromkeys(("swin_unetr", "flexible_unet", "monai.FlexibleUNet"), (64, 32, 32)),
+    **dict.fromkeys(LARGE, (16, 16, 16)),
+}
 """Patches of networks that need more than 32³, as their norms do of the deepest level, or are large."""
 
 

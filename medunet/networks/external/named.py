@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from medunet.errors import LocatedError
 from medunet.geometry.shapes import Size
-from medunet.networks.external.settings import ExternalSettings
+from medunet.networks.external.settings import MONAI_ENCODERS, ExternalSettings
 from medunet.registry import Allowed, Kind, Registered, as_tuples, build_located, check_arguments, find_name
 
 PREFIX = "monai."
@@ -39,6 +39,13 @@ class MonaiNetwork:
 def _strides(given: Mapping[str, Any]) -> int:
     strides = given.get("strides", ())
     return math.prod(strides) if isinstance(strides, tuple) else strides
+
+
+def _strides_per_axis(given: Mapping[str, Any]) -> int:
+    """The product of the largest stride of each level; a level states one for all axes, or one for each."""
+    levels = given.get("strides", ())
+    levels = levels if isinstance(levels, tuple) else (levels,)
+    return int(math.prod(max(level) if isinstance(level, tuple) else level for level in levels))
 
 
 def _blocks(count: int) -> Callable[[Mapping[str, Any]], int]:
@@ -70,6 +77,30 @@ NETWORKS: dict[str, MonaiNetwork] = {
         {**_LEVELS, **_DROPOUT, **_NORM, "num_res_units": Kind.WHOLE, "bias": Kind.FLAG}, _strides, "instance"
     ),
     "BasicUNet": MonaiNetwork(_BASIC, lambda given: 16, "instance"),
+    "BasicUNetPlusPlus": MonaiNetwork(_BASIC, lambda given: 16, "instance"),
+    "DynUNet": MonaiNetwork(
+        {
+            **dict.fromkeys(("kernel_size", "strides", "upsample_kernel_size"), Kind.NUMBERS),
+            **_DROPOUT,
+            "filters": Kind.WHOLES,
+            "norm_name": ("batch", "instance"),
+            "res_block": Kind.FLAG,
+            "trans_bias": Kind.FLAG,
+        },
+        _strides_per_axis,
+        "instance",
+    ),
+    "FlexibleUNet": MonaiNetwork(
+        {
+            **_NORM,
+            **_DROPOUT,
+            "backbone": MONAI_ENCODERS,
+            "decoder_channels": Kind.WHOLES,
+            "decoder_bias": Kind.FLAG,
+            "upsample": ("deconv", "pixelshuffle", "nontrainable"),
+        },
+        lambda given: 32,
+    ),
     "VNet": MonaiNetwork(
         {"dropout_prob_down": Kind.SHARE, "dropout_prob_up": Kind.NUMBERS, "bias": Kind.FLAG}, lambda given: 16
     ),
@@ -147,7 +178,7 @@ class MonaiSettings(NamedSettings):
 
     @property
     def norm(self) -> str:
-        return str(self.arguments.get("norm", self._entry.norm))
+        return str(self.arguments.get("norm", self.arguments.get("norm_name", self._entry.norm)))
 
     @property
     def _stride(self) -> int:
