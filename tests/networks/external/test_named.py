@@ -12,9 +12,11 @@ import torch
 from monai.networks import nets
 from torch import nn
 
+import medunet
 from medunet.config import parse_config
 from medunet.datasets.labels import table_from_names
 from medunet.errors import ConfigError, ModelError
+from medunet.inference.streaming.graph import NotLocal
 from medunet.model import ModelCard, load_model, save_model
 from medunet.networks.build import build_network, register_network, require_library
 from medunet.networks.external import named
@@ -99,6 +101,21 @@ def test_strides_of_a_dynunet_may_differ_per_axis() -> None:
         assert build_network(settings).eval()(torch.zeros(1, 1, 9, 7)).shape == (1, 2, 9, 7)
     with pytest.raises(ConfigError, match=r"network.arguments: MONAI's DynUNet refuses it"):
         require_library(MonaiSettings("monai.DynUNet"))
+
+
+@pytest.mark.parametrize("name", ["BasicUNetPlusPlus", "DynUNet", "FlexibleUNet"])
+def test_with_batch_norm_it_streams_exactly_and_with_instance_norm_it_names_the_layer(name: str) -> None:
+    key, image = "norm_name" if name == "DynUNet" else "norm", torch.randn(2, 75, 41)
+    given = SMALL[name] | {key: "batch"}
+    network = build_network(MonaiSettings(f"monai.{name}", 2, 2, 3, arguments=given)).eval()
+    with torch.inference_mode():
+        whole = network(image[None])[0]
+    for place, logits in medunet.stream(network, image):
+        torch.testing.assert_close(logits, whole[(slice(None), *place)], rtol=0, atol=1e-5 * float(whole.abs().max()))
+    other = build_network(MonaiSettings(f"monai.{name}", 2, 2, 3, arguments=given | {key: "instance"})).eval()
+    with pytest.raises(NotLocal, match=r"takes statistics over the scan") as refusal:
+        medunet.stream(other, image)
+    assert str(refusal.value).split()[0] in dict(other.network.named_modules())  # type: ignore[operator,arg-type]
 
 
 @dataclass(frozen=True)
