@@ -120,6 +120,7 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "segresnet": {"features": 8, "blocks": (1, 1)},
     "dynunet": {"channels": (8, 8, 16)},
     "unetr": {"features": 8, "hidden": 48, "mlp": 96, "heads": 3, "image_size": (32, 32, 32)},
+    "transunet": {"channels": (4, 8, 8), "hidden": 16, "mlp": 24, "heads": 2, "layers": 2, "image_size": (32, 32, 32)},
     "swin_unetr": {"features": 12, "depths": (1, 1, 1, 1), "window": 4},
     "flexible_unet": {"encoder": "resnet10", "channels": (4, 8, 8, 16, 16)},
     **{f"smp_{name}": {"encoder": "resnet18"} for name in ("unet", "unetplusplus", "linknet", "fpn", "pspnet")},

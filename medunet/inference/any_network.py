@@ -40,7 +40,7 @@ def stream(
 
     A size that the network does not take is zero-padded behind its last voxels to the next one that it takes. A network
     whose answer is smaller than its image, as an unpadded U-Net's, is given the image mirrored at its borders, so that
-    it answers for every voxel. Of several answers (deep supervision) the first is taken.
+    it answers for every voxel. Of several answers (deep supervision) the first is taken. For example::
 
         labels = torch.empty(image.shape[1:], dtype=torch.uint8)
         for place, logits in medunet.stream(network, image):

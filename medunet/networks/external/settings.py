@@ -444,7 +444,7 @@ class TransUNetSettings(LevelSettings):
     library_classes: ClassVar[dict[str, str]] = {"transunet": "TransUNet"}
     head_paths: ClassVar[tuple[str, ...]] = ("head",)
     inexact_reason: ClassVar[str | None] = (
-        "network.transformer.blocks.0.attn attends from each place to all others of the image"
+        "transformer.blocks.0.attn attends from each place to all others of the image"
     )
 
     def _check(self) -> None:

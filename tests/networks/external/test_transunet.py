@@ -181,10 +181,10 @@ def test_a_warm_start_takes_all_but_positions_of_another_size(tmp_path: Path) ->
 
 def test_it_cannot_be_streamed_and_the_reason_names_the_attention() -> None:
     network = made(FLAT)
-    with pytest.raises(NotLocal, match=r"network\.transformer\.blocks\.0\.attn attends from each place to all others"):
+    with pytest.raises(NotLocal, match=r"transformer\.blocks\.0\.attn attends from each place to all others"):
         graph_of(network)
-    assert "network.transformer.blocks.0.attn" in dict(network.named_modules())
-    with pytest.raises(NotLocal, match=r"network\.transformer"):
+    assert "transformer.blocks.0.attn" in dict(network.network.named_modules())
+    with pytest.raises(NotLocal, match=r"transformer"):
         trace(network, 2, (16, 24))
 
 
