@@ -6,9 +6,11 @@ that dies at any moment leaves at least one whole checkpoint.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,9 +38,14 @@ class RunTime:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's content; a resumed run must have the same `identity`, which is compared before it goes on."""
+    """A checkpoint's content; a resumed run must have the same `identity`, which is compared before it goes on.
+
+    Attributes:
+        note: why it is the generation before the last one; empty for the last one.
+    """
 
     content: dict[str, Any]
+    note: str = ""
 
     @property
     def identity(self) -> str:
@@ -131,7 +138,12 @@ def save_checkpoint(
         "reserve": None if math.isnan(time.reserve) else time.reserve,
     }
     with written_aside(path, overwrite=True) as aside:
-        torch.save(content, aside)
+        try:
+            torch.save(content, aside)
+        except RuntimeError as error:  # torch's way to say that the disk is full, or failed
+            raise OSError(
+                errno.EIO, f"its writer gave up, {aside.stat().st_size if aside.exists() else 0:,} bytes in"
+            ) from error
         if path.exists():
             path.replace(previous_of(path))
 
@@ -146,22 +158,36 @@ def has_checkpoint(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Load `path` or, where it is missing or damaged, the generation before it.
+    """Load `path` or, where it is missing or damaged, the generation before it, whose `note` says so.
+
+    Each part of the file has a checksum, which is compared: a flipped bit is found.
 
     Raises:
         ModelError: neither can be loaded.
     """
-    problems = []
+    problems: list[str] = []
     for candidate in (path, previous_of(path)):
         if not candidate.exists():
             problems.append(f"{candidate.name} is missing")
             continue
         try:
+            _require_whole(candidate)
             content = torch.load(candidate, map_location="cpu", weights_only=True)
             if not isinstance(content, dict) or content.get("format") != _FORMAT:
                 problems.append(f"{candidate.name} is no checkpoint of this version")
                 continue
-            return Checkpoint(content)
+            note = f"NOTE: {problems[0]}; going on from {candidate.name}, step {content['step']}" if problems else ""
+            return Checkpoint(content, note)
+        except zipfile.BadZipFile as error:
+            problems.append(f"{candidate.name} is damaged ({error})")
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
             problems.append(f"{candidate.name} cannot be loaded ({type(error).__name__})")
     raise ModelError(f"{path.parent}: nothing to resume from: {'; '.join(problems)}\nstart without --resume")
+
+
+def _require_whole(path: Path) -> None:
+    """Compare the checksums that torch writes and does not read."""
+    with zipfile.ZipFile(path) as parts:
+        wrong = parts.testzip()
+    if wrong is not None:
+        raise zipfile.BadZipFile(f"the checksum of its part {wrong} is wrong")

@@ -29,7 +29,9 @@ def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield aside
         with aside.open("rb+") as handle:
             os.fsync(handle.fileno())
+        aside.chmod(0o666 & ~_umask())
         aside.replace(path)
+        flush_folder(path.parent)
     except OutputError:
         raise
     except OSError as error:
@@ -38,6 +40,23 @@ def written_aside(path: Path, overwrite: bool = False) -> Iterator[Path]:
         # Where the "folder" is a file, there is nothing to remove, and unlink would hide the error.
         if path.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The user's mask of file modes: some writers (safetensors) give nobody else a right to read."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring a rename to the disk, so that it outlives a loss of power; systems that cannot do so are left alone."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def unwritable(place: Path, error: OSError) -> OutputError:
@@ -100,6 +119,7 @@ def put_in_place(new: Path, target: Path) -> None:
     """
     if not (target.is_dir() and not target.is_symlink()) and not new.is_dir():
         new.replace(target)
+        flush_folder(target.parent)
         return
     put_all_in_place({new: target})
 
@@ -128,6 +148,8 @@ def put_all_in_place(targets: Mapping[Path, Path]) -> None:
             new.rename(target)
             undo.callback(target.rename, new)
         undo.pop_all()
+    for folder in {target.parent for target in targets.values()}:
+        flush_folder(folder)
     for old in replaced:
         _remove(old)
 

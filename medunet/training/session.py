@@ -118,7 +118,7 @@ def start_training(material: Material, request: TrainRequest, line: ProgressLine
     """Make the run's folder and the state: fresh, with a model's weights, or from the run's checkpoint."""
     setup, world = material.setup, material.setup.world
     network = _first_network(setup, material.cases, request.resume)
-    checkpoint = _load(setup) if request.resume else None
+    checkpoint = _load(setup, line) if request.resume else None
     origin = checkpoint.notes["origin"] if checkpoint else _start_anew(setup, network, request.started, line)
     state = _first_state(setup, network)
     with world.together():
@@ -140,13 +140,15 @@ def start_training(material: Material, request: TrainRequest, line: ProgressLine
     )
 
 
-def _load(setup: Setup) -> Checkpoint:
+def _load(setup: Setup, line: ProgressLine) -> Checkpoint:
     """The run's checkpoint, in all processes; the first one reads it."""
     content = b""
     with setup.world.together():
         if setup.world.leads:
             checkpoint = load_checkpoint(setup.folder / CHECKPOINT)
             require_same_run(checkpoint.identity, setup)
+            if checkpoint.note:
+                line.say(checkpoint.note)
             if setup.world.size == 1:
                 return checkpoint
             content = checkpoint.to_bytes()

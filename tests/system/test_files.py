@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,15 @@ def test_several_are_placed_together_or_all_is_as_it_was(tmp_path: Path, monkeyp
     put_all_in_place(targets)
     assert [(place / name).read_text() for name in ("a", "b/new b", "c", "d")] == ["new a", "new b", "new c", "new d"]
     assert sorted(path.name for path in place.iterdir()) == ["a", "b", "c", "d"] and not list(new.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are Unix's")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_may_be_read_by_whom_the_users_mask_allows(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        with written_aside(tmp_path / "model") as aside:
+            aside.touch(0o600)  # as safetensors makes its files
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == mode
