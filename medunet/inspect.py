@@ -111,7 +111,7 @@ def _inspect_data_set(data: DataSet, axes: str | None) -> Finding:
         "declared spacing": f"{data.size}, of files that state none" if data.size else None,
         "voxels per label": _totals(readable, labels),
         "annotated": _annotated(data, readable),
-        "notes": _size_notes(data, axes),
+        "notes": [*_size_notes(data, axes), *(case["note"] for case in readable if "note" in case)],
         "problems": problems,
     }
 
@@ -136,7 +136,8 @@ def _inspect_case(case: Case, labels: LabelTable | None, axes: str | None, probl
             label = load_label(case, labels, image, axes)
             finding["voxels"] = np.bincount(label.ravel(), minlength=IGNORE + 1)
             if not np.isin(label, labels.foreground).any():
-                problems.append(f"{case.name}: the label map is empty")
+                # No structure is no fault: a network learns from it where there is none. `plan` says the same.
+                finding["note"] = f"{case.name}: the label map is empty"
     except DataError as error:
         problems.append(str(error))
         return {}

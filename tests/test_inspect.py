@@ -53,3 +53,15 @@ def test_colour_and_stacks_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (stack["format"], stack["shape"], stack["channels"]) == ("stack", [7, 6, 3], 3)
     assert cli.run(["inspect", str(tmp_path / "s")]) == 1
     assert "is no data set" in capsys.readouterr().out
+
+
+def test_an_empty_label_map_is_a_note_and_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("a", 1), ("b", 0)):
+        for folder, array in (("images", np.arange(30.0)), ("labels", np.full(30, value))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture = Image.fromarray(array.reshape(5, 6).astype(np.uint8))
+            if value:
+                picture.putpixel((0, 0), 0)
+            picture.save(tmp_path / folder / f"{name}.png")
+    found = described(capsys, str(tmp_path))
+    assert "b: the label map is empty" in found["notes"] and not found["problems"]

@@ -126,6 +126,8 @@ def look(folder: Path) -> Grid:
         "transfer syntax": str(first.file_meta.TransferSyntaxUID.name),
         "photometric": str(first.PhotometricInterpretation),
     }
+    if not first.get("SeriesInstanceUID"):
+        details["warning"] = "the files name no series; they were taken together by their geometry"
     return Grid(series.shape, 1, series.affine, "mm", str(series.dtype), "dicom", details)
 
 
@@ -155,7 +157,8 @@ def _header(path: Path) -> Any:
     except (InvalidDicomError, EOFError, OSError, ValueError, TypeError, AttributeError, KeyError):
         # the cause is cut off on purpose: it can quote the header, and with it a patient's name
         raise DataError(f"{path}: damaged or truncated DICOM header; copy it again") from None
-    if not header.get("SeriesInstanceUID"):
+    # Some tools empty the name of a series when they take out what identifies a patient; the geometry decides then.
+    if "SeriesInstanceUID" not in header:
         raise DataError(f"{path}: damaged or truncated DICOM header: it names no series; copy it again")
     return header
 
@@ -207,7 +210,14 @@ def _check_decoder(path: Path, header: Any) -> None:
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         raise DataError(f"{path}: this DICOM file lacks its transfer syntax; export it again")
-    if not syntax.is_compressed or syntax.is_deflated:
+    try:
+        plain = not syntax.is_compressed or syntax.is_deflated
+    except ValueError as error:  # pydicom does not know it
+        raise DataError(
+            f"{path}: unknown DICOM transfer syntax {syntax}, so its pixels cannot be read\n"
+            "export it again as Explicit VR Little Endian, or convert it (for example with gdcmconv --raw)"
+        ) from error
+    if plain:
         return
     try:
         available = pydicom.pixels.get_decoder(syntax).is_available

@@ -108,6 +108,8 @@ def look(path: Path) -> Grid:
     }
     if warning := _disagreement(header):
         details["warning"] = warning
+    elif not header["sform_code"] and not header["qform_code"]:
+        details["warning"] = "sform and qform codes are 0: sides are unknown, left may be right"
     dtype = str(contents.array_dtype)
     return Grid(contents.spatial, contents.channels, contents.affine, contents.unit, dtype, "nifti", details)
 

@@ -239,3 +239,23 @@ def test_one_file_of_a_series_asks_for_the_folder(tmp_path: Path) -> None:
     write_series(tmp_path / "series")
     with pytest.raises(DataError, match="give the folder"):
         read_volume(tmp_path / "series" / "IM0")
+
+
+def test_an_anonymised_series_without_a_name_is_taken_by_its_geometry(tmp_path: Path) -> None:
+    named = write_series(tmp_path / "named")
+    array = write_series(tmp_path / "scan", SeriesInstanceUID="")
+    np.testing.assert_array_equal(array, named)
+    np.testing.assert_array_equal(read_volume(tmp_path / "scan").array[0], array)
+    assert "no series" in read_grid(tmp_path / "scan").details["warning"]
+    assert "warning" not in read_grid(tmp_path / "named").details
+    write_series(tmp_path / "none", SeriesInstanceUID=None)
+    with pytest.raises(DataError, match="names no series"):
+        read_volume(tmp_path / "none")
+
+
+def test_an_unknown_transfer_syntax_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", count=2)
+    for path in (tmp_path / "scan").iterdir():
+        path.write_bytes(path.read_bytes().replace(ExplicitVRLittleEndian.encode(), b"1.2.840.10008.9.8.7"))
+    with pytest.raises(DataError, match=r"unknown DICOM transfer syntax 1\.2\.840\.10008\.9\.8\.7"):
+        read_volume(tmp_path / "scan")

@@ -345,3 +345,12 @@ def test_an_axis_beyond_nifti_1_becomes_nifti_2(tmp_path: Path) -> None:
     long = Volume(counted((1, 40000, 2, 1), "uint8"))
     np.testing.assert_array_equal(write_and_read(long, tmp_path / "long.nii").array, long.array)
     assert isinstance(nib.load(tmp_path / "long.nii"), nib.Nifti2Image)
+
+
+def test_unknown_sides_are_said_in_the_details(tmp_path: Path) -> None:
+    array = nib.Nifti1Image(counted((4, 5, 6)), None)
+    array.header["sform_code"] = array.header["qform_code"] = 0
+    nib.save(array, tmp_path / "scan.nii")
+    assert "sides are unknown" in read_grid(tmp_path / "scan.nii").details["warning"]
+    known = save(tmp_path / "known.nii", counted((4, 5, 6)), OBLIQUE, nib.Nifti1Header())
+    assert "warning" not in read_grid(known).details
